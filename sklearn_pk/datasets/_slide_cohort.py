@@ -1,0 +1,385 @@
+"""Cohorts of real slide files whose link to expression is planted and known."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import os
+from functools import lru_cache
+from numbers import Integral, Real
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pandas as pd
+import tifffile
+from scipy import ndimage
+from sklearn.cluster import KMeans
+from sklearn.utils import Bunch, check_random_state
+from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils.parallel import Parallel, delayed
+
+from ..utils import progress
+from ._loaders import load_brca_expression, load_cmu_slide
+
+_MPP = 0.5
+_PATCH = 128
+_STRIDE = 32
+_TEXTURE_NAMES = ("keratin_rich", "epithelium", "cellular_stroma", "collagen")
+_DESCR = """\
+Composed H&E slides with planted expression
+===========================================
+
+Tiled, pyramidal JPEG TIFF files at 0.5 um/px, made of patches of the real slide CMU-1 (see load_cmu_slide):
+tissue on bare glass. How much of the tissue is of each of four textures follows the leading
+principal components of real expression rows (see load_brca_expression), plus noise, so a gene can be
+predicted from the slides as far as these components explain it. Nothing else of the expression is in the slides.
+"""
+
+
+def patch_colors(patches):
+    """
+    Describe patches by colour: optical density and its spread per channel.
+
+    Parameters
+    ----------
+    patches : ndarray of shape (n, height, width, 3), uint8
+        RGB patches.
+
+    Returns
+    -------
+    colors : ndarray of shape (n, 6), float64
+        Mean and standard deviation of the optical density of R, G and B.
+    """
+    density = -np.log10((patches.reshape(len(patches), -1, 3) + 1.0) / 256.0)
+    return np.concatenate([density.mean(axis=1), density.std(axis=1)], axis=1)
+
+
+@lru_cache(maxsize=1)
+def texture_library():
+    """
+    Cut the shipped slide into patches and sort them into textures.
+
+    Returns
+    -------
+    textures : list of ndarray of shape (n_patches, 128, 128, 3), uint8
+        Tissue of four kinds, from the darkest to the brightest.
+    glass : ndarray of shape (n_patches, 128, 128, 3), uint8
+        Background.
+    """
+    with openslide.OpenSlide(load_cmu_slide().path) as slide:
+        image = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+    colored = (image.max(axis=2).astype(int) - image.min(axis=2)) > 20
+    windows = np.lib.stride_tricks.sliding_window_view
+    rows, columns = (length // _STRIDE for length in colored.shape)
+    blocks = colored[: rows * _STRIDE, : columns * _STRIDE].reshape(rows, _STRIDE, columns, _STRIDE)
+    span = _PATCH // _STRIDE
+    share = windows(blocks.mean(axis=(1, 3)), (span, span)).mean(axis=(2, 3))
+    patches = windows(image, (_PATCH, _PATCH), axis=(0, 1))[::_STRIDE, ::_STRIDE]
+    patches = patches[: len(share), : share.shape[1]].transpose(0, 1, 3, 4, 2)
+    tissue, glass = patches[share > 0.85], patches[share < 0.002]
+    colors = patch_colors(tissue)
+    colors = (colors - colors.mean(axis=0)) / colors.std(axis=0)
+    kinds = KMeans(len(_TEXTURE_NAMES), n_init=10, random_state=0).fit_predict(colors)
+    textures = [tissue[kinds == kind] for kind in range(len(_TEXTURE_NAMES))]
+    return sorted(textures, key=lambda patches: patches.mean()), glass
+
+
+def draw_layout(composition, shape, random_state):
+    """
+    Draw where on the slide there is glass and where each texture.
+
+    Parameters
+    ----------
+    composition : ndarray of shape (n_textures,)
+        Shares of the tissue, which add up to one.
+    shape : tuple of int
+        Rows and columns of patches.
+    random_state : RandomState instance
+        Draws connected regions.
+
+    Returns
+    -------
+    layout : ndarray of the given shape, int
+        -1 for glass, otherwise the number of the texture.
+    """
+    rows, columns = np.indices(shape)
+    center = [(size - 1) / 2 for size in shape]
+    radius = np.hypot(
+        (rows - center[0]) / (shape[0] / 2), (columns - center[1]) / (shape[1] / 2)
+    )
+    bumps = ndimage.gaussian_filter(random_state.normal(size=shape), 2.0)
+    tissue = radius + 0.25 * bumps / bumps.std() < 0.95
+    tissue[shape[0] // 2, shape[1] // 2] = True
+    field = ndimage.gaussian_filter(random_state.normal(size=shape), 1.5)[tissue]
+    ranks = (np.argsort(np.argsort(field)) + 0.5) / len(field)
+    layout = np.full(shape, -1)
+    layout[tissue] = np.searchsorted(np.cumsum(composition)[:-1], ranks)
+    return layout
+
+
+def compose_slide(composition, size, seed):
+    """
+    Compose the pixels of a slide from the texture library.
+
+    Parameters
+    ----------
+    composition : ndarray of shape (n_textures,)
+        Shares of the tissue.
+    size : tuple of int
+        Width and height in px.
+    seed : int
+        Seed of the layout and of the patches.
+
+    Returns
+    -------
+    image : ndarray of shape (height, width, 3), uint8
+        RGB pixels at 0.5 um/px.
+    """
+    random_state = np.random.RandomState(seed)
+    textures, glass = texture_library()
+    shape = tuple(-(-length // _PATCH) for length in size[::-1])
+    layout = draw_layout(composition, shape, random_state)
+    image = np.empty((shape[0] * _PATCH, shape[1] * _PATCH, 3), dtype=np.uint8)
+    for row, column in np.ndindex(shape):
+        kind = layout[row, column]
+        source = glass if kind < 0 else textures[kind]
+        patch = source[random_state.randint(len(source))]
+        patch = np.rot90(patch, random_state.randint(4))
+        if random_state.randint(2):
+            patch = patch[::-1]
+        image[row * _PATCH : (row + 1) * _PATCH, column * _PATCH : (column + 1) * _PATCH] = patch
+    return image[: size[1], : size[0]]
+
+
+def write_slide(path, image, mpp):
+    """
+    Write a tiled, pyramidal JPEG TIFF that OpenSlide opens with its resolution.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; it is written under another name first.
+    image : ndarray of shape (height, width, 3), uint8
+        Pixels of level 0.
+    mpp : float
+        Resolution of level 0 in um/px.
+    """
+    path = Path(path)
+    temporary = path.with_suffix(f".tmp{os.getpid()}")
+    with tifffile.TiffWriter(temporary) as file:
+        level = 0
+        while level == 0 or min(image.shape[:2]) >= 256:
+            pixels_per_cm = 1e4 / (mpp * 2**level)
+            file.write(
+                image,
+                tile=(256, 256),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 85},
+                resolution=(pixels_per_cm, pixels_per_cm),
+                resolutionunit="CENTIMETER",
+                subfiletype=int(level > 0),
+                metadata=None,
+            )
+            even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2].astype(np.uint16)
+            image = even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]
+            image = ((image + 2) // 4).astype(np.uint8)
+            level += 1
+    os.replace(temporary, path)
+
+
+def _compose_and_write(path, composition, size, seed):
+    write_slide(path, compose_slide(composition, size, seed), _MPP)
+
+
+def principal_scores(expression, n_components):
+    """
+    Compute the leading principal component scores, each with unit variance.
+
+    Parameters
+    ----------
+    expression : DataFrame of shape (n_samples, n_genes)
+        Expression.
+    n_components : int
+        Number of components.
+
+    Returns
+    -------
+    scores : ndarray of shape (n_samples, n_components)
+        Scores; signs are fixed by making the largest loading positive.
+    """
+    centered = expression.to_numpy() - expression.to_numpy().mean(axis=0)
+    left, _, loadings = np.linalg.svd(centered, full_matrices=False)
+    loadings = loadings[:n_components]
+    largest = np.abs(loadings).argmax(axis=1)
+    signs = np.sign(loadings[np.arange(n_components), largest])
+    return left[:, :n_components] * signs * np.sqrt(len(expression))
+
+
+def explained_share(expression, scores):
+    """
+    Compute the share of each gene's variance that linear functions of scores explain.
+
+    Parameters
+    ----------
+    expression : ndarray of shape (n_samples, n_genes)
+        Expression.
+    scores : ndarray of shape (n_samples, n_components)
+        Components.
+
+    Returns
+    -------
+    r2 : ndarray of shape (n_genes,)
+        Coefficient of determination; 0 for constant genes.
+    """
+    centered = expression - expression.mean(axis=0)
+    basis, _ = np.linalg.qr(scores - scores.mean(axis=0))
+    total = np.square(centered).sum(axis=0)
+    explained = np.square(basis.T @ centered).sum(axis=0)
+    return np.divide(explained, total, out=np.zeros_like(total), where=total > 0)
+
+
+@validate_params(
+    {
+        "n_slides": [Interval(Integral, 2, None, closed="left")],
+        "random_state": ["random_state"],
+        "out_dir": [str, os.PathLike],
+        "slide_size": [tuple, list],
+        "strength": [Interval(Real, 0, None, closed="left")],
+        "noise": [Interval(Real, 0, None, closed="left")],
+        "two_slide_share": [Interval(Real, 0, 1, closed="both")],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def make_slide_cohort(
+    n_slides=60,
+    *,
+    random_state=None,
+    out_dir,
+    slide_size=(2048, 2048),
+    strength=1.0,
+    noise=0.2,
+    two_slide_share=0.2,
+    n_jobs=None,
+    verbose=0,
+):
+    """
+    Make slide files of real H&E texture whose composition follows real expression.
+
+    Each patient gets one row of :func:`load_brca_expression` and a mixture of four
+    tissue textures of :func:`load_cmu_slide`. The log ratios of the mixture
+    are the first three principal components of the expression, plus noise. So
+    slides are files, expression has true co-expression, and the link between both
+    is planted and known.
+
+    Parameters
+    ----------
+    n_slides : int, default=60
+        Number of slides.
+    random_state : int, RandomState instance or None, default=None
+        Draws patients, mixtures and pixels. The same int gives the same files.
+    out_dir : str or path-like
+        Folder for the files; it is made if it is not there. Files of the same
+        name are replaced.
+    slide_size : tuple of int, default=(2048, 2048)
+        Width and height of level 0 in px, at 0.5 um/px; at least 512 each.
+    strength : float, default=1.0
+        How strongly the mixture follows expression; 0 plants nothing.
+    noise : float, default=0.2
+        Standard deviation of what is added to the log ratios of each slide.
+    two_slide_share : float, default=0.2
+        Share of the patients with two slides; their rows of expression are equal.
+    n_jobs : int, default=None
+        Number of slides written at a time, as in joblib.
+    verbose : int, default=0
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    cohort : :class:`~sklearn.utils.Bunch`
+        Dictionary-like object with the attributes:
+
+        slides : list of str
+            Paths of the slides: pyramidal, tiled JPEG TIFF.
+        expression : DataFrame of shape (n_slides, 1000)
+            log2 expression, indexed by the names of the slides.
+        patients : ndarray of shape (n_slides,), str
+            Patient of each slide.
+        composition : DataFrame of shape (n_slides, 4)
+            Share of each texture in the tissue.
+        planted_r2 : Series of shape (1000,)
+            Share of each gene's variance over the slides that the three planted components
+            explain: the ceiling for any prediction.
+        DESCR : str
+            Description.
+
+    Raises
+    ------
+    ValueError
+        If more patients are needed than the 250 there are.
+
+    See Also
+    --------
+    load_brca_expression : The expression.
+    load_cmu_slide : The slide that the textures come from.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> from sklearn_pk.datasets import make_slide_cohort
+    >>> cohort = make_slide_cohort(
+    ...     4, random_state=0, out_dir=mkdtemp(), slide_size=(512, 512)
+    ... )
+    >>> len(cohort.slides), cohort.expression.shape
+    (4, (4, 1000))
+    >>> cohort.composition.round(2).sum(axis=1).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    size = tuple(slide_size)
+    if len(size) != 2 or min(size) < 512:
+        raise ValueError(f"slide_size: expected (width, height) of at least 512 px, got {size!r}.")
+    random_state = check_random_state(random_state)
+    table = load_brca_expression().expression
+    n_patients = max(1, round(n_slides / (1 + two_slide_share)))
+    if n_patients > len(table):
+        raise ValueError(
+            f"n_slides={n_slides} with two_slide_share={two_slide_share} needs {n_patients} "
+            f"patients, but there are {len(table)}. Ask for fewer slides."
+        )
+    slides_of = np.ones(n_patients, dtype=int)
+    slides_of[random_state.permutation(n_patients)[: n_slides - n_patients]] = 2
+    rows = np.repeat(random_state.permutation(len(table))[:n_patients], slides_of)
+    numbers = np.repeat(np.arange(n_patients), slides_of)
+    patients = np.array([f"patient-{number:03d}" for number in numbers])
+    second = np.r_[False, numbers[1:] == numbers[:-1]]
+    names = [f"{name}-slide-{1 + other}" for name, other in zip(patients, second, strict=True)]
+
+    n_components = len(_TEXTURE_NAMES) - 1
+    scores = principal_scores(table, n_components)[rows]
+    logits = strength * scores + noise * random_state.normal(size=scores.shape)
+    weights = np.exp(np.c_[np.zeros(len(rows)), logits])
+    composition = weights / weights.sum(axis=1, keepdims=True)
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    slides = [str(out_dir / f"{name}.tif") for name in names]
+    seeds = random_state.randint(np.iinfo(np.int32).max, size=len(slides))
+    tasks = zip(slides, composition, seeds, strict=True)
+    Parallel(n_jobs=n_jobs)(
+        delayed(_compose_and_write)(path, shares, size, seed)
+        for path, shares, seed in progress(
+            tasks, total=len(slides), desc="slides", verbose=verbose, unit="slide"
+        )
+    )
+    expression = table.iloc[rows].set_axis(pd.Index(names, name="slide"))
+    return Bunch(
+        slides=slides,
+        expression=expression,
+        patients=patients,
+        composition=pd.DataFrame(composition, index=expression.index, columns=_TEXTURE_NAMES),
+        planted_r2=pd.Series(
+            explained_share(expression.to_numpy(), scores), index=table.columns, name="planted_r2"
+        ),
+        DESCR=_DESCR,
+    )
