@@ -1,0 +1,135 @@
+"""From a prior, in whatever form it comes, to one embedding for each gene."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.base import clone
+
+
+def expression_by_patient(values, groups, gene_names=None):
+    """
+    Collapse expression to one row a patient and turn it: genes become rows.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples, n_genes)
+        Expression.
+    groups : array-like of shape (n_samples,)
+        Patient of each sample; the samples of a patient are averaged.
+    gene_names : ndarray of shape (n_genes,), default=None
+        Index of the result.
+
+    Returns
+    -------
+    expression : ndarray or DataFrame of shape (n_genes, n_patients)
+        A DataFrame if there are gene names; its columns are the patients as text.
+    """
+    patients, codes = np.unique(groups, return_inverse=True)
+    if len(patients) == len(values):
+        collapsed = values[np.argsort(codes)]
+    else:
+        members = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+        counts = np.bincount(codes)[:, np.newaxis]
+        collapsed = (members @ values) / counts
+    if gene_names is None:
+        return collapsed.T
+    return pd.DataFrame(collapsed.T, index=gene_names, columns=[str(name) for name in patients])
+
+
+def learn_embeddings(prior, expression):
+    """
+    Clone a prior, fit it on expression and return its gene embeddings.
+
+    Parameters
+    ----------
+    prior : estimator
+        Transformer of (n_genes, n_patients) into (n_genes, d), such as a pipeline.
+    expression : ndarray or DataFrame of shape (n_genes, n_patients)
+        Expression of the training patients.
+
+    Returns
+    -------
+    fitted : estimator
+        The fitted clone.
+    embeddings : ndarray of shape (n_genes, d)
+        Gene embeddings.
+    """
+    fitted = clone(prior)
+    embeddings = fitted.fit_transform(expression)
+    if sparse.issparse(embeddings):
+        raise TypeError(
+            f"prior: {prior!r} gives a sparse matrix of shape {embeddings.shape}, that is a graph "
+            "and not gene embeddings. Let an embedder follow, such as "
+            "make_pipeline(CoexpressionGraph(), NMFGeneEmbedder())."
+        )
+    return fitted, np.asarray(embeddings)
+
+
+def align_embeddings(prior, n_genes, gene_names):
+    """
+    Bring given embeddings into the order of the genes.
+
+    Parameters
+    ----------
+    prior : ndarray or DataFrame of shape (n_rows, d)
+        Embeddings. A DataFrame is matched by its index; genes it does not have get zeros.
+    n_genes : int
+        Number of genes.
+    gene_names : ndarray of shape (n_genes,) or None
+        Names of the genes.
+
+    Returns
+    -------
+    embeddings : ndarray of shape (n_genes, d)
+        One row a gene.
+    """
+    if not isinstance(prior, pd.DataFrame):
+        embeddings = np.asarray(prior)
+        if embeddings.ndim != 2 or len(embeddings) != n_genes:
+            raise ValueError(
+                f"prior: an array of embeddings needs one row for each of the {n_genes} genes of "
+                f"y, got shape {embeddings.shape}. A DataFrame is matched by gene name instead."
+            )
+        return embeddings
+    if gene_names is None:
+        raise ValueError(
+            "prior: a DataFrame of embeddings is matched by gene name, but y has none. Pass y as "
+            "a DataFrame whose columns are genes."
+        )
+    repeated = prior.index[prior.index.duplicated()].unique()
+    if len(repeated):
+        raise ValueError(f"prior: duplicate gene names in its index: {list(repeated[:5])!r}.")
+    if not prior.index.isin(gene_names).any():
+        raise ValueError(
+            f"prior: none of its genes (such as {prior.index[0]!r}) is among those of y (such "
+            f"as {gene_names[0]!r})."
+        )
+    return prior.reindex(gene_names, fill_value=0.0).to_numpy(dtype=np.float64)
+
+
+def check_embeddings(embeddings, n_genes):
+    """
+    Check what a prior gave.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n_genes, d)
+        Gene embeddings.
+    n_genes : int
+        Number of genes.
+
+    Returns
+    -------
+    embeddings : ndarray of shape (n_genes, d), float32
+        The same, for the network.
+    """
+    if embeddings.ndim != 2 or len(embeddings) != n_genes:
+        raise ValueError(
+            f"prior: expected embeddings of shape ({n_genes}, d), one row a gene, got "
+            f"{embeddings.shape}. A prior keeps the rows of the (genes, patients) matrix."
+        )
+    if not np.isfinite(embeddings).all():
+        raise ValueError("prior: the gene embeddings contain NaN or infinity.")
+    return embeddings.astype(np.float32)

@@ -1,0 +1,16 @@
+"""Helpers shared by all parts of sklearn_pk."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from ._bags import check_bag, check_bags, is_bag_input
+from ._progress import progress
+from ._validation import check_expression, check_sample_names
+
+__all__ = [
+    "check_bag",
+    "check_bags",
+    "check_expression",
+    "check_sample_names",
+    "is_bag_input",
+    "progress",
+]

@@ -1,0 +1,142 @@
+"""Checks on bags: the tile features of each slide."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+from scipy import sparse
+
+from ._validation import name_of_item
+
+
+def is_bag_input(X):
+    """
+    Tell bags of tiles from a table with one row a slide.
+
+    Parameters
+    ----------
+    X : array-like or list
+        A table (n, d), an array (n, tiles, d), or a list of (tiles_i, d).
+
+    Returns
+    -------
+    bool
+        False for a table.
+
+    Examples
+    --------
+    >>> from sklearn_pk.utils import is_bag_input
+    >>> is_bag_input([[1.0, 2.0]]), is_bag_input([[[1.0, 2.0]]])
+    (False, True)
+    """
+    if isinstance(X, np.ndarray):
+        return X.ndim == 3 or (X.dtype == object and len(X) > 0 and np.ndim(X[0]) == 2)
+    if not isinstance(X, list | tuple) or not X or sparse.issparse(X[0]):
+        return False
+    return len(getattr(X[0], "shape", ())) == 2 or np.ndim(X[0]) == 2
+
+
+def _label(bag, position):
+    name = name_of_item(bag)
+    return f"bag {position}" if name is None else f"bag {position} ({name!r})"
+
+
+def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
+    """
+    Check the features of one slide.
+
+    Parameters
+    ----------
+    bag : array-like of shape (tiles, n_features)
+        Tile features; missing tiles are rows of NaN.
+    position : int, default=0
+        Position of the slide, for the text of errors.
+    n_features : int, default=None
+        Width that is expected; None takes any.
+    allow_empty : bool, default=False
+        Whether a bag without any tile is accepted.
+
+    Returns
+    -------
+    features : ndarray of shape (tiles, n_features), float32 or float64
+        The features, missing tiles included.
+
+    Raises
+    ------
+    ValueError
+        If the width is another one, if a tile is partly NaN or holds infinity, or if no
+        tile is left; the bag is named.
+
+    Examples
+    --------
+    >>> from sklearn_pk.utils import check_bag
+    >>> check_bag([[1.0, 2.0]]).shape
+    (1, 2)
+    """
+    features = np.asarray(bag)
+    label = _label(bag, position)
+    if features.dtype.kind not in "fiub":
+        raise TypeError(f"{label}: expected numbers, got an array of dtype {features.dtype}.")
+    if features.dtype not in (np.float32, np.float64):
+        features = features.astype(np.float32 if features.dtype == np.float16 else np.float64)
+    if features.ndim != 2:
+        raise ValueError(
+            f"{label}: expected features of shape (tiles, n_features), got {features.shape}."
+        )
+    if n_features is not None and features.shape[1] != n_features:
+        raise ValueError(
+            f"{label} has {features.shape[1]} features a tile, but the others have {n_features}. "
+            "All slides need the features of one encoder."
+        )
+    missing = np.isnan(features)
+    absent = missing.all(axis=1)
+    if (missing.any(axis=1) != absent).any():
+        raise ValueError(
+            f"{label} contains NaN in a tile that is otherwise present. Only a missing tile is "
+            "NaN, and then all over."
+        )
+    if np.isinf(features).any():
+        raise ValueError(f"{label} contains infinity (inf).")
+    if not allow_empty and absent.all():
+        raise ValueError(
+            f"{label} has no tile (all of it is NaN or it is empty). Drop this slide together "
+            "with its expression, or look at why no tissue was found on it."
+        )
+    return features
+
+
+def check_bags(X, *, allow_empty=False):
+    """
+    Check the features of several slides.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, tiles, n_features), or list of (tiles_i, n_features)
+        Bags; missing tiles are rows of NaN.
+    allow_empty : bool, default=False
+        Whether a bag without any tile is accepted.
+
+    Returns
+    -------
+    bags : list of ndarray of shape (tiles_i, n_features)
+        The features of each slide, missing tiles included.
+
+    Raises
+    ------
+    TypeError
+        If a bag does not hold numbers.
+    ValueError
+        As :func:`check_bag`, which this calls for each slide.
+
+    Examples
+    --------
+    >>> from sklearn_pk.utils import check_bags
+    >>> [bag.shape for bag in check_bags([[[1.0, 2.0]], [[3.0, 4.0], [5.0, 6.0]]])]
+    [(1, 2), (2, 2)]
+    """
+    bags, width = [], None
+    for position, bag in enumerate(X):
+        bags.append(check_bag(bag, position=position, n_features=width, allow_empty=allow_empty))
+        width = bags[0].shape[1]
+    if not bags:
+        raise ValueError("Found 0 bags (n_samples=0) while a minimum of 1 is required.")
+    return bags

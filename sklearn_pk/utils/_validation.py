@@ -1,0 +1,294 @@
+"""Checks on expression tables and on the names of samples."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import re
+from pathlib import PurePath
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.utils.validation import _num_samples
+
+TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])", re.IGNORECASE)
+_MAX_NAMED = 5
+
+
+def name_some(items, *, total=None):
+    """Return the first few of `items` as text, with the number left out."""
+    items = list(items)
+    total = len(items) if total is None else total
+    shown = ", ".join(repr(_plain(item)) for item in items[:_MAX_NAMED])
+    left = total - min(len(items), _MAX_NAMED)
+    return f"{shown} and {left} more" if left > 0 else shown
+
+
+def _plain(item):
+    return item.item() if isinstance(item, np.generic) else item
+
+
+def _names_of_columns(columns, input_name):
+    """Return the gene names as an object array, or None for a default numbering."""
+    if isinstance(columns, pd.RangeIndex) and columns.start == 0 and columns.step == 1:
+        return None
+    index = pd.Index(columns)
+    duplicated = index[index.duplicated()].unique()
+    if len(duplicated):
+        raise ValueError(
+            f"{input_name} must name each gene once, got duplicate gene names: "
+            f"{name_some(duplicated)}. Average or drop the duplicates, for example with "
+            "y.T.groupby(level=0).mean().T."
+        )
+    names = np.empty(len(index), dtype=object)
+    names[:] = list(index)
+    return names
+
+
+def _float_dtype(dtypes):
+    """Return float32 where nothing wider came in, float64 otherwise."""
+    narrow = all(str(dtype).lower() in ("float32", "float16") for dtype in dtypes)
+    return np.float32 if narrow else np.float64
+
+
+def _values_of_frame(frame, input_name):
+    wrong = []
+    for name, dtype in zip(frame.columns, frame.dtypes, strict=True):
+        if pd.api.types.is_numeric_dtype(dtype) and dtype.kind != "c":
+            continue
+        try:
+            if not pd.api.types.is_object_dtype(dtype):
+                raise TypeError(f"{dtype} is not a type of numbers")
+            frame[name].astype(np.float64)
+        except (TypeError, ValueError):
+            wrong.append(name)
+    if wrong:
+        raise TypeError(
+            f"{input_name} must hold numbers only, got columns that are not numeric: "
+            f"{name_some(wrong)}. Move identifiers to the index, for example with y.set_index(...)."
+        )
+    dtype = _float_dtype(frame.dtypes)
+    if all(isinstance(column_type, np.dtype) for column_type in frame.dtypes):
+        return frame.to_numpy(dtype=dtype)
+    return frame.to_numpy(dtype=dtype, na_value=np.nan)
+
+
+def _values_of_array(y, input_name):
+    if sparse.issparse(y):
+        raise TypeError(
+            f"{input_name} must be a dense table of expression values, got {type(y).__name__}; "
+            "pass y.toarray()."
+        )
+    array = np.asarray(y)
+    if array.dtype.kind == "c":
+        raise ValueError(
+            f"Complex data not supported: {input_name} must hold real expression values."
+        )
+    if array.dtype.kind in "USO":
+        try:
+            return array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{input_name} must hold numbers only, got an array of dtype {array.dtype} "
+                f"with values that are not numbers ({error})."
+            ) from error
+    return array.astype(_float_dtype([array.dtype]), copy=False)
+
+
+def _check_finite(values, gene_names, sample_names, input_name):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()):
+            return
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    kind = "NaN" if np.isnan(values).any() else "infinity"
+    bad = np.isnan(values) if kind == "NaN" else ~finite
+    genes, samples = np.flatnonzero(bad.any(axis=0)), np.flatnonzero(bad.any(axis=1))
+    gene_labels = genes if gene_names is None else gene_names[genes]
+    sample_labels = samples if sample_names is None else np.asarray(sample_names)[samples]
+    limit = "" if kind == "NaN" else f" (inf) or a value too large for dtype('{values.dtype}')"
+    raise ValueError(
+        f"Input {input_name} contains {kind}{limit}. It is found in {len(genes)} of "
+        f"{values.shape[1]} genes ({name_some(gene_labels)}) and {len(samples)} of "
+        f"{values.shape[0]} samples ({name_some(sample_labels)}). Drop these genes or samples, "
+        "or impute the values."
+    )
+
+
+def check_expression(y, *, estimator_name="The estimator", input_name="y"):
+    """
+    Check an expression table and split it into values and gene names.
+
+    Parameters
+    ----------
+    y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+        Expression, usually log2(x + 1). Columns of a DataFrame are genes.
+    estimator_name : str, default="The estimator"
+        Who asks, for the text of errors.
+    input_name : str, default="y"
+        What the caller calls the table, for the text of errors.
+
+    Returns
+    -------
+    values : ndarray of shape (n_samples, n_genes), float32 or float64
+        The values; float32 stays float32, everything else becomes float64.
+    gene_names : ndarray of shape (n_genes,), dtype object, or None
+        The names of a DataFrame's columns (or a Series' name), None where there are none.
+    is_1d : bool
+        Whether `y` had one dimension.
+
+    Raises
+    ------
+    TypeError
+        If `y` is sparse or a column is not numeric.
+    ValueError
+        If `y` is None, empty, has more than two dimensions, names a gene twice, or holds NaN
+        or infinity; genes and samples are named.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sklearn_pk.utils import check_expression
+    >>> values, gene_names, is_1d = check_expression(pd.DataFrame({"ESR1": [5.0, 9.5]}))
+    >>> values.shape, list(gene_names), is_1d
+    ((2, 1), ['ESR1'], False)
+    """
+    if y is None:
+        raise ValueError(
+            f"{estimator_name} requires {input_name} to be passed, but the target {input_name} "
+            "is None. Pass the expression, one row a sample and one column a gene."
+        )
+    gene_names = sample_names = None
+    if isinstance(y, pd.DataFrame):
+        gene_names, sample_names = _names_of_columns(y.columns, input_name), y.index
+        values = _values_of_frame(y, input_name)
+    elif isinstance(y, pd.Series):
+        sample_names = y.index
+        if isinstance(y.name, str):
+            gene_names = _names_of_columns([y.name], input_name)
+        values = _values_of_frame(y.to_frame(), input_name)[:, 0]
+    else:
+        if hasattr(y, "columns"):
+            gene_names = _names_of_columns(list(y.columns), input_name)
+        values = _values_of_array(y, input_name)
+    is_1d = values.ndim == 1
+    if values.ndim not in (1, 2):
+        raise ValueError(
+            f"{input_name} should be a 1d array or a table of shape (n_samples, n_genes), got "
+            f"an array of shape {values.shape}."
+        )
+    if values.size == 0:
+        raise ValueError(
+            f"{estimator_name} requires at least one sample and one gene, got {input_name} "
+            f"of shape {values.shape}."
+        )
+    if is_1d:
+        values = values[:, np.newaxis]
+    _check_finite(values, gene_names, sample_names, input_name)
+    return values, gene_names, is_1d
+
+
+def name_of_item(item):
+    """Return the file or slide a sample comes from as text, or None."""
+    for name in (item, getattr(item, "slide", None), getattr(item, "path", None)):
+        if isinstance(name, PurePath) or (isinstance(name, str) and name):
+            return str(name)
+    return None
+
+
+def sample_names_of(X):
+    """Return one name a sample (file, slide or row label) as a list, or None if X has none."""
+    if isinstance(X, pd.DataFrame) and "slide" in X.columns:
+        X = X["slide"]
+    if isinstance(X, pd.Series) and X.map(name_of_item).notna().all():
+        return [name_of_item(item) for item in X]
+    if isinstance(X, (pd.DataFrame, pd.Series)):
+        return list(map(str, X.index)) if _has_names(X.index) else None
+    if isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.dtype.kind in "OU"):
+        names = [name_of_item(item) for item in X]
+        return None if None in names else names
+    return None
+
+
+def _has_names(index):
+    """Tell names from row numbers: integers say nothing once rows were taken or shuffled."""
+    return not (pd.api.types.is_numeric_dtype(index) or isinstance(index, pd.MultiIndex))
+
+
+def _contains(text, name):
+    """Whether `name` stands in `text` as a whole word: S1 is in S1-01A.svs, not in S10.svs."""
+    start = text.find(name)
+    while start >= 0:
+        before, after = text[start - 1 : start], text[start + len(name) :][:1]
+        if not before.isalnum() and not after.isalnum():
+            return True
+        start = text.find(name, start + 1)
+    return False
+
+
+def _same_sample(x_name, y_name):
+    if x_name == y_name:
+        return True
+    x_path, y_path = PurePath(x_name), PurePath(y_name)
+    x_patient, y_patient = TCGA_PATIENT.search(x_path.name), TCGA_PATIENT.search(y_path.name)
+    if x_patient and y_patient:
+        return x_patient.group().upper() == y_patient.group().upper()
+    tail = "/".join(x_path.parts[-2:])
+    return bool(y_name) and (_contains(tail, y_name) or _contains(y_name, x_path.stem))
+
+
+def check_sample_names(X, y):
+    """
+    Check that the rows of `y` belong to the samples of `X`, where both carry names.
+
+    The names of `X` are its paths (or the slides its bags come from), the column ``slide`` of
+    a DataFrame, or else the index of a DataFrame or Series; the names of `y` are its index.
+    An index of integers counts as no name. A row agrees when both names are equal, when both
+    are TCGA barcodes of one patient, or when one holds the other as a whole word, so `y` may
+    be indexed by patient while `X` lists slide files named after their patient.
+
+    Parameters
+    ----------
+    X : sequence, array or DataFrame of n_samples
+        The samples.
+    y : array-like or DataFrame of n_samples
+        The expression.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of samples differ, or if both carry names and a row does not agree.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sklearn_pk.utils import check_sample_names
+    >>> y = pd.DataFrame({"ESR1": [5.0, 9.5]}, index=["P1", "P2"])
+    >>> check_sample_names(["slides/P1-a.svs", "slides/P2-a.svs"], y)
+    """
+    n_samples, n_rows = _num_samples(X), _num_samples(y)
+    if n_samples != n_rows:
+        raise ValueError(
+            "Found input variables with inconsistent numbers of samples: X has "
+            f"{n_samples} samples, y has {n_rows} rows. Each sample needs one row of y."
+        )
+    if not isinstance(y, (pd.DataFrame, pd.Series)) or not _has_names(y.index):
+        return
+    x_names = sample_names_of(X)
+    if x_names is None:
+        return
+    y_names = [str(name) for name in y.index]
+    wrong = [
+        row
+        for row, (x_name, y_name) in enumerate(zip(x_names, y_names, strict=True))
+        if not _same_sample(x_name, y_name)
+    ]
+    if wrong:
+        shown = "; ".join(
+            f"row {row}: X has {x_names[row]!r}, y has {y_names[row]!r}" for row in wrong[:3]
+        )
+        raise ValueError(
+            f"The rows of y do not belong to the samples of X: {len(wrong)} of {n_rows} carry "
+            f"different names ({shown}). Put y in the order of X (y.loc[names]), or, if the "
+            "rows do correspond, drop the names with y.reset_index(drop=True)."
+        )
