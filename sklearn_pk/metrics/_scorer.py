@@ -1,0 +1,183 @@
+"""The number of significant genes as a scorer."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import warnings
+from numbers import Real
+
+from sklearn.pipeline import Pipeline
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+
+from ._significance import significance_report
+
+
+def predict_with_untrained(estimator, X):
+    """
+    Predict with a fitted model and with its untrained twin, transforming X only once.
+
+    Searches are followed to their best estimator and pipelines to their last step.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted regressor, Pipeline or search.
+    X : sequence or array
+        Samples to predict.
+
+    Returns
+    -------
+    prediction : ndarray of shape (n_samples,) or (n_samples, n_genes)
+        What ``estimator.predict(X)`` returns.
+    untrained : ndarray of the same shape, or None
+        What the last step's ``predict_untrained`` returns, None where it has none.
+    """
+    while hasattr(estimator, "best_estimator_"):
+        estimator = estimator.best_estimator_
+    if isinstance(estimator, Pipeline):
+        if len(estimator.steps) > 1:
+            X = estimator[:-1].transform(X)
+        return predict_with_untrained(estimator[-1], X)
+    untrained = getattr(estimator, "predict_untrained", None)
+    return estimator.predict(X), None if untrained is None else untrained(X)
+
+
+# Whom the process was told of: the filters of `warnings` forget whenever one is changed, and
+# a search that scores a thousand fits would repeat itself a thousand times.
+_told = set()
+
+
+def _tell_of_mean(name):
+    if name in _told:
+        return
+    warnings.warn(
+        f"{name} has no predict_untrained, so the significance scorer compares its predictions "
+        'with the mean of the scored samples. Pass make_significance_scorer(baseline="mean") '
+        "to ask for that.",
+        UserWarning,
+        stacklevel=4,
+    )
+    _told.add(name)
+
+
+class _SignificanceScorer:
+    """
+    Count significantly predicted genes, as a scorer.
+
+    Built by :func:`make_significance_scorer`, which describes the settings;
+    ``significance_scorer`` is the one with the published ones. What follows is the call.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted regressor, or a Pipeline or search that ends in one.
+    X : sequence or array
+        Samples the estimator has not seen.
+    y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+        Their true expression.
+
+    Returns
+    -------
+    score : float
+        Number of significant genes, or their share with ``normalize=True``.
+
+    See Also
+    --------
+    make_significance_scorer : Other levels and opponents.
+
+    Examples
+    --------
+    >>> from sklearn_pk.metrics import significance_scorer
+    >>> significance_scorer
+    make_significance_scorer(alpha=0.05, fdr=0.2, baseline='untrained', normalize=False)
+    """
+
+    def __init__(self, alpha=0.05, fdr=0.2, baseline="untrained", normalize=False):
+        self.alpha = alpha
+        self.fdr = fdr
+        self.baseline = baseline
+        self.normalize = normalize
+
+    def __call__(self, estimator, X, y):
+        """Score a fitted estimator; see the docstring of the class."""
+        prediction, baseline = self._predict(estimator, X, y)
+        report = significance_report(y, prediction, baseline, alpha=self.alpha, fdr=self.fdr)
+        significant = report["significant"]
+        return float(significant.mean() if self.normalize else significant.sum())
+
+    def _predict(self, estimator, X, y):
+        if self.baseline == "untrained":
+            prediction, baseline = predict_with_untrained(estimator, X)
+            if baseline is None:
+                _tell_of_mean(type(estimator).__name__)
+            return prediction, baseline
+        prediction = estimator.predict(X)
+        return prediction, None if self.baseline == "mean" else self.baseline(estimator, X, y)
+
+    def __repr__(self):
+        return (
+            f"make_significance_scorer(alpha={self.alpha!r}, fdr={self.fdr!r}, "
+            f"baseline={self.baseline!r}, normalize={self.normalize!r})"
+        )
+
+
+@validate_params(
+    {
+        "alpha": [Interval(Real, 0, 1, closed="right")],
+        "fdr": [Interval(Real, 0, 1, closed="right")],
+        "baseline": [StrOptions({"untrained", "mean"}), callable],
+        "normalize": ["boolean"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def make_significance_scorer(*, alpha=0.05, fdr=0.2, baseline="untrained", normalize=False):
+    """
+    Make a scorer that counts significantly predicted genes.
+
+    Parameters
+    ----------
+    alpha : float, default=0.05
+        Level for the p-values of Pearson's r and of Steiger's test.
+    fdr : float, default=0.2
+        Level for the corrected p-values.
+    baseline : {"untrained", "mean"} or callable, default="untrained"
+        The opponent. "untrained" asks the regressor for ``predict_untrained(X)``; a Pipeline
+        is followed to its last step, so that slides are featurised once, and a search to its
+        best estimator. A regressor that has none is compared with "mean", with a warning.
+        "mean" is the mean of the scored samples, for which :func:`significance_report`
+        leaves out Steiger's test. A callable gets ``(estimator, X, y)`` and returns the
+        opponent's predictions; it must be picklable for searches in several processes.
+    normalize : bool, default=False
+        Whether to return the share of significant genes in place of their number.
+
+    Returns
+    -------
+    scorer : callable
+        Called as ``scorer(estimator, X, y)``, returns a float; for ``scoring=`` of searches
+        and of cross-validation.
+
+    See Also
+    --------
+    significance_report : What is counted.
+    sklearn_pk.model_selection.cross_val_significance : The number to report, over all folds.
+
+    Notes
+    -----
+    A search scores each fold by itself, with the few samples of that fold, so its mean score
+    is lower than the number of significant genes over all folds. Each fold needs at least 4
+    samples.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_regression
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sklearn_pk.metrics import make_significance_scorer
+    >>> X, y = make_regression(n_samples=60, n_features=5, n_targets=3, random_state=0)
+    >>> scorer = make_significance_scorer(baseline="mean")
+    >>> cross_val_score(Ridge(), X, y, scoring=scorer, cv=3).tolist()
+    [3.0, 3.0, 3.0]
+    """
+    return _SignificanceScorer(alpha=alpha, fdr=fdr, baseline=baseline, normalize=normalize)
+
+
+significance_scorer = _SignificanceScorer()

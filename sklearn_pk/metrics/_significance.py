@@ -1,0 +1,293 @@
+"""The report on significantly predicted genes."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from numbers import Real
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.stats import false_discovery_control
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils.validation import check_consistent_length
+
+from ._correlation import (
+    centre_rows,
+    check_same_table,
+    column_blocks,
+    correlate_rows,
+    pearson_pvalue,
+    steiger_test,
+)
+
+_FEWEST = 4
+
+
+def _patient_means(groups, n_samples):
+    """Return a sparse (n_groups, n_samples) matrix that averages the rows of each group."""
+    groups = np.asarray(groups)
+    check_consistent_length(groups, range(n_samples))
+    if pd.isna(groups).any():
+        raise ValueError("groups must name the patient of each row, got missing values.")
+    patients, codes = np.unique(groups.astype(str), return_inverse=True)
+    weights = 1 / np.bincount(codes)[codes]
+    shape = (len(patients), n_samples)
+    return sparse.csr_array((weights, (codes, np.arange(n_samples))), shape=shape)
+
+
+def _gene_rows(table, genes, averager):
+    """Return some genes as contiguous float64 rows, averaged over patients if asked for."""
+    if averager is None:
+        return np.array(table[:, genes].T, dtype=np.float64, order="C")
+    return np.ascontiguousarray((averager @ table[:, genes].astype(np.float64)).T)
+
+
+def _root_mean_square(rows):
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows) / rows.shape[1])
+
+
+def _block_statistics(true, pred, base):
+    """Return the statistics that need the values themselves, for genes in rows."""
+    quartiles = np.percentile(true, [25, 75], axis=1)
+    t, t_norms, t_means = centre_rows(true)
+    p, p_norms, _ = centre_rows(pred)
+    out = {
+        "rmse": _root_mean_square(true - pred),
+        "iqr": quartiles[1] - quartiles[0],
+        "mean": t_means,
+        "constant_true": t_norms == 0,
+        "constant_pred": p_norms == 0,
+        "r": correlate_rows(t, t_norms, p, p_norms),
+    }
+    if base is None:
+        out["rmse_baseline"] = _root_mean_square(t)
+        return out
+    q, q_norms, _ = centre_rows(base)
+    out["rmse_baseline"] = _root_mean_square(true - base)
+    out["constant_base"] = q_norms == 0
+    out["r_baseline"] = correlate_rows(t, t_norms, q, q_norms)
+    out["r_pred_baseline"] = correlate_rows(p, p_norms, q, q_norms)
+    return out
+
+
+def _gather_statistics(true, pred, base, averager):
+    blocks = [
+        _block_statistics(
+            *(None if a is None else _gene_rows(a, genes, averager) for a in (true, pred, base))
+        )
+        for genes in column_blocks(true.shape[1])
+    ]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _divide(a, b):
+    """Divide, with NaN where the divisor is 0."""
+    return np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
+
+
+def _first_failure(conditions, n_genes):
+    """Return the label of the first failed condition for each gene, "" where all hold."""
+    reason = np.full(n_genes, "", dtype=object)
+    for label, holds in reversed(conditions):
+        reason[~holds] = label
+    return reason
+
+
+def _judge(stats, n, alpha, fdr, compat):
+    """Return the columns of the report from the statistics of all genes."""
+    mean_baseline = "r_baseline" not in stats
+    constants = [
+        (f"constant {label}", ~stats[key])
+        for label, key in (
+            ("truth", "constant_true"),
+            ("prediction", "constant_pred"),
+            ("baseline", "constant_base"),
+        )
+        if key in stats
+    ]
+    usable = np.logical_and.reduce([varies for _, varies in constants])
+    r = np.where(usable, stats["r"], 0.0)
+    p = np.where(usable, pearson_pvalue(r, n), 1.0)
+    p_fdr = false_discovery_control(p)
+    conditions = [
+        *constants,
+        ("r <= 0", r > 0),
+        (f"Pearson p >= {alpha:g}", p < alpha),
+        ("RMSE >= baseline RMSE", stats["rmse"] < stats["rmse_baseline"]),
+    ]
+    if mean_baseline:
+        r_baseline = np.zeros_like(r)
+        steiger_t = steiger_p = steiger_fdr = np.full_like(r, np.nan)
+        conditions.append((f"Pearson FDR >= {fdr:g}", p_fdr < fdr))
+    else:
+        r_baseline = np.where(usable, stats["r_baseline"], 0.0)
+        alternative = "abs" if compat == "sequoia" else "greater"
+        steiger_t, steiger_p = steiger_test(
+            r, r_baseline, stats["r_pred_baseline"], n, alternative=alternative
+        )
+        steiger_t, steiger_p = np.where(usable, [steiger_t, steiger_p], [[0.0], [1.0]])
+        steiger_fdr = false_discovery_control(steiger_p)
+        conditions += [
+            ("r <= baseline r", r > r_baseline),
+            (f"Steiger p >= {alpha:g}", steiger_p < alpha),
+            (f"Steiger FDR >= {fdr:g}", steiger_fdr < fdr),
+        ]
+    reason = _first_failure(conditions, len(r))
+    return {
+        "r": r,
+        "p": p,
+        "p_fdr": p_fdr,
+        "rmse": stats["rmse"],
+        "rmse_baseline": stats["rmse_baseline"],
+        "rmse_iqr": _divide(stats["rmse"], stats["iqr"]),
+        "rmse_mean": _divide(stats["rmse"], stats["mean"]),
+        "r_baseline": r_baseline,
+        "steiger_t": steiger_t,
+        "steiger_p": steiger_p,
+        "steiger_fdr": steiger_fdr,
+        "significant": reason == "",
+        "reason": reason,
+    }
+
+
+def _index_of_genes(gene_names, found, n_genes):
+    if gene_names is None:
+        return pd.Index(np.arange(n_genes) if found is None else found, name="gene")
+    gene_names = np.asarray(gene_names, dtype=object)
+    if gene_names.shape != (n_genes,):
+        raise ValueError(
+            f"gene_names must hold one name for each of the {n_genes} genes, got shape "
+            f"{gene_names.shape}."
+        )
+    if found is not None and (gene_names != found).any():
+        first = np.flatnonzero(gene_names != found)[0]
+        raise ValueError(
+            "gene_names must agree with the columns of the tables, got "
+            f"{gene_names[first]!r} for {found[first]!r}. Leave gene_names out."
+        )
+    return pd.Index(gene_names, name="gene")
+
+
+@validate_params(
+    {
+        "y_true": ["array-like"],
+        "y_pred": ["array-like"],
+        "y_baseline": ["array-like", None],
+        "gene_names": ["array-like", None],
+        "alpha": [Interval(Real, 0, 1, closed="right")],
+        "fdr": [Interval(Real, 0, 1, closed="right")],
+        "groups": ["array-like", None],
+        "compat": [StrOptions({"sequoia"}), None],
+    },
+    prefer_skip_nested_validation=True,
+)
+def significance_report(
+    y_true,
+    y_pred,
+    y_baseline,
+    *,
+    gene_names=None,
+    alpha=0.05,
+    fdr=0.2,
+    groups=None,
+    compat=None,
+):
+    """
+    Judge for each gene whether its expression is predicted significantly.
+
+    A gene is significant when all of this holds: r > 0; the two-sided Pearson p-value of r is
+    below `alpha`; the RMSE is below the baseline's; r is above the baseline's; Steiger's test
+    of both correlations gives p < `alpha`; and so does its Benjamini-Hochberg correction over
+    all genes at `fdr`.
+
+    Parameters
+    ----------
+    y_true : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+        True expression of samples the model has not seen, in log2 units as a rule.
+    y_pred : array-like or DataFrame of the same shape
+        Predictions, in the units of `y_true`.
+    y_baseline : array-like or DataFrame of the same shape, or None
+        Predictions of the opponent, as a rule the same architecture before training. None
+        stands for the mean of `y_true`; see Notes.
+    gene_names : array-like of shape (n_genes,), default=None
+        Names of the genes, where the tables are arrays.
+    alpha : float, default=0.05
+        Level for the p-values of Pearson's r and of Steiger's test.
+    fdr : float, default=0.2
+        Level for the corrected p-values.
+    groups : array-like of shape (n_samples,), default=None
+        Patient of each sample. When given, all tables are averaged to one row a patient
+        first, so n counts patients. None counts slides, as published.
+    compat : {"sequoia"} or None, default=None
+        None takes P(T > t) for Steiger's test. "sequoia" takes P(T > abs(t)), as SEQUOIA's
+        code does; this changes the correction, because genes that are worse than their
+        baseline get small p-values too.
+
+    Returns
+    -------
+    report : DataFrame of n_genes rows, indexed by gene
+        ``r``, ``p``, ``p_fdr`` (Pearson correlation, its two-sided p-value, the same
+        corrected), ``rmse``, ``rmse_baseline``, ``rmse_iqr`` and ``rmse_mean`` (RMSE over
+        interquartile range and over mean of the truth, NaN where that is 0), ``r_baseline``,
+        ``steiger_t``, ``steiger_p``, ``steiger_fdr``, ``significant`` (bool) and ``reason``
+        (the first condition that failed, "" for a significant gene).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 4 samples (or patients), shapes, gene names or row names
+        differ, or a value is NaN or infinite; the genes are named.
+
+    See Also
+    --------
+    make_significance_scorer : The number of significant genes as a scorer.
+    sklearn_pk.model_selection.cross_val_significance : The report over all folds.
+
+    Notes
+    -----
+    A gene that is constant in truth, prediction or baseline has r = 0 and p = 1 and is not
+    significant.
+
+    A constant has no correlation to compare with, so with ``y_baseline=None`` Steiger's
+    test is left out: its columns are NaN, `fdr` applies to ``p_fdr``, and the RMSE must be
+    below that of the mean of the very samples that are scored, the best constant there is.
+
+    Statistics are float64 whatever the input, computed on centred values for a block of
+    genes at a time.
+
+    References
+    ----------
+    .. [1] M. Pizurica et al., "Digital profiling of gene expression from histology images
+       with linearized attention", Nature Communications 15, 9886, 2024.
+    .. [2] J. H. Steiger, "Tests for comparing elements of a correlation matrix",
+       Psychological Bulletin 87(2), 245-251, 1980.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_pk.metrics import significance_report
+    >>> rng = np.random.default_rng(0)
+    >>> y_true = rng.normal(size=(50, 2))
+    >>> y_pred = np.column_stack([0.8 * y_true[:, 0], rng.normal(size=50)])
+    >>> y_baseline = rng.normal(size=(50, 2))
+    >>> report = significance_report(y_true, y_pred, y_baseline, gene_names=["ESR1", "MKI67"])
+    >>> report["reason"].to_dict()
+    {'ESR1': '', 'MKI67': 'Pearson p >= 0.05'}
+    """
+    true, pred, found = check_same_table(y_true, y_pred, "y_true", "y_pred")
+    base = None
+    if y_baseline is not None:
+        _, base, named = check_same_table(y_true, y_baseline, "y_true", "y_baseline")
+        found = named if found is None else found
+    genes = _index_of_genes(gene_names, found, true.shape[1])
+    averager = None if groups is None else _patient_means(groups, true.shape[0])
+    n = true.shape[0] if averager is None else averager.shape[0]
+    if n < _FEWEST:
+        what = "samples" if groups is None else "patients"
+        raise ValueError(
+            f"Significance needs at least {_FEWEST} {what}, got n = {n}: Steiger's test has n - 3 "
+            "degrees of freedom. Score larger test folds, or pool the folds with "
+            "cross_val_significance."
+        )
+    stats = _gather_statistics(true, pred, base, averager)
+    return pd.DataFrame(_judge(stats, n, alpha, fdr, compat), index=genes)

@@ -1,0 +1,360 @@
+"""Significantly predicted genes over all folds of a cross-validation."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import time
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+import pandas as pd
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.utils import _safe_indexing
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_params
+from sklearn.utils.metadata_routing import get_routing_for_object
+from sklearn.utils.parallel import Parallel, delayed
+
+from ..metrics import pearson_by_gene, significance_report
+from ..metrics._scorer import predict_with_untrained
+from ..utils import check_expression, check_sample_names, progress
+from ._folds import check_groups, make_folds
+
+
+def takes_groups(estimator):
+    """Whether ``fit`` of an estimator, pipeline or search makes use of `groups`."""
+    try:
+        return bool(get_routing_for_object(estimator).consumes("fit", ["groups"]))
+    except NotImplementedError:  # a meta-estimator without metadata routing
+        return False
+
+
+def _take(values, rows, y, is_1d):
+    """Return some rows of the expression in the form y came in."""
+    values = values[rows]
+    if isinstance(y, pd.DataFrame):
+        return pd.DataFrame(values, index=y.index[rows], columns=y.columns)
+    if isinstance(y, pd.Series):
+        return pd.Series(values[:, 0], index=y.index[rows], name=y.name)
+    return values[:, 0] if is_1d else values
+
+
+def _one_row_a_patient(values, groups):
+    return values if groups is None else pd.DataFrame(values).groupby(groups).mean().to_numpy()
+
+
+def _scale(transformer, values, groups, train):
+    """Return the expression on the scale learned from the patients of the training part."""
+    if transformer is None:
+        return values, None
+    fold_groups = None if groups is None else groups[train]
+    transformer = clone(transformer).fit(_one_row_a_patient(values[train], fold_groups))
+    return np.asarray(transformer.transform(values)), transformer
+
+
+def _fit_and_predict(estimator, transformer, X, y, values, is_1d, groups, pass_groups, fold):
+    train, test = fold
+    scaled, transformer = _scale(transformer, values, groups, train)
+    fit_params = {"groups": groups[train]} if pass_groups else {}
+    start = time.perf_counter()
+    estimator.fit(_safe_indexing(X, train), _take(scaled, train, y, is_1d), **fit_params)
+    fitted = time.perf_counter()
+    prediction, untrained = predict_with_untrained(estimator, _safe_indexing(X, test))
+    return {
+        "estimator": estimator,
+        "transformer": transformer,
+        "y_true": scaled[test],
+        "prediction": _as_table(prediction),
+        "untrained": None if untrained is None else _as_table(untrained),
+        "fit_time": fitted - start,
+        "score_time": time.perf_counter() - fitted,
+    }
+
+
+def _as_table(prediction):
+    prediction = np.asarray(prediction)
+    return prediction[:, np.newaxis] if prediction.ndim == 1 else prediction
+
+
+def _describe_fold(number, fold, result, groups, **criteria):
+    train, test = fold
+    n_significant = np.nan
+    if len(test) >= 4:
+        report = significance_report(
+            result["y_true"], result["prediction"], result["untrained"], **criteria
+        )
+        n_significant = int(report["significant"].sum())
+    return {
+        "fold": number,
+        "n_train": len(train),
+        "n_test": len(test),
+        "n_train_patients": len(train if groups is None else np.unique(groups[train])),
+        "n_test_patients": len(test if groups is None else np.unique(groups[test])),
+        "n_significant": n_significant,
+        "median_r": np.median(pearson_by_gene(result["y_true"], result["prediction"])),
+        "fit_time": result["fit_time"],
+        "score_time": result["score_time"],
+    }
+
+
+@dataclass(repr=False, eq=False)
+class CrossValSignificance:
+    """
+    Result of :func:`cross_val_significance`.
+
+    Parameters
+    ----------
+    report : DataFrame of n_genes rows
+        :func:`~sklearn_pk.metrics.significance_report` of all held-out samples pooled, each
+        gene tested once, against the untrained models (or the mean, where the estimator
+        has no ``predict_untrained``).
+    mean_report : DataFrame of n_genes rows
+        The same against the second opponent, the mean of the held-out samples.
+    predictions : DataFrame of shape (n_tested, n_genes)
+        Predictions for the held-out samples, in the order of `y`.
+    untrained_predictions : DataFrame of shape (n_tested, n_genes) or None
+        Predictions of the models before training; None where there are none.
+    y_true : DataFrame of shape (n_tested, n_genes)
+        The truth, on the scale of the predictions.
+    folds : DataFrame of n_folds rows
+        ``fold``, ``n_train``, ``n_test``, ``n_train_patients``, ``n_test_patients`` (samples
+        count as patients without groups), ``n_significant`` (of this fold alone, NaN below
+        4 test samples), ``median_r``, ``fit_time`` and ``score_time`` (s; prediction only).
+    estimators : list of n_folds estimators
+        The fitted model of each fold.
+    target_transformers : list of n_folds transformers or of None
+        The transformer of `y` fitted in each fold.
+    test_indices : list of n_folds ndarrays
+        Rows of `y` held out in each fold.
+
+    Attributes
+    ----------
+    n_significant : int
+        Number of significant genes in `report`.
+    median_r : float
+        Median over genes of the correlation in `report`.
+
+    See Also
+    --------
+    cross_val_significance : Makes this result.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_regression
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_pk.model_selection import cross_val_significance
+    >>> X, y = make_regression(n_samples=60, n_features=5, n_targets=3, random_state=0)
+    >>> result = cross_val_significance(Ridge(), X, y)
+    >>> result.n_significant, round(result.median_r, 3)
+    (3, 1.0)
+    >>> result.predict(X).shape
+    (60, 3)
+    """
+
+    report: pd.DataFrame
+    mean_report: pd.DataFrame
+    predictions: pd.DataFrame
+    untrained_predictions: pd.DataFrame | None
+    y_true: pd.DataFrame
+    folds: pd.DataFrame
+    estimators: list
+    target_transformers: list
+    test_indices: list
+
+    @property
+    def n_significant(self):
+        """Number of significant genes."""
+        return int(self.report["significant"].sum())
+
+    @property
+    def median_r(self):
+        """Median correlation over genes."""
+        return float(self.report["r"].median())
+
+    def predict(self, X):
+        """
+        Predict new samples with the mean of the fold models.
+
+        Parameters
+        ----------
+        X : sequence or array of n_samples
+            Samples of the kind the models were fitted on, as a rule from another cohort.
+
+        Returns
+        -------
+        prediction : ndarray of shape (n_samples,) or (n_samples, n_genes), float64
+            Mean prediction, on the scale of `y_true`.
+        """
+        total = 0.0
+        for estimator in self.estimators:
+            total = total + np.asarray(estimator.predict(X), dtype=np.float64)
+        return total / len(self.estimators)
+
+    def __repr__(self):
+        opponent = "mean" if self.untrained_predictions is None else "untrained model"
+        return (
+            f"CrossValSignificance({self.n_significant} of {len(self.report)} genes significant "
+            f"against the {opponent}, median r {self.median_r:.3f}, {len(self.predictions)} "
+            f"samples, {len(self.folds)} folds)"
+        )
+
+
+def _pool(results, key, folds, y, gene_names):
+    """Return the held-out tables of all folds as one DataFrame in the order of y."""
+    if any(result[key] is None for result in results):
+        return None
+    rows = np.concatenate([test for _, test in folds])
+    order = np.argsort(rows, kind="stable")
+    values = np.concatenate([result[key] for result in results])[order]
+    index = y.index[rows[order]] if hasattr(y, "iloc") else rows[order]
+    return pd.DataFrame(values, index=index, columns=gene_names)
+
+
+def _gather(results, folds, y, gene_names, groups, criteria):
+    tables = {
+        key: _pool(results, key, folds, y, gene_names)
+        for key in ("y_true", "prediction", "untrained")
+    }
+    truth, prediction, untrained = tables.values()
+    return CrossValSignificance(
+        report=significance_report(truth, prediction, untrained, **criteria),
+        mean_report=significance_report(truth, prediction, None, **criteria),
+        predictions=prediction,
+        untrained_predictions=untrained,
+        y_true=truth,
+        folds=pd.DataFrame(
+            _describe_fold(number, fold, result, groups, **criteria)
+            for number, (fold, result) in enumerate(zip(folds, results, strict=True))
+        ),
+        estimators=[result["estimator"] for result in results],
+        target_transformers=[result["transformer"] for result in results],
+        test_indices=[test for _, test in folds],
+    )
+
+
+@validate_params(
+    {
+        "estimator": [HasMethods(["fit", "predict"])],
+        "X": "no_validation",
+        "y": "no_validation",
+        "groups": ["array-like", None],
+        "cv": ["cv_object"],
+        "target_transformer": [HasMethods(["fit", "transform"]), None],
+        "alpha": [Interval(Real, 0, 1, closed="right")],
+        "fdr": [Interval(Real, 0, 1, closed="right")],
+        "compat": [StrOptions({"sequoia"}), None],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    },
+    prefer_skip_nested_validation=False,
+)
+def cross_val_significance(
+    estimator,
+    X,
+    y,
+    *,
+    groups=None,
+    cv=None,
+    target_transformer=None,
+    alpha=0.05,
+    fdr=0.2,
+    compat=None,
+    n_jobs=None,
+    verbose=0,
+):
+    """
+    Count the genes an estimator predicts significantly, over all folds pooled.
+
+    Each fold fits a clone of the estimator and predicts its held-out samples. The predictions
+    of all folds are pooled and each gene is tested once, which is the number papers report.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A regressor, a Pipeline that ends in one, or a search over either. Where it has
+        ``predict_untrained``, that is the opponent of the test; otherwise the mean is.
+    X : sequence, array or DataFrame of n_samples
+        Slide paths, bags or features: whatever `estimator` takes.
+    y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+        Expression, in log2 units as a rule. Gene and sample names of a DataFrame are kept.
+        Where X carries names too, its rows must agree with the index of `y`; see
+        :func:`sklearn_pk.utils.check_sample_names`.
+    groups : array-like of shape (n_samples,), default=None
+        Patient of each sample. Goes to the splitter and to ``fit`` of the estimator, where
+        its metadata request asks for groups: for its own validation split, or for the
+        folds of a search. Metadata routing is switched on for this, during the call only.
+    cv : int, splitter, iterable or None, default=None
+        The folds. None stands for 5; an integer means GroupKFold with `groups` and KFold
+        without. Test parts must not overlap, and no patient may be on both sides.
+    target_transformer : transformer, default=None
+        Applied to `y`, for example ``QuantileTransformer(output_distribution="normal")``. A
+        clone is fitted in each fold on the training part, with one row (the mean) a patient.
+        All results are then on the transformed scale.
+    alpha : float, default=0.05
+        Level for the p-values; see :func:`sklearn_pk.metrics.significance_report`.
+    fdr : float, default=0.2
+        Level for the corrected p-values.
+    compat : {"sequoia"} or None, default=None
+        Which p-value of Steiger's test is corrected.
+    n_jobs : int, default=None
+        Number of folds to run at a time, as in joblib. The result does not depend on it.
+    verbose : int, default=0
+        Whether to show a progress bar on terminals.
+
+    Returns
+    -------
+    result : CrossValSignificance
+        The pooled report, predictions, a table of the folds and the fitted models.
+
+    Raises
+    ------
+    ValueError
+        Before any fit: if the lengths or names of `X`, `y` and `groups` do not agree, `y` holds
+        NaN or names a gene twice, there are fewer patients than folds or fewer than 4 samples
+        are held out, or `cv` leaks patients or holds samples out twice.
+
+    See Also
+    --------
+    sklearn_pk.metrics.make_significance_scorer : The count in one fold, for searches.
+    patient_ids : Patients from TCGA barcodes.
+
+    Notes
+    -----
+    n of the tests counts samples, as published. For one row a patient, pass ``y_true``,
+    ``predictions`` and ``untrained_predictions`` of the result to
+    :func:`sklearn_pk.metrics.significance_report` with its `groups`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_regression
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_pk.model_selection import cross_val_significance
+    >>> X, y = make_regression(n_samples=60, n_features=5, n_targets=3, random_state=0)
+    >>> patients = [f"P{i // 2}" for i in range(60)]
+    >>> result = cross_val_significance(Ridge(), X, y, groups=patients, cv=3)
+    >>> result.n_significant
+    3
+    >>> result.folds["n_test_patients"].tolist()
+    [10, 10, 10]
+    """
+    check_sample_names(X, y)
+    values, gene_names, is_1d = check_expression(y, estimator_name="cross_val_significance")
+    groups = check_groups(groups, y)
+    folds = make_folds(cv, X, y, groups)
+    n_tested = sum(len(test) for _, test in folds)
+    if n_tested < 4:
+        raise ValueError(f"Significance needs at least 4 held-out samples, got {n_tested}.")
+    with config_context(enable_metadata_routing=True):
+        pass_groups = groups is not None and takes_groups(estimator)
+        tasks = (
+            delayed(_fit_and_predict)(
+                clone(estimator), target_transformer, X, y, values, is_1d, groups, pass_groups, fold
+            )
+            for fold in folds
+        )
+        done = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
+        results = list(progress(done, total=len(folds), desc="Folds", verbose=verbose))
+    criteria = {"alpha": alpha, "fdr": fdr, "compat": compat}
+    if gene_names is None and isinstance(y, pd.DataFrame):
+        gene_names = y.columns
+    return _gather(results, folds, y, gene_names, groups, criteria)

@@ -1,0 +1,130 @@
+"""Folds that keep patients together and hold each sample out at most once."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import warnings
+from numbers import Integral
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import GroupKFold, check_cv
+
+from ..utils._validation import name_some
+
+_DEFAULT_FOLDS = 5
+
+
+def check_groups(groups, y):
+    """Return the groups as an array of one label a row of y, or None."""
+    if groups is None:
+        return None
+    labels = np.asarray(groups)
+    n_samples = len(y)
+    if labels.shape != (n_samples,):
+        raise ValueError(
+            f"groups must name the patient of each of the {n_samples} samples, got shape "
+            f"{labels.shape}."
+        )
+    missing = np.flatnonzero(pd.isna(labels))
+    if missing.size:
+        raise ValueError(
+            f"groups must name the patient of each sample, but is missing for {missing.size} "
+            f"samples (rows {name_some(missing)})."
+        )
+    # Labels of mixed type (patient 12 and patient "12b") cannot be sorted, as splitters do.
+    if labels.dtype == object:
+        labels = labels.astype(str)
+    _check_order(groups, y)
+    return labels
+
+
+def _check_order(groups, y):
+    """Refuse groups that carry the same sample names as y in another order."""
+    if not isinstance(groups, pd.Series) or not isinstance(y, (pd.DataFrame, pd.Series)):
+        return
+    same = sorted(map(str, groups.index)) == sorted(map(str, y.index))
+    if same and not pd.api.types.is_numeric_dtype(y.index) and list(groups.index) != list(y.index):
+        raise ValueError(
+            "groups and y are indexed by the same samples in a different order. Reorder with "
+            "groups.loc[y.index]."
+        )
+
+
+def _check_enough(n_splits, n_samples, groups):
+    if not isinstance(n_splits, Integral):
+        return
+    n_units = n_samples if groups is None else len(np.unique(groups))
+    what = "samples" if groups is None else "patients"
+    if n_units < n_splits:
+        raise ValueError(
+            f"{n_splits} folds need at least {n_splits} {what}, got {n_units} {what}. Use at "
+            f"most {n_units} folds (cv={n_units}) or add {what}."
+        )
+
+
+def _check_disjoint(folds, n_samples, groups):
+    times_tested = np.zeros(n_samples, dtype=int)
+    for number, (train, test) in enumerate(folds):
+        times_tested[test] += 1
+        units = np.arange(n_samples) if groups is None else groups
+        shared = np.intersect1d(units[train], units[test])
+        if shared.size:
+            what = "sample" if groups is None else "patient"
+            raise ValueError(
+                f"Fold {number} of cv has {shared.size} {what}(s) in both its training and its "
+                f"test part: {name_some(shared)}. Use a splitter that keeps groups together, "
+                "such as GroupKFold."
+            )
+    repeated = np.flatnonzero(times_tested > 1)
+    if repeated.size:
+        raise ValueError(
+            f"cv holds {repeated.size} samples out more than once (rows {name_some(repeated)}), "
+            "so the folds cannot be pooled. Use a splitter whose test parts do not overlap, "
+            "such as KFold or GroupKFold."
+        )
+
+
+def make_folds(cv, X, y, groups):
+    """
+    Return the folds as a list of train and test indices, checked for leaks.
+
+    Parameters
+    ----------
+    cv : int, splitter, iterable or None
+        None and integers give GroupKFold with `groups`, KFold without.
+    X : sequence or array of n_samples
+        The samples.
+    y : array-like of n_samples rows
+        The expression.
+    groups : ndarray of shape (n_samples,) or None
+        Patient of each sample.
+
+    Returns
+    -------
+    folds : list of (ndarray, ndarray)
+        Train and test indices of each fold.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer patients than folds, a patient is on both sides of a fold, or a
+        sample is held out twice.
+    """
+    n_samples = len(y)
+    if cv is None or isinstance(cv, Integral):
+        n_splits = _DEFAULT_FOLDS if cv is None else int(cv)
+        _check_enough(n_splits, n_samples, groups)
+        cv = check_cv(n_splits) if groups is None else GroupKFold(n_splits)
+    else:
+        _check_enough(getattr(cv, "n_splits", None), n_samples, groups)
+        cv = check_cv(cv)
+    with warnings.catch_warnings():
+        # KFold says that it ignores groups; what matters, leaks, is checked below.
+        warnings.filterwarnings("ignore", message="The groups parameter is ignored")
+        folds = [(np.asarray(a), np.asarray(b)) for a, b in cv.split(X, y, groups)]
+    folds = [
+        tuple(np.flatnonzero(part) if part.dtype == bool else part for part in fold)
+        for fold in folds
+    ]
+    _check_disjoint(folds, n_samples, groups)
+    return folds

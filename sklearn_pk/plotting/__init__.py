@@ -1,0 +1,8 @@
+"""Pictures of slides, searches and predictions, as scikit-learn displays."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from ._lambda_path import LambdaPathDisplay
+from ._prediction import PredictionDisplay
+
+__all__ = ["LambdaPathDisplay", "PredictionDisplay"]

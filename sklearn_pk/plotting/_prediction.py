@@ -1,0 +1,188 @@
+"""Predicted against true expression of one gene."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from numbers import Integral
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ..metrics import pearson_by_gene
+from ..metrics._correlation import check_same_table
+from ._colors import GREY, OKABE_ITO
+
+_UNITS = "log2 expression"
+
+
+def _find_gene(gene, names, n_genes):
+    """Return the column of a gene and its name."""
+    if gene is None:
+        if n_genes > 1:
+            raise ValueError(f"The tables hold {n_genes} genes; name the one to draw with gene=.")
+        return 0, None if names is None else names[0]
+    if names is not None:
+        position = np.flatnonzero(names == gene)
+        if position.size == 0:
+            raise ValueError(
+                f"gene must be one of the {n_genes} columns, got {gene!r}; the first columns are "
+                f"{names[:3].tolist()}."
+            )
+        return position[0], gene
+    if isinstance(gene, Integral) and -n_genes <= gene < n_genes:
+        return gene, gene
+    if isinstance(gene, str) and n_genes == 1:
+        return 0, gene
+    raise ValueError(
+        f"The tables have no gene names, so gene must be the number of one of their {n_genes} "
+        f"columns, got {gene!r}."
+    )
+
+
+class PredictionDisplay:
+    """
+    Predicted against true expression of one gene.
+
+    Build it with :meth:`from_predictions` or :meth:`from_estimator`.
+
+    Parameters
+    ----------
+    y_true : ndarray of shape (n_samples,)
+        True expression of the gene.
+    y_pred : ndarray of shape (n_samples,)
+        Its prediction.
+    gene : str or int, default=None
+        Name of the gene, for the title.
+    units : str, default="log2 expression"
+        Units of both axes.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the points.
+    figure_ : matplotlib Figure
+        Figure that holds the axes.
+    scatter_ : matplotlib PathCollection
+        The points, one a sample.
+    line_ : matplotlib Line2D
+        The identity line.
+    r_ : float
+        Pearson correlation, as in the title.
+
+    See Also
+    --------
+    LambdaPathDisplay : Significant genes over the weight of the prior.
+    sklearn_pk.metrics.significance_report : Which genes are predicted significantly.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> from sklearn_pk.plotting import PredictionDisplay
+    >>> display = PredictionDisplay.from_predictions([5.0, 6.0, 9.0], [5.5, 6.0, 8.0])
+    >>> round(display.r_, 3)
+    0.999
+    """
+
+    def __init__(self, y_true, y_pred, *, gene=None, units=_UNITS):
+        self.y_true = y_true
+        self.y_pred = y_pred
+        self.gene = gene
+        self.units = units
+
+    @classmethod
+    def from_predictions(cls, y_true, y_pred, *, gene=None, units=_UNITS, ax=None):
+        """
+        Draw one gene from true and predicted expression.
+
+        Parameters
+        ----------
+        y_true : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+            True expression.
+        y_pred : array-like or DataFrame of the same shape
+            Predicted expression.
+        gene : str or int, default=None
+            The gene to draw: its column name, or its number where there are no names. Needed
+            where the tables hold several genes.
+        units : str, default="log2 expression"
+            Units of both axes.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; None makes a new figure.
+
+        Returns
+        -------
+        display : PredictionDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If the gene is missing, or shapes, gene names or row names differ.
+        """
+        true, pred, names = check_same_table(y_true, y_pred, "y_true", "y_pred")
+        column, name = _find_gene(gene, names, true.shape[1])
+        display = cls(true[:, column], pred[:, column], gene=name, units=units)
+        return display.plot(ax=ax)
+
+    @classmethod
+    def from_estimator(cls, estimator, X, y, *, gene=None, units=_UNITS, ax=None):
+        """
+        Draw one gene from a fitted estimator.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted regressor, or a Pipeline that ends in one.
+        X : sequence or array of n_samples
+            Samples the estimator has not seen.
+        y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+            Their true expression.
+        gene : str or int, default=None
+            The gene to draw: its column name in `y`, or its number where there are no names.
+        units : str, default="log2 expression"
+            Units of both axes.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; None makes a new figure.
+
+        Returns
+        -------
+        display : PredictionDisplay
+            The display, drawn.
+        """
+        return cls.from_predictions(y, estimator.predict(X), gene=gene, units=units, ax=ax)
+
+    def plot(self, ax=None, *, scatter_kwargs=None):
+        """
+        Draw the points and the identity line.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; None makes a new figure.
+        scatter_kwargs : dict, default=None
+            Passed to ``Axes.scatter``.
+
+        Returns
+        -------
+        display : PredictionDisplay
+            The display itself.
+        """
+        if ax is None:
+            _, ax = plt.subplots(figsize=(4.8, 4.8), layout="constrained")
+        style = {"color": OKABE_ITO[0], "alpha": 0.6, "s": 22, "linewidths": 0}
+        # Dense clouds stay readable as a picture inside a vector file.
+        style |= {"rasterized": len(self.y_true) > 2000} | (scatter_kwargs or {})
+        both = np.concatenate([self.y_true, self.y_pred])
+        low, high = both.min(), both.max()
+        margin = 0.05 * (high - low) or 0.5
+        limits = (low - margin, high + margin)
+        (self.line_,) = ax.plot(limits, limits, color=GREY, ls="--", lw=1, label="identity")
+        self.scatter_ = ax.scatter(self.y_true, self.y_pred, **style)
+        self.r_ = float(pearson_by_gene(self.y_true, self.y_pred)[0])
+        ax.set(xlim=limits, ylim=limits, aspect="equal")
+        ax.set_xlabel(f"True ({self.units})")
+        ax.set_ylabel(f"Predicted ({self.units})")
+        name = "" if self.gene is None else f"{self.gene}: "
+        ax.set_title(f"{name}r = {self.r_:.2f}, n = {len(self.y_true)}")
+        ax.spines[["top", "right"]].set_visible(False)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self

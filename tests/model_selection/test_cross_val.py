@@ -1,0 +1,328 @@
+"""Pooling over folds, patients kept together, groups delivered, and early errors."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+import pandas as pd
+import pytest
+from joblib import parallel_config
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context, get_config
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    RepeatedKFold,
+    ShuffleSplit,
+    cross_val_predict,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, StandardScaler
+
+from sklearn_pk.metrics import make_significance_scorer, significance_report
+from sklearn_pk.model_selection import CrossValSignificance, cross_val_significance
+
+N, N_GENES = 60, 12
+GENES = [f"G{gene}" for gene in range(N_GENES)]
+
+
+class PatientRidge(RegressorMixin, BaseEstimator):
+    """Ridge that remembers the patients and samples it was fitted on, with an untrained twin."""
+
+    __metadata_request__fit = {"groups": True}
+
+    def __init__(self, alpha=1.0):
+        self.alpha = alpha
+
+    def fit(self, X, y, groups=None):
+        """Fit, and remember what came in."""
+        self.groups_ = None if groups is None else np.asarray(groups)
+        self.y_ = y
+        self.ridge_ = Ridge(alpha=self.alpha).fit(X, y)
+        self.projection_ = np.random.default_rng(0).normal(size=self.ridge_.coef_.T.shape)
+        return self
+
+    def predict(self, X):
+        """Predict."""
+        return self.ridge_.predict(X)
+
+    def predict_untrained(self, X):
+        """Predict without having learned."""
+        return np.asarray(X) @ self.projection_
+
+
+class PlainRidge(PatientRidge):
+    """The same without a request for groups."""
+
+    __metadata_request__fit = {"groups": None}
+
+
+class Untrained(PatientRidge):
+    """The twin alone."""
+
+    def predict(self, X):
+        """Predict without having learned."""
+        return self.predict_untrained(X)
+
+
+class FileReader(TransformerMixin, BaseEstimator):
+    """Make features of file names, as the steps for slides do."""
+
+    def fit(self, X, y=None):
+        """Do nothing."""
+        return self
+
+    def transform(self, X):
+        """Read the numbers in the names."""
+        assert isinstance(X, list)
+        return np.array([read_name(name) for name in X])
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+
+def read_name(name):
+    seed = int(name.removesuffix(".svs").split("-")[-1])
+    return features()[seed]
+
+
+def features():
+    return np.random.default_rng(0).normal(size=(N, 5))
+
+
+@pytest.fixture
+def data():
+    """Return X, y (half of the genes follow X) and 20 patients of 3 samples."""
+    rng = np.random.default_rng(1)
+    X = features()
+    y = 8 + rng.normal(size=(N, N_GENES))
+    y[:, :6] += X @ rng.normal(size=(5, 6))
+    patients = np.array([f"P{number:02d}" for number in rng.permutation(np.arange(N) % 20)])
+    return X, pd.DataFrame(y, columns=GENES, index=[f"S{row}" for row in range(N)]), patients
+
+
+def test_pooled_report_equals_cross_val_predict(data):
+    X, y, _ = data
+    cv = KFold(4, shuffle=True, random_state=0)
+    result = cross_val_significance(PatientRidge(), X, y, cv=cv)
+    prediction = cross_val_predict(PatientRidge(), X, y, cv=cv)
+    untrained = cross_val_predict(Untrained(), X, y, cv=cv)
+    assert isinstance(result, CrossValSignificance)
+    assert_allclose(result.predictions, prediction)
+    assert_allclose(result.untrained_predictions, untrained)
+    for table in (result.predictions, result.untrained_predictions, result.y_true):
+        assert table.columns.tolist() == GENES
+        assert table.index.tolist() == y.index.tolist()
+    assert_allclose(result.y_true, y)
+    expected = significance_report(y, prediction, untrained)
+    pd.testing.assert_frame_equal(result.report, expected)
+    pd.testing.assert_frame_equal(result.mean_report, significance_report(y, prediction, None))
+    assert result.n_significant == expected["significant"].sum()
+    assert 3 <= result.n_significant <= 7
+    assert result.median_r == expected["r"].median()
+    assert repr(result) == (
+        f"CrossValSignificance({result.n_significant} of 12 genes significant against the "
+        f"untrained model, median r {result.median_r:.3f}, 60 samples, 4 folds)"
+    )
+
+
+def test_criteria_reach_the_report(data):
+    X, y, _ = data
+    result = cross_val_significance(PatientRidge(), X, y, alpha=1e-4, fdr=1e-3, compat="sequoia")
+    tables = (y, result.predictions, result.untrained_predictions)
+    expected = significance_report(*tables, alpha=1e-4, fdr=1e-3, compat="sequoia")
+    pd.testing.assert_frame_equal(result.report, expected)
+
+
+def test_folds_keep_patients_together(data):
+    X, y, patients = data
+    result = cross_val_significance(PatientRidge(), X, y, groups=patients)
+    tested = np.concatenate(result.test_indices)
+    assert_array_equal(np.sort(tested), np.arange(N))
+    for model, test in zip(result.estimators, result.test_indices, strict=True):
+        train = np.setdiff1d(np.arange(N), test)
+        assert not set(patients[train]) & set(patients[test])
+        assert_array_equal(model.groups_, patients[train])
+        assert model.y_.index.tolist() == y.index[train].tolist()
+        assert model.y_.columns.tolist() == GENES
+    folds = result.folds
+    assert folds["n_train"].tolist() == [48] * 5
+    assert folds["n_test"].tolist() == [12] * 5
+    assert folds["n_train_patients"].tolist() == [16] * 5
+    assert folds["n_test_patients"].tolist() == [4] * 5
+    assert folds["fold"].tolist() == list(range(5))
+    assert (folds[["fit_time", "score_time"]] > 0).all(axis=None)
+    assert folds["n_significant"].between(0, N_GENES).all()
+    assert folds["median_r"].between(-1, 1).all()
+
+
+@pytest.mark.parametrize("routing", [False, True])
+def test_groups_reach_whoever_asks(data, routing):
+    X, y, patients = data
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), PatientRidge()),
+        {"patientridge__alpha": [1.0, 1e6]},
+        cv=GroupKFold(4),
+        scoring=make_significance_scorer(),
+    )
+    with config_context(enable_metadata_routing=routing):
+        pipeline = make_pipeline(StandardScaler(), PatientRidge())
+        result = cross_val_significance(pipeline, X, y, groups=patients, cv=4)
+        assert all(len(model[-1].groups_) == 45 for model in result.estimators)
+        result = cross_val_significance(search, X, y, groups=patients, cv=4)
+        assert [model.n_splits_ for model in result.estimators] == [4] * 4
+        assert all(len(model.best_estimator_[-1].groups_) == 45 for model in result.estimators)
+        result = cross_val_significance(PlainRidge(), X, y, groups=patients, cv=4)
+        assert all(model.groups_ is None for model in result.estimators)
+        nested = GridSearchCV(Ridge(), {"alpha": [1.0]}, cv=GroupKFold(4))
+        cross_val_significance(nested, X, y, groups=patients, cv=4)
+        assert get_config()["enable_metadata_routing"] == routing
+
+
+def test_same_result_in_threads_and_processes(data):
+    X, y, patients = data
+    pipeline = make_pipeline(StandardScaler(), PatientRidge())
+    alone = cross_val_significance(pipeline, X, y, groups=patients, cv=4)
+    with parallel_config("threading"):
+        threads = cross_val_significance(pipeline, X, y, groups=patients, cv=4, n_jobs=2)
+    pd.testing.assert_frame_equal(alone.report, threads.report)
+    assert all(len(model[-1].groups_) == 45 for model in threads.estimators)
+    # In other processes the search gets its groups too; without them GroupKFold would fail.
+    search = GridSearchCV(Ridge(), {"alpha": [1.0, 1e6]}, cv=GroupKFold(4))
+    alone = cross_val_significance(search, X, y, groups=patients, cv=4)
+    both = cross_val_significance(search, X, y, groups=patients, cv=4, n_jobs=2)
+    pd.testing.assert_frame_equal(alone.report, both.report)
+    pd.testing.assert_frame_equal(alone.predictions, both.predictions)
+
+
+def test_estimator_is_cloned_and_fold_models_are_averaged(data):
+    X, y, _ = data
+    model = PatientRidge()
+    result = cross_val_significance(model, X, y, cv=3)
+    assert not hasattr(model, "ridge_")
+    X_new = np.random.default_rng(5).normal(size=(7, 5))
+    expected = np.mean([fold.predict(X_new) for fold in result.estimators], axis=0)
+    assert_allclose(result.predict(X_new), expected)
+
+
+def test_regressor_without_a_twin_meets_the_mean(data):
+    X, y, _ = data
+    result = cross_val_significance(Ridge(), X, y)
+    assert result.untrained_predictions is None
+    pd.testing.assert_frame_equal(result.report, result.mean_report)
+    assert "against the mean" in repr(result)
+
+
+def test_target_transformer_sees_training_patients_only(data):
+    X, y, patients = data
+    y = np.exp(y - 8)
+    seen = []
+
+    class Spy(QuantileTransformer):
+        def fit(self, X, y=None):
+            seen.append(X)
+            return super().fit(X)
+
+    transformer = Spy(n_quantiles=10, output_distribution="normal")
+    result = cross_val_significance(
+        PatientRidge(), X, y, groups=patients, target_transformer=transformer
+    )
+    assert not hasattr(transformer, "quantiles_")
+    values = y.to_numpy()
+    for rows, test, fitted in zip(
+        seen, result.test_indices, result.target_transformers, strict=True
+    ):
+        train = np.setdiff1d(np.arange(N), test)
+        means = [values[train][patients[train] == name].mean(axis=0) for name in set(patients)
+                 if name in patients[train]]  # fmt: skip
+        assert rows.shape == (16, N_GENES)
+        assert_allclose(np.sort(rows, axis=0), np.sort(means, axis=0))
+        assert_allclose(result.y_true.iloc[test], fitted.transform(values[test]))
+    assert all(model.y_.columns.tolist() == GENES for model in result.estimators)
+    assert np.abs(result.y_true).max(axis=None) < 6
+    assert result.y_true.index.tolist() == y.index.tolist()
+
+
+def test_target_transformer_without_groups_and_for_one_gene(data):
+    X, y, _ = data
+    result = cross_val_significance(
+        PatientRidge(), X, y["G0"].to_numpy(), target_transformer=StandardScaler(), cv=3
+    )
+    assert result.report.shape[0] == 1
+    assert result.estimators[0].y_.ndim == 1
+    assert_allclose([model.y_.mean() for model in result.estimators], 0, atol=1e-12)
+    assert result.predict(X).shape == (N,)
+    series = cross_val_significance(PatientRidge(), X, y["G0"], cv=3)
+    assert series.report.index.tolist() == ["G0"]
+    assert series.predictions.index.tolist() == y.index.tolist()
+
+
+def test_lists_of_paths_frames_and_arrays(data):
+    X, y, _ = data
+    names = [f"slide-{row}.svs" for row in range(N)]
+    by_path = cross_val_significance(
+        make_pipeline(FileReader(), PatientRidge()), names, y.reset_index(drop=True), cv=3
+    )
+    by_array = cross_val_significance(PatientRidge(), X, y.to_numpy(), cv=3)
+    by_frame = cross_val_significance(PatientRidge(), pd.DataFrame(X, index=y.index), y, cv=3)
+    bags = make_pipeline(FunctionTransformer(np.stack), PatientRidge())
+    by_bags = cross_val_significance(bags, list(X), y, cv=3)
+    for other in (by_array, by_frame, by_bags):
+        assert_allclose(by_path.predictions, other.predictions)
+    assert by_array.report.index.tolist() == list(range(N_GENES))
+
+
+def test_folds_may_leave_samples_out_and_be_tiny(data):
+    X, y, _ = data
+    rows = np.arange(N)
+    cv = [(rows[6:], rows[:3]), (rows[6:], rows[3:6])]
+    result = cross_val_significance(PatientRidge(), X, y, cv=cv)
+    assert result.predictions.index.tolist() == y.index[:6].tolist()
+    assert result.folds["n_significant"].isna().all()
+    masks = [(rows >= 6, rows < 6)]
+    assert len(cross_val_significance(PatientRidge(), X, y, cv=masks).predictions) == 6
+
+
+class NeverFit(PatientRidge):
+    """Fail the test where work starts in spite of bad input."""
+
+    def fit(self, X, y, groups=None):
+        """Complain."""
+        raise AssertionError("work started before the input was checked")
+
+
+def permuted(y):
+    return y.iloc[np.random.default_rng(0).permutation(N)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X, y, g: {"X": X[:-1]}, "X has 59 samples, y has 60 rows"),
+        (lambda X, y, g: {"groups": g[:-1]}, r"each of the 60 samples, got shape \(59,\)"),
+        (lambda X, y, g: {"groups": [None, *g[1:]]}, "missing for 1 samples"),
+        (lambda X, y, g: {"y": y.set_axis(["G0", *GENES[:-1]], axis=1)}, "duplicate.*'G0'"),
+        (lambda X, y, g: {"y": y.mask(y == y.loc["S4", "G2"])}, "NaN.*'G2'.*'S4'"),
+        (lambda X, y, g: {"y": y.assign(name="a")}, "not numeric: 'name'"),
+        (lambda X, y, g: {"X": pd.DataFrame(X, y.index), "y": permuted(y)}, "different names"),
+        (lambda X, y, g: {"X": [f"a/{s}.svs" for s in y.index], "y": permuted(y)}, "row [0-9]+"),
+        (lambda X, y, g: {"X": [f"a/{s}x.svs" for s in y.index]}, "60 of 60 carry different"),
+        (lambda X, y, g: {"groups": g[:4].repeat(15)}, "5 folds need .* patients, got [34]"),
+        (lambda X, y, g: {"cv": GroupKFold(21)}, "21 folds need at least 21 patients, got 20"),
+        (lambda X, y, g: {"cv": 61, "groups": None}, "61 folds need at least 61 samples, got 60"),
+        (lambda X, y, g: {"cv": KFold(3)}, "Fold 0 of cv has .* patient.* in both"),
+        (lambda X, y, g: {"cv": RepeatedKFold(), "groups": None}, "60 samples out more than once"),
+        (lambda X, y, g: {"cv": ShuffleSplit(9), "groups": None}, "more than once"),
+        (lambda X, y, g: {"cv": [([0, 1], [1, 2])], "groups": None}, "1 sample.* in both"),
+        (lambda X, y, g: {"cv": [([0, 1], [2, 3])], "groups": None}, "at least 4 held-out"),
+        (lambda X, y, g: {"groups": pd.Series(g, y.index)[::-1]}, "groups.loc"),
+        (lambda X, y, g: {"fdr": -1}, "'fdr' parameter"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_found_before_any_work(data, change, message):
+    X, y, patients = data
+    arguments = {"X": X, "y": y, "groups": patients} | change(X, y, patients)
+    with pytest.raises((ValueError, TypeError), match=message):
+        cross_val_significance(NeverFit(), **arguments)

@@ -1,0 +1,118 @@
+"""Expression tables and sample names, as every estimator checks them."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from sklearn_pk.utils import check_expression, check_sample_names
+
+FRAME = pd.DataFrame([[1, 2.5], [3, 4.5], [5, 6.5]], columns=["A", "B"], index=["x", "y", "z"])
+
+
+@pytest.mark.parametrize(
+    ("y", "dtype", "names", "is_1d"),
+    [
+        (FRAME, np.float64, ["A", "B"], False),
+        (FRAME.astype(np.float32), np.float32, ["A", "B"], False),
+        (FRAME.astype(object), np.float64, ["A", "B"], False),
+        (FRAME.astype("Float32"), np.float32, ["A", "B"], False),
+        (FRAME.set_axis([672, 675], axis=1), np.float64, [672, 675], False),
+        (FRAME["A"], np.float64, ["A"], True),
+        (FRAME.to_numpy(), np.float64, None, False),
+        (FRAME.to_numpy().astype(np.float16), np.float32, None, False),
+        (pd.DataFrame(FRAME.to_numpy()), np.float64, None, False),
+        (FRAME["A"].tolist(), np.float64, None, True),
+        ([1, 2, 3], np.float64, None, True),
+    ],
+)
+def test_expression_of_any_kind(y, dtype, names, is_1d):
+    values, gene_names, was_1d = check_expression(y)
+    assert values.dtype == dtype
+    assert values.shape == (3, 1 if is_1d else 2)
+    assert was_1d is is_1d
+    assert gene_names is None if names is None else gene_names.tolist() == names
+    np.testing.assert_allclose(values, np.reshape(np.asarray(y, dtype=float), values.shape))
+
+
+def test_arrays_are_not_copied():
+    y = np.ones((3, 2), dtype=np.float32)
+    assert check_expression(y)[0] is y
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "message"),
+    [
+        (None, ValueError, "Ridge requires y to be passed, but the target y is None"),
+        (FRAME.set_axis(["A", "A"], axis=1), ValueError, "duplicate gene names: 'A'"),
+        (FRAME.assign(C="text"), TypeError, "not numeric: 'C'"),
+        (FRAME.assign(C=1j), TypeError, "not numeric: 'C'"),
+        (FRAME.mask(FRAME == 4.5), ValueError, r"contains NaN.*1 of 2 genes \('B'\).*\('y'\)"),
+        (FRAME.astype("Float64").mask(FRAME == 4.5), ValueError, "contains NaN.*'B'"),
+        (FRAME.to_numpy() * [1, np.inf], ValueError, "contains infinity.*inf.*1 of 2 genes"),
+        (np.array([1j, 2]), ValueError, "Complex data not supported"),
+        (np.array(["a", "b"]), TypeError, "not numbers"),
+        (sparse.eye_array(3), TypeError, "dense table"),
+        (np.ones((2, 2, 2)), ValueError, r"shape \(2, 2, 2\)"),
+        (3.0, ValueError, "should be a 1d array"),
+        (np.ones((0, 2)), ValueError, "at least one sample"),
+        (np.ones((2, 0)), ValueError, "at least one sample and one gene"),
+    ],
+)
+def test_bad_expression(y, error, message):
+    with pytest.raises(error, match=message):
+        check_expression(y, estimator_name="Ridge")
+
+
+@pytest.mark.parametrize(
+    ("x_names", "y_names"),
+    [
+        (["a/x.svs", "a/y.svs", "a/z.svs"], ["x", "y", "z"]),
+        ([Path("x.svs"), Path("y.svs"), Path("z.svs")], ["x.svs", "y.svs", "z.svs"]),
+        (["p1_a.svs", "p1_b.svs", "p2_a.svs"], ["p1", "p1", "p2"]),
+        (["p1/s.svs", "p1/s.svs", "p2/s.svs"], ["p1", "p1", "p2"]),
+        (["p1", "p2", "p3"], ["p1-01A", "p2-01A", "p3-01A"]),
+        (["TCGA-A1-A0SB-01Z-00-DX1.ab.svs"] * 3, ["tcga-a1-a0sb-01A-11R"] * 3),
+        (["q.svs", "r.svs", "s.svs"], [0, 1, 2]),
+        (["q.svs", "r.svs", "s.svs"], [7, 5, 6]),
+        ([np.ones(2)] * 3, ["x", "y", "z"]),
+    ],
+)
+def test_names_that_agree(x_names, y_names):
+    y = FRAME.set_axis(y_names)
+    check_sample_names(x_names, y)
+    check_sample_names(x_names, y.to_numpy())
+    if not isinstance(x_names[0], np.ndarray):
+        check_sample_names(np.array(list(map(str, x_names))), y)
+        check_sample_names(pd.Series(x_names), y)
+        check_sample_names(pd.DataFrame({"slide": x_names, "mpp": 0.5}), y)
+        check_sample_names([SimpleNamespace(slide=str(name)) for name in x_names], y)
+
+
+@pytest.mark.parametrize(
+    ("x_names", "y_names", "n_wrong"),
+    [
+        (["y.svs", "x.svs", "z.svs"], ["x", "y", "z"], 2),
+        (["S10.svs", "S2.svs", "S3.svs"], ["S1", "S2", "S3"], 1),
+        (["q.svs", "r.svs", "s.svs"], ["x", "y", "z"], 3),
+        (["TCGA-A1-A0SB-01Z.svs"] * 3, ["TCGA-A1-A0SC"] * 3, 3),
+    ],
+)
+def test_names_that_do_not(x_names, y_names, n_wrong):
+    y = FRAME.set_axis(y_names)
+    for X in (x_names, pd.DataFrame(np.ones((3, 2)), index=[Path(x).stem for x in x_names])):
+        with pytest.raises(ValueError, match=f"{n_wrong} of 3 carry different names.*{y_names[0]}"):
+            check_sample_names(X, y)
+
+
+def test_features_without_names_are_not_compared():
+    check_sample_names(np.ones((3, 2)), FRAME)
+    check_sample_names(pd.DataFrame(np.ones((3, 2))), FRAME)
+    check_sample_names([SimpleNamespace(slide=""), SimpleNamespace(slide="q"), None], FRAME)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples: X has 2"):
+        check_sample_names(np.ones((2, 2)), FRAME)
