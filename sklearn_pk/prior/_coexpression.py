@@ -60,9 +60,11 @@ def correlated_pairs(Z_rows, Z_columns, threshold, *, absolute=False, block_size
     Returns
     -------
     rows, columns : ndarray of intp
-        Indices into `Z_rows` and `Z_columns`.
+        Indices into `Z_rows` and `Z_columns`. Rows of zeros, which stand for constant
+        genes, have no part in any pair.
     """
     found = [(np.empty(0, np.intp), np.empty(0, np.intp))]
+    varying_rows, varying_columns = Z_rows.any(axis=1), Z_columns.any(axis=1)
     columns32 = Z_columns.astype(np.float32)
     for start in range(0, len(Z_rows), block_size):
         rows32 = Z_rows[start : start + block_size].astype(np.float32)
@@ -73,9 +75,9 @@ def correlated_pairs(Z_rows, Z_columns, threshold, *, absolute=False, block_size
             i, j = np.nonzero(r > threshold - _MARGIN)
             near = r[i, j] < threshold + _MARGIN
             i, j = i + start, j + offset
-            keep = ~near
             exact = np.einsum("ij,ij->i", Z_rows[i[near]], Z_columns[j[near]])
-            keep[near] = (np.abs(exact) if absolute else exact) > threshold
+            keep = varying_rows[i] & varying_columns[j]
+            keep[near] &= (np.abs(exact) if absolute else exact) > threshold
             found.append((i[keep], j[keep]))
     rows, columns = zip(*found, strict=True)
     return np.concatenate(rows), np.concatenate(columns)

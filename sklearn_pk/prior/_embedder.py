@@ -112,7 +112,8 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Frobenius norm of ``M - embedding_ @ components_``.
 
     n_iter_ : int
-        Number of iterations.
+        Number of iterations. `max_iter` means that `tol` was not reached, which for
+        graphs is the rule and no cause for a warning.
 
     n_features_in_ : int
         Number of columns of X.

@@ -2,8 +2,11 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import warnings
+
 import numpy as np
 from sklearn.decomposition import non_negative_factorization
+from sklearn.exceptions import ConvergenceWarning
 
 
 def factorize(X, n_components, *, solver, init, tol, max_iter, random_state, verbose=0):
@@ -40,16 +43,19 @@ def factorize(X, n_components, *, solver, init, tol, max_iter, random_state, ver
         return W, H, 0
     # More components than rows or columns reconstruct no better: the rest stay zero.
     rank = min(n_components, np.count_nonzero(rows), np.count_nonzero(columns))
-    W[rows, :rank], H[:rank, columns], n_iter = non_negative_factorization(
-        X[rows][:, columns],
-        n_components=rank,
-        solver=solver,
-        init=init,
-        tol=tol,
-        max_iter=max_iter,
-        random_state=random_state,
-        verbose=verbose,
-    )
+    with warnings.catch_warnings():
+        # Reaching max_iter is the method's usual end; the caller has n_iter to tell.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        W[rows, :rank], H[:rank, columns], n_iter = non_negative_factorization(
+            X[rows][:, columns],
+            n_components=rank,
+            solver=solver,
+            init=init,
+            tol=tol,
+            max_iter=max_iter,
+            random_state=random_state,
+            verbose=verbose,
+        )
     return W, H, n_iter
 
 
