@@ -269,9 +269,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return project(X, self.components_).astype(X.dtype, copy=False)
 
     def _validate(self, X, *, reset):
-        X = validate_data(
-            self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset
-        )
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset)
         check_non_negative(X, "NMFGeneEmbedder (input X)")
         return X
 

@@ -4,6 +4,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ._aggregators import make_aggregator
 from ._layer import PriorKnowledgeLinear
@@ -21,8 +22,8 @@ class ExpressionModule(nn.Module):
         What is subtracted from tile features, and what they are divided by.
     target_mean : Tensor of shape (n_genes,)
         What is added to the output.
-    target_scale : float
-        What the output is multiplied by.
+    target_scale : Tensor of shape (n_genes,)
+        What the output is multiplied by; 0 for genes that are constant.
     embeddings : Tensor of shape (n_genes, d) or None
         Gene embeddings.
     lambda_ : float
@@ -52,7 +53,7 @@ class ExpressionModule(nn.Module):
         self.register_buffer("feature_mean", feature_mean)
         self.register_buffer("feature_scale", feature_scale)
         self.register_buffer("target_mean", target_mean)
-        self.register_buffer("target_scale", torch.tensor(float(target_scale)))
+        self.register_buffer("target_scale", target_scale)
         width, n_genes = len(feature_mean), len(target_mean)
         self.tile_projection = nn.Identity()
         if embed_dim is not None:
@@ -62,9 +63,13 @@ class ExpressionModule(nn.Module):
             aggregator, width, depth=depth, n_heads=n_heads, head_dim=head_dim
         )
         self.slide_projection = nn.Identity()
-        if embeddings is not None and embeddings.shape[1] != width:
-            self.slide_projection = nn.Linear(width, embeddings.shape[1])
-            width = embeddings.shape[1]
+        if embeddings is not None:
+            excess = embeddings.shape[1] - width
+            if excess > 0:
+                self.slide_projection = nn.Linear(width, width + excess)
+                width += excess
+            # Narrow embeddings get columns of zeros: a prior takes no width from the learned weights.
+            embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
         self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_)
 

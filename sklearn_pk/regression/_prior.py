@@ -133,3 +133,24 @@ def check_embeddings(embeddings, n_genes):
     if not np.isfinite(embeddings).all():
         raise ValueError("prior: the gene embeddings contain NaN or infinity.")
     return embeddings.astype(np.float32)
+
+
+def unit_scale(embeddings):
+    """
+    Bring embeddings to the root mean square of freshly drawn weights, 1 / sqrt(3 d).
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n_genes, d)
+        Gene embeddings. Rows of zeros do not count and stay zero.
+
+    Returns
+    -------
+    ndarray of shape (n_genes, d), float32
+        The embeddings times one factor.
+    """
+    known = embeddings[embeddings.any(axis=1)]
+    if not len(known):
+        return embeddings
+    mean_square = np.mean(np.square(known, dtype=np.float64))
+    return embeddings * np.float32(1 / np.sqrt(3 * embeddings.shape[1] * mean_square))

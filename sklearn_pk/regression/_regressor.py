@@ -22,7 +22,13 @@ from skorch.helper import predefined_split
 
 from ..utils import check_bags, check_expression, is_bag_input
 from ._module import ExpressionModule
-from ._prior import align_embeddings, check_embeddings, expression_by_patient, learn_embeddings
+from ._prior import (
+    align_embeddings,
+    check_embeddings,
+    expression_by_patient,
+    learn_embeddings,
+    unit_scale,
+)
 from ._training import (
     BagDataset,
     KeepBestWeights,
@@ -125,8 +131,13 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     embed_dim : int or None, default=None
         Width of the slide embedding. None keeps that of the tile features; another
         value puts a learned linear projection in front of the aggregator. Where
-        the gene embeddings have yet another width, a second learned projection
-        brings the slide embedding to it.
+        the gene embeddings are wider, a second learned projection brings the slide
+        embedding to their width; where they are narrower, they are padded with zeros.
+
+    scale_embeddings : bool, default=True
+        Whether to bring the gene embeddings as a whole to the root mean square
+        of freshly drawn learned weights, ``1 / sqrt(3 d)``. Otherwise their scale,
+        which is arbitrary for most priors, decides what a given `lambda_` means.
 
     standardize : bool, default=True
         Whether to centre and scale every feature by its mean and standard deviation
@@ -178,7 +189,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         The fitted clone of `prior`; None unless `prior` is an estimator.
 
     embeddings_ : ndarray of shape (n_genes, d), float32, or None
-        The gene embeddings G.
+        The gene embeddings G, scaled.
 
     history_ : DataFrame
         Epoch, train_loss, valid_loss (if patients were held out) and dur (seconds).
@@ -211,7 +222,8 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     layer is shifted by the mean expression of each gene in the training samples and
     scaled by one number, the root of the mean variance of all genes: the weight
     of a gene in the loss does not change, but training need not
-    first find the level of each gene in tiny steps.
+    first find the level of each gene in tiny steps. A gene that is constant in
+    training is predicted by its value.
 
     Slides are predicted one by one, so that a prediction does not depend on the
     slides beside it.
@@ -257,6 +269,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         "n_heads": [Interval(Integral, 1, None, closed="left")],
         "head_dim": [Interval(Integral, 1, None, closed="left")],
         "embed_dim": [Interval(Integral, 1, None, closed="left"), None],
+        "scale_embeddings": ["boolean"],
         "standardize": ["boolean"],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -281,6 +294,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         n_heads=16,
         head_dim=64,
         embed_dim=None,
+        scale_embeddings=True,
         standardize=True,
         max_epochs=200,
         batch_size=16,
@@ -301,6 +315,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         self.n_heads = n_heads
         self.head_dim = head_dim
         self.embed_dim = embed_dim
+        self.scale_embeddings = scale_embeddings
         self.standardize = standardize
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -454,18 +469,20 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             self.prior_, embeddings = learn(self.prior, expression)
         else:
             embeddings = align_embeddings(self.prior, n_genes, gene_names)
-        return check_embeddings(embeddings, n_genes)
+        embeddings = check_embeddings(embeddings, n_genes)
+        return unit_scale(embeddings) if self.scale_embeddings else embeddings
 
     def _describe_module(self, bags, values):
         mean, scale = np.zeros(self.n_features_in_), np.ones(self.n_features_in_)
         if self.standardize:
             mean, scale = tile_statistics(bags)
-        target_scale = np.sqrt(values.var(axis=0, dtype=np.float64).mean())
+        variances = values.var(axis=0, dtype=np.float64)
+        target_scale = np.where(np.ptp(values, axis=0) > 0, np.sqrt(variances.mean()), 0.0)
         return {
             "feature_mean": torch.as_tensor(mean, dtype=torch.float32),
             "feature_scale": torch.as_tensor(scale, dtype=torch.float32),
             "target_mean": torch.as_tensor(values.mean(axis=0), dtype=torch.float32),
-            "target_scale": target_scale if target_scale > 0 else 1.0,
+            "target_scale": torch.as_tensor(target_scale, dtype=torch.float32),
             "lambda_": self.lambda_,
             "aggregator": self.aggregator,
             "depth": self.depth,
@@ -499,6 +516,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             iterator_train__generator=torch.Generator().manual_seed(self._seed),
             iterator_train__collate_fn=identity,
             iterator_valid__collate_fn=identity,
+            iterator_valid__generator=torch.Generator(),
             train_split=predefined_split(valid) if len(valid) else None,
             callbacks=[("keeper", keeper)],
             callbacks__print_log=None,
@@ -534,5 +552,4 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.target_tags.multi_output = True
-        tags.non_deterministic = False
         return tags
