@@ -4,5 +4,6 @@
 
 from ._lambda_path import LambdaPathDisplay
 from ._prediction import PredictionDisplay
+from ._tissue_mask import TissueMaskDisplay
 
-__all__ = ["LambdaPathDisplay", "PredictionDisplay"]
+__all__ = ["LambdaPathDisplay", "PredictionDisplay", "TissueMaskDisplay"]

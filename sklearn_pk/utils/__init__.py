@@ -3,10 +3,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from ._bags import check_bag, check_bags, is_bag_input
+from ._discovery import all_estimators, all_public_objects
 from ._progress import progress
 from ._validation import check_expression, check_sample_names
 
 __all__ = [
+    "all_estimators",
+    "all_public_objects",
     "check_bag",
     "check_bags",
     "check_expression",

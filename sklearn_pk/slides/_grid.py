@@ -1,0 +1,123 @@
+"""Where tiles lie on a slide, and what has to be read for them."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+
+from ._reader import MAX_UPSAMPLING, SAME_RESOLUTION, best_level
+
+_MASK_MPP = 8.0
+_MASK_PIXELS = 16
+
+
+def tile_geometry(info, tile_size, mpp):
+    """
+    Choose the pyramid level and the number of pixels to read for one tile.
+
+    Parameters
+    ----------
+    info : SlideInfo
+        Header of the slide.
+    tile_size : int
+        Edge of a tile in pixels at `mpp`.
+    mpp : float
+        Resolution asked for in um/px.
+
+    Returns
+    -------
+    level : int
+        Pyramid level.
+    read_size : int
+        Edge to read in pixels of that level.
+    size_level0 : int
+        Edge in level-0 pixels.
+
+    Raises
+    ------
+    ValueError
+        If the slide is much coarser than asked for.
+    """
+    if info.mpp > mpp * MAX_UPSAMPLING:
+        raise ValueError(
+            f"Slide {info.path!r} has {info.mpp:.4g} um/px, too coarse for mpp={mpp!r}: enlarging "
+            f"its pixels adds no detail. Ask for mpp={info.mpp:.3g} or coarser, or leave the "
+            "slide out."
+        )
+    level = best_level(info, mpp)
+    downsample = info.level_downsamples[level]
+    scale = mpp / (info.mpp * downsample)
+    same = abs(scale - 1) <= SAME_RESOLUTION
+    read_size = tile_size if same else max(1, round(tile_size * scale))
+    return level, read_size, max(1, round(read_size * downsample))
+
+
+def grid_axis(length, level_length, downsample, size_level0, read_size, step):
+    """
+    Place tiles along one axis so that none leaves the slide.
+
+    Parameters
+    ----------
+    length : int
+        Length of the axis in level-0 pixels.
+    level_length : int
+        Its length in pixels of the level that is read.
+    downsample : float
+        Level-0 pixels per pixel of that level.
+    size_level0, read_size : int
+        Edge of a tile in level-0 pixels and in pixels of that level.
+    step : int
+        Distance of neighbours in level-0 pixels.
+
+    Returns
+    -------
+    starts : ndarray of shape (n,), int64
+        First level-0 pixel of each tile.
+    """
+    starts = np.arange(0, max(0, length - size_level0 + 1), step, dtype=np.int64)
+    # Halving an odd length drops a pixel, so a tile may fit at level 0 and not at its own level.
+    return starts[starts / downsample + read_size <= level_length + 1e-6]
+
+
+def tile_grid(info, level, read_size, size_level0, step):
+    """
+    Place tiles on the whole slide, row by row.
+
+    Parameters
+    ----------
+    info : SlideInfo
+        Header of the slide.
+    level : int
+        Pyramid level that is read.
+    read_size, size_level0 : int
+        Edge of a tile in pixels of that level and in level-0 pixels.
+    step : int
+        Distance of neighbours in level-0 pixels.
+
+    Returns
+    -------
+    coords : ndarray of shape (n, 2), int64
+        x and y of upper left corners in level-0 pixels.
+    """
+    downsample = info.level_downsamples[level]
+    x, y = (
+        grid_axis(length, level_length, downsample, size_level0, read_size, step)
+        for length, level_length in zip(info.size, info.level_sizes[level], strict=True)
+    )
+    return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
+
+
+def mask_resolution(tile_edge_um):
+    """
+    Resolution of the overview: 8 um/px, or finer where a tile would span under 16 pixels.
+
+    Parameters
+    ----------
+    tile_edge_um : float
+        Edge of a tile in um.
+
+    Returns
+    -------
+    mpp : float
+        Coarsest um/px of the overview.
+    """
+    return min(_MASK_MPP, tile_edge_um / _MASK_PIXELS)

@@ -1,0 +1,373 @@
+"""Open slide files: the one place that knows OpenSlide."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import hashlib
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image
+
+MPP_RANGE = (0.1, 2.0)
+# A level this close to the resolution asked for is read as it is: resampling by a fraction of a
+# percent would blur every tile and change nothing else.
+SAME_RESOLUTION = 0.01
+MAX_UPSAMPLING = 1.25
+_BLOCK = 2048
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """
+    What the header of a slide says.
+
+    Parameters
+    ----------
+    path : str
+        Path of the slide file.
+    size : tuple of int
+        Width and height of level 0 in pixels.
+    level_sizes : tuple of tuple of int
+        Width and height of each level in pixels.
+    level_downsamples : tuple of float
+        Level-0 pixels per pixel of each level.
+    mpp : float
+        Resolution of level 0 in um/px.
+    objective_power : float
+        Stated magnification of level 0, NaN where there is none.
+    """
+
+    path: str
+    size: tuple
+    level_sizes: tuple
+    level_downsamples: tuple
+    mpp: float
+    objective_power: float
+
+
+@contextmanager
+def open_slide(path):
+    """
+    Open a slide and turn every failure to read it into an error that names it.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of the slide file.
+
+    Yields
+    ------
+    slide : openslide.OpenSlide
+        The slide, closed at the end.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    PermissionError
+        If the file may not be read.
+    ValueError
+        If the file is no slide OpenSlide can read, now or while it is read.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"Slide not found: {path!r}. Check the path.")
+    if os.path.isdir(path):
+        raise ValueError(f"Expected a slide file, got a folder: {path!r}.")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"Slide may not be read: {path!r}. Check its permissions.")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"Slide is empty (0 bytes): {path!r}. Copy or download it again.")
+    try:
+        with openslide.OpenSlide(path) as slide:
+            yield slide
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise ValueError(
+            f"Not a slide that OpenSlide can read: {path!r}. Expected a whole slide image such as "
+            "SVS, tiled pyramidal TIFF, NDPI, MRXS or DICOM, complete to its last byte."
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise ValueError(
+            f"Slide is damaged or truncated: {path!r} ({error}). Copy or download it again."
+        ) from error
+
+
+def _to_float(value):
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def resolve_mpp(path, properties, override=None):
+    """
+    Find the um/px of a slide and refuse an implausible value.
+
+    Parameters
+    ----------
+    path : str
+        Path of the slide, for the text of errors.
+    properties : mapping
+        Properties of the slide.
+    override : float, default=None
+        Value that replaces what the file says; None and NaN replace nothing.
+
+    Returns
+    -------
+    mpp : float
+        Resolution of level 0 in um/px, the mean of x and y.
+
+    Raises
+    ------
+    ValueError
+        If there is no value, or one outside 0.1 to 2 um/px.
+    """
+    low, high = MPP_RANGE
+    if override is not None and override == override:
+        mpp = _to_float(override)
+        if not low <= mpp <= high:
+            raise ValueError(
+                f"Slide {path!r}: the column 'mpp' must hold um/px from {low} to {high}, got "
+                f"{override!r}."
+            )
+        return mpp
+    found = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+    x, y = (_to_float(value) for value in found)
+    # Anisotropic pixels mean that one of both is wrong. NaN fails these comparisons too.
+    if low <= (x + y) / 2 <= high and abs(x - y) <= 0.1 * x:
+        return (x + y) / 2
+    shown = found[0] if found[0] == found[1] else tuple(found)
+    raise ValueError(
+        f"Slide {path!r} states no plausible resolution: expected {low} to {high} um/px, found "
+        f"{shown!r}. State it yourself: pass X as a DataFrame with the columns 'slide' and 'mpp' "
+        "(um/px of level 0)."
+    )
+
+
+def slide_info(slide, path, mpp=None):
+    """
+    Read the header of an open slide.
+
+    Parameters
+    ----------
+    slide : openslide.OpenSlide
+        Open slide.
+    path : str
+        Its path.
+    mpp : float, default=None
+        Resolution in um/px that replaces the one in the file.
+
+    Returns
+    -------
+    info : SlideInfo
+        Sizes, levels and resolution.
+
+    Raises
+    ------
+    ValueError
+        If the um/px is missing or implausible.
+    """
+    return SlideInfo(
+        path=path,
+        size=slide.dimensions,
+        level_sizes=slide.level_dimensions,
+        level_downsamples=slide.level_downsamples,
+        mpp=resolve_mpp(path, slide.properties, mpp),
+        objective_power=_to_float(slide.properties.get("openslide.objective-power")),
+    )
+
+
+def check_slide(path, mpp=None):
+    """
+    Check in milliseconds that a slide opens, has pixels and a plausible um/px.
+
+    Parameters
+    ----------
+    path : str
+        Path of the slide file.
+    mpp : float, default=None
+        Resolution in um/px that replaces the one in the file.
+
+    Returns
+    -------
+    info : SlideInfo
+        Sizes, levels and resolution.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ValueError
+        If it does not; the slide is named.
+    """
+    with open_slide(path) as slide:
+        info = slide_info(slide, path, mpp)
+        # The header of a truncated file may be whole; its last pixels are not.
+        for level in {0, slide.level_count - 1}:
+            scale = slide.level_downsamples[level]
+            x, y = (int((length - 1) * scale) for length in slide.level_dimensions[level])
+            slide.read_region((x, y), level, (1, 1))
+    return info
+
+
+def _to_rgb(image):
+    """Put the RGBA image OpenSlide gives on white."""
+    if image.getextrema()[3][0] == 255:
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def best_level(info, mpp):
+    """
+    Find the pyramid level with the largest downsample that is not coarser than asked.
+
+    Parameters
+    ----------
+    info : SlideInfo
+        Header of the slide.
+    mpp : float
+        Resolution asked for in um/px.
+
+    Returns
+    -------
+    level : int
+        The level; 0 where all are coarser.
+    """
+    limit = mpp * (1 + SAME_RESOLUTION)
+    fine = [
+        (downsample, level)
+        for level, downsample in enumerate(info.level_downsamples)
+        if info.mpp * downsample <= limit
+    ]
+    return max(fine)[1] if fine else 0
+
+
+def read_tile(slide, x, y, level, read_size, tile_size):
+    """
+    Read one tile.
+
+    Parameters
+    ----------
+    slide : openslide.OpenSlide
+        Open slide.
+    x, y : int
+        Upper left corner in level-0 pixels.
+    level : int
+        Pyramid level.
+    read_size : int
+        Edge in pixels of that level.
+    tile_size : int
+        Edge in pixels of the result.
+
+    Returns
+    -------
+    tile : ndarray of shape (tile_size, tile_size, 3), uint8
+        RGB pixels.
+    """
+    image = _to_rgb(slide.read_region((x, y), level, (read_size, read_size)))
+    if read_size != tile_size:
+        image = image.resize((tile_size, tile_size), Image.Resampling.BICUBIC)
+    return np.array(image)
+
+
+def read_overview(slide, info, mpp):
+    """
+    Read the whole slide at a low resolution, in blocks.
+
+    Memory does not grow with the layout of the pyramid: a slide that has but one level is
+    read block by block, each reduced before the next one is read.
+
+    Parameters
+    ----------
+    slide : openslide.OpenSlide
+        Open slide.
+    info : SlideInfo
+        Its header.
+    mpp : float
+        Coarsest resolution allowed, in um/px.
+
+    Returns
+    -------
+    overview : ndarray of shape (height, width, 3), uint8
+        RGB pixels.
+    scale : float
+        Level-0 pixels per pixel of the overview.
+    """
+    level = best_level(info, mpp)
+    downsample = info.level_downsamples[level]
+    factor = max(1, int(mpp * (1 + SAME_RESOLUTION) / (info.mpp * downsample)))
+    width, height = info.level_sizes[level]
+    overview = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
+    step = max(1, _BLOCK // factor) * factor
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            size = (min(step, width - left), min(step, height - top))
+            corner = (round(left * downsample), round(top * downsample))
+            block = np.asarray(_to_rgb(slide.read_region(corner, level, size)).reduce(factor))
+            row, column = top // factor, left // factor
+            overview[row : row + block.shape[0], column : column + block.shape[1]] = block
+    return overview, factor * downsample
+
+
+def file_state(path):
+    """
+    Return what changes when a file changes: its resolved path, size and time.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of a file.
+
+    Returns
+    -------
+    state : tuple
+        Resolved path, size in bytes, time of modification in ns.
+    """
+    path = os.path.realpath(path)
+    status = os.stat(path)
+    return path, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=65536)
+def _fingerprint(path, size, mtime_ns):
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with open(path, "rb") as file:
+        if size <= 8 * _MIB:
+            digest.update(file.read())
+        else:
+            for position in np.linspace(0, size - _MIB, 5, dtype=np.int64).tolist():
+                file.seek(position)
+                digest.update(file.read(_MIB))
+    # MIRAX keeps its pixels in a folder beside the file.
+    folder = Path(path).with_suffix("")
+    if path.lower().endswith(".mrxs") and folder.is_dir():
+        for part in sorted(folder.iterdir()):
+            digest.update(f"{part.name}:{part.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def fingerprint(path):
+    """
+    Identify the content of a slide without reading all of it.
+
+    Files up to 8 MiB are hashed whole; larger ones by their size and five samples of one
+    MiB from the first to the last byte. The result is remembered until the file changes.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of a file.
+
+    Returns
+    -------
+    fingerprint : str
+        32 hexadecimal digits.
+    """
+    return _fingerprint(*file_state(path))

@@ -1,0 +1,68 @@
+"""TissueMaskDisplay draws what SlideTiler finds."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sklearn_pk.plotting._tissue_mask import TissueMaskDisplay, scale_bar_length
+from sklearn_pk.slides import SlideTiler
+
+
+def test_real_slide(cmu_slide):
+    tiler = SlideTiler()
+    display = TissueMaskDisplay.from_estimator(tiler, cmu_slide)
+    [slide] = tiler.fit_transform([cmu_slide])
+    assert display.ax_.get_title() == "cmu_small_region: 45 tiles"
+    corners = [path.vertices[0] * 16 for path in display.tiles_.get_paths()]
+    np.testing.assert_allclose(corners, slide.coords)
+    assert display.ax_.get_xlim() == (0, 139)
+    assert "200 µm" in [text.get_text() for text in display.ax_.texts]
+    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert labels == ["tissue", "kept tiles"]
+
+
+def test_outline_is_that_of_the_mask():
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[5:15, 10:30] = True
+    display = TissueMaskDisplay(np.zeros((20, 30, 3), np.uint8), mask=mask).plot()
+    [path] = display.outline_.get_paths()
+    low, high = path.vertices.min(axis=0), path.vertices.max(axis=0)
+    np.testing.assert_allclose([low, high], [[10, 5], [30, 15]], atol=0.01)
+
+
+def test_slide_without_tissue(white_slide):
+    display = TissueMaskDisplay.from_estimator(SlideTiler(tile_size=64), white_slide)
+    assert display.ax_.get_title() == "white: 0 tiles"
+    assert display.tiles_ is display.outline_ is None
+    display.figure_.canvas.draw()
+
+
+def test_um_of_the_user(bad_slides):
+    frame = pd.DataFrame({"slide": [bad_slides["no_mpp"]], "mpp": [0.5]})
+    display = TissueMaskDisplay.from_estimator(SlideTiler(tile_size=64), frame)
+    assert display.mpp == 0.5
+    with pytest.raises(ValueError, match="found None"):
+        TissueMaskDisplay.from_estimator(SlideTiler(), bad_slides["no_mpp"])
+
+
+def test_axes_and_style_of_the_user():
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots()
+    image = np.zeros((8, 8, 3), np.uint8)
+    display = TissueMaskDisplay(image, tiles=np.zeros((1, 2)), tile_size=4)
+    display.plot(ax, legend=False, tile_kwargs={"linewidth": 3})
+    assert display.ax_ is ax
+    assert ax.get_legend() is None
+    assert display.tiles_.get_linewidth() == [3]
+    with pytest.raises(ValueError, match="tiles need tile_size"):
+        TissueMaskDisplay(image, tiles=np.zeros((1, 2))).plot(ax)
+
+
+@pytest.mark.parametrize(
+    ("width", "length"), [(1100, 200), (9, 1), (26_000, 5000), (5000, 1000), (1e5, 20_000)]
+)
+def test_scale_bar_is_round(width, length):
+    assert scale_bar_length(width) == length
