@@ -1,0 +1,68 @@
+# `make quickstart` and `make test` need Python 3.11 or newer, git and make, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes; each runs its numerical libraries on one thread.
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+# The checkout is installed in editable mode, so only a change of its metadata asks for another install.
+METADATA := pyproject.toml setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format docs bench clean
+
+help:
+	@echo "make quickstart   from slides to significantly predicted genes (ARGS=... is passed on)"
+	@echo "make test         linters, tests and doctests"
+	@echo "make format       let ruff rewrite the code"
+	@echo "make docs         the documentation, in docs/_build/html"
+	@echo "make bench        the benchmarks of benchmarks/asv"
+	@echo "make clean        remove what the other commands wrote, and $(VENV)"
+
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { echo "error: there is no '$(PYTHON)' here. Name a Python >= 3.11 with 'make PYTHON=/path/to/python3.11 ...'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: sklearn_pk needs Python >= 3.11, but $(PYTHON) is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment. On Debian and Ubuntu its module ensurepip comes with 'apt-get install python3-venv'." >&2; exit 1; }
+
+# uv takes seconds where pip takes minutes, but pip is enough.
+define install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+		&& VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --python $(BIN)/python -e "$(1)" \
+		|| { echo "uv did not do it, installing with pip." >&2; $(BIN)/python -m pip install -e "$(1)"; }
+endef
+
+$(VENV)/.installed-run: $(METADATA) | $(BIN)/python
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-test $(VENV)/.installed-docs: $(VENV)/.installed-%: $(METADATA) | $(BIN)/python
+	$(call install,.[$*])
+	@touch $@ $(VENV)/.installed-run
+
+quickstart: $(VENV)/.installed-run
+	$(BIN)/python docs/examples/plot_quickstart.py $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.installed-bench
+	cd benchmarks/asv && ../../$(BIN)/asv run --quick --show-stderr
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf docs/_build docs/api/generated docs/auto_examples docs/sg_execution_times.rst quickstart-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
