@@ -107,6 +107,10 @@ def neighborhood_preservation(graph, embedding, *, k=100, metric="cosine", norma
     ValueError
         If the shapes do not fit, `graph` has no edge, or a value is NaN or infinite.
 
+    See Also
+    --------
+    sklearn_pk.prior.NMFGeneEmbedder : Embeds the genes of a graph.
+
     Notes
     -----
     Only genes with an edge are looked up, some hundred at a time, so no dense matrix of

@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 from skorch import NeuralNetRegressor
 from skorch.helper import predefined_split
 
-from ..utils import check_bags, check_expression, is_bag_input
+from ..utils import check_bags, check_expression, check_sample_names, is_bag_input
 from ._module import ExpressionModule
 from ._prior import (
     align_embeddings,
@@ -354,14 +354,14 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If lengths differ, if X or y contain NaN (other than missing tiles),
-            if a bag is empty, if gene names repeat, if the prior does not match the genes,
+            If lengths or the names of samples differ, if X or y contain NaN (other
+            than missing tiles), if a bag is empty, if gene names repeat, if the prior does not match the genes,
             or if `device` is not there.
         """
         device = resolve_device(self.device)
         values, gene_names, self._y_is_1d = check_expression(y, estimator_name="fit")
         bags = self._check_bags(X, reset=True)
-        check_consistent_length(bags, values)
+        check_sample_names(X, y)
         groups = self._check_groups(groups, values)
         if gene_names is not None:
             self.gene_names_out_ = gene_names
@@ -509,6 +509,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             criterion=torch.nn.MSELoss,
             optimizer=torch.optim.AdamW,
             optimizer__weight_decay=self.weight_decay,
+            optimizer__fused=True,
             lr=self.lr,
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,

@@ -356,6 +356,8 @@ def test_bad_data(data):
         small().fit(X, missing)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         small().fit(X, y[:-1])
+    with pytest.raises(ValueError, match="60 of 60 carry different names"):
+        small().fit(pd.DataFrame(X[:, 0], index=[f"s{row}" for row in range(60)]), y)
     with pytest.raises(ValueError, match="duplicate gene names.*'gene1'"):
         small().fit(X, y.rename(columns={"gene0": "gene1"}))
     with pytest.raises(ValueError, match="2 samples have no patient, the first at position 5"):
