@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 import pandas as pd
 from sklearn import config_context
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_params
 from sklearn.utils.metadata_routing import get_routing_for_object
@@ -27,6 +27,13 @@ def takes_groups(estimator):
         return bool(get_routing_for_object(estimator).consumes("fit", ["groups"]))
     except NotImplementedError:  # a meta-estimator without metadata routing
         return False
+
+
+def check_parameters(estimator):
+    """Let every step check its parameters before the steps in front of it have worked."""
+    for part in (estimator, *estimator.get_params(deep=True).values()):
+        if isinstance(part, BaseEstimator):
+            part._validate_params()
 
 
 def _take(values, rows, y, is_1d):
@@ -309,9 +316,10 @@ def cross_val_significance(
     Raises
     ------
     ValueError
-        Before any fit: if the lengths or names of `X`, `y` and `groups` do not agree, `y` holds
-        NaN or names a gene twice, there are fewer patients than folds or fewer than 4 samples
-        are held out, or `cv` leaks patients or holds samples out twice.
+        Before any fit: if a parameter of a step is not allowed, the lengths or names of `X`,
+        `y` and `groups` do not agree, `y` holds NaN or names a gene twice, there are fewer
+        patients than folds or fewer than 4 samples are held out, or `cv` leaks patients or
+        holds samples out twice.
 
     See Also
     --------
@@ -337,6 +345,7 @@ def cross_val_significance(
     >>> result.folds["n_test_patients"].tolist()
     [10, 10, 10]
     """
+    check_parameters(estimator)
     check_sample_names(X, y)
     values, gene_names, is_1d = check_expression(y, estimator_name="cross_val_significance")
     groups = check_groups(groups, y)

@@ -14,8 +14,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._gene_sets import edges_to_graph, load_edges, pairs_to_graph
 
-# A float32 product of unit vectors is off by about 1e-6: pairs this near to the threshold are computed
-# again in float64, so that the edges do not depend on the size of the blocks or the number of threads.
+# A float32 product of unit vectors is off by about 1e-6: pairs this near to the threshold are
+# computed again in float64, so that the edges do not depend on the size of the blocks or the number
+# of threads.
 _MARGIN = 1e-5
 
 

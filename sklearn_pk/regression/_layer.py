@@ -94,7 +94,7 @@ class PriorKnowledgeLinear(nn.Linear):
         Returns
         -------
         str
-            Sizes and lambda_.
+            Sizes and `lambda_`.
         """
         prior = "no embeddings" if self.embeddings is None else f"lambda_={self.lambda_}"
         return f"{super().extra_repr()}, {prior}"

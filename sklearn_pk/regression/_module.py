@@ -68,7 +68,7 @@ class ExpressionModule(nn.Module):
             if excess > 0:
                 self.slide_projection = nn.Linear(width, width + excess)
                 width += excess
-            # Narrow embeddings get columns of zeros: a prior takes no width from the learned weights.
+            # Narrow embeddings are padded: a prior takes no width from the learned weights.
             embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
         self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_)

@@ -206,7 +206,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     n_features_in_ : int
         Width of the tile features.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features. Defined only when X is a DataFrame with strings as
         its columns.
 
@@ -355,8 +355,8 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         ------
         ValueError
             If lengths or the names of samples differ, if X or y contain NaN (other
-            than missing tiles), if a bag is empty, if gene names repeat, if the prior does not match the genes,
-            or if `device` is not there.
+            than missing tiles), if a bag is empty, if gene names repeat, if the
+            prior does not match the genes, or if `device` is not there.
         """
         device = resolve_device(self.device)
         values, gene_names, self._y_is_1d = check_expression(y, estimator_name="fit")

@@ -96,7 +96,7 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
     seed_ : int
         Seed drawn from `random_state`.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features. Defined only when X is a DataFrame with strings as
         its columns.
 

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import progress
+from ..utils import check_expression, check_sample_names, progress
 from ._bags import TiledSlide
 from ._grid import mask_resolution, tile_geometry, tile_grid
 from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
@@ -276,8 +276,9 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         X : list of path-like, Series, or DataFrame with the columns ``slide`` and ``mpp``
             Slides. The um/px in the optional column ``mpp`` replaces what the file says;
             NaN replaces nothing.
-        y : None
-            Ignored.
+        y : array-like or DataFrame of shape (n_slides,) or (n_slides, n_genes), default=None
+            Expression. It is only checked, so that a pipeline refuses a table that does not
+            belong to the slides before it encodes them.
 
         Returns
         -------
@@ -289,9 +290,13 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         TypeError
             If X is no list of paths.
         FileNotFoundError, PermissionError, ValueError
-            If a slide cannot be used and `errors` is "raise"; all such slides are named.
+            If a slide cannot be used and `errors` is "raise"; all such slides are named. Also
+            if y has other samples than X, NaN, or a gene twice.
         """
         slides = check_slide_list(X)
+        if y is not None:
+            check_expression(y, estimator_name=type(self).__name__)
+            check_sample_names(X, y)
         if self.overlap >= self.tile_size:
             raise ValueError(
                 f"overlap must be smaller than tile_size={self.tile_size}, got {self.overlap}."

@@ -360,9 +360,9 @@ def test_bad_data(data):
         small().fit(pd.DataFrame(X[:, 0], index=[f"s{row}" for row in range(60)]), y)
     with pytest.raises(ValueError, match="duplicate gene names.*'gene1'"):
         small().fit(X, y.rename(columns={"gene0": "gene1"}))
+    groups = np.arange(60.0)
+    groups[[5, 9]] = np.nan
     with pytest.raises(ValueError, match="2 samples have no patient, the first at position 5"):
-        groups = np.arange(60.0)
-        groups[[5, 9]] = np.nan
         small().fit(X, y, groups=groups)
     with pytest.raises(
         ValueError, match="X has 5 features, but PriorKnowledgeRegressor is expecting 8"
