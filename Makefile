@@ -18,7 +18,7 @@ help:
 	@echo "make test         linters, tests and doctests"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         the documentation, in docs/_build/html"
-	@echo "make bench        the benchmarks of benchmarks/asv"
+	@echo "make bench        speed against plain references (ARGS=... is passed on)"
 	@echo "make clean        remove what the other commands wrote, and $(VENV)"
 
 $(BIN)/python:
@@ -26,10 +26,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: sklearn_pk needs Python >= 3.11, but $(PYTHON) is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment. On Debian and Ubuntu its module ensurepip comes with 'apt-get install python3-venv'." >&2; exit 1; }
 
-# uv takes seconds where pip takes minutes, but pip is enough.
+# uv takes seconds where pip takes minutes, but pip is enough. Compiled modules let worker processes start fast.
 define install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-		&& VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --python $(BIN)/python -e "$(1)" \
+		&& VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -e "$(1)" \
 		|| { echo "uv did not do it, installing with pip." >&2; $(BIN)/python -m pip install -e "$(1)"; }
 endef
 
@@ -57,10 +57,10 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html $(ARGS) docs docs/_build/html
 
-bench: $(VENV)/.installed-bench
-	cd benchmarks/asv && ../../$(BIN)/asv run --quick --show-stderr
+bench: $(VENV)/.installed-run
+	$(BIN)/python benchmarks/bench_core.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -2,17 +2,18 @@
 From slides to significantly predicted genes
 ============================================
 
-Whole slide images go in, significantly predicted genes come out. The slides are real files, composed of
-real H&E texture, and their composition follows the leading components of real expression (see
-:func:`~sklearn_pk.datasets.make_slide_cohort`), so that it is known what can be found.
+Whole slide images go in, significantly predicted genes come out. The slides are real files,
+composed of real H&E texture, and their composition follows the leading components of real
+expression (see :func:`~sklearn_pk.datasets.make_slide_cohort`), so that it is known what can be
+found.
 
 ``make quickstart`` runs this file. On your own data::
 
     python docs/examples/plot_quickstart.py --features DIR --expression TABLE
 
-DIR holds one HDF5 file of tile features a slide, or is a table (csv, csv.gz, parquet) with one row a slide or
-patient. TABLE has one row a slide or patient and one column a gene. Rows are matched by name, or by the patient
-of a TCGA barcode.
+DIR holds one HDF5 file of tile features a slide, or is a table (csv, csv.gz, parquet) with one row
+a slide or patient. TABLE has one row a slide or patient and one column a gene. Rows are matched by
+name, or by the patient of a TCGA barcode.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -96,7 +97,7 @@ def planted_cohort(arguments):
         verbose=1,
     )
     model = make_pipeline(
-        SlideTiler(tile_size=256, mpp=0.5, random_state=0),
+        SlideTiler(tile_size=256, mpp=0.5, max_tiles=24, random_state=0),
         FoundationFeaturizer("efficientnet-lite0", store=arguments.out / "features"),
         SuperTileClusterer(n_clusters=16, random_state=0),
         regressor(arguments, n_components=32, embed_dim=64, depth=1, n_heads=4, head_dim=16),
@@ -200,8 +201,9 @@ def rank_transformer():
 # %%
 # The comparison
 # --------------
-# Lambda and aggregator are searched over patient folds. As in the literature, the settings are chosen on the same
-# patients that the reported number comes from; pass the search itself to ``cross_val_significance`` to nest it.
+# Lambda and aggregator are searched over patient folds. As in the literature, the settings are
+# chosen on the same patients that the reported number comes from; pass the search itself to
+# ``cross_val_significance`` to nest it.
 
 
 def evaluate(data, arguments, model, expression=None):
@@ -313,8 +315,8 @@ def main():
         cv=GroupKFold(3),
         n_jobs=arguments.n_jobs,
     )
-    # A search only ranks settings, so here ranks over all patients do; the report below fits them on
-    # the training fold.
+    # A search only ranks settings, so here ranks over all patients do; the report below fits them
+    # on the training fold.
     target = data.expression
     if data.transformer is not None:
         target = clone(data.transformer).set_output(transform="pandas").fit_transform(target)
