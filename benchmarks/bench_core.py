@@ -1,0 +1,179 @@
+"""Speed of the core steps against plain references, in one run; figures go to a JSON file."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from sklearn_pk.metrics import significance_report
+from sklearn_pk.prior import CoexpressionGraph
+from sklearn_pk.regression._aggregators import make_aggregator
+
+HERE = Path(__file__).parent
+
+
+def timed(function, *arguments):
+    """Return the result and the seconds of the fastest of three calls."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = function(*arguments)
+        seconds.append(time.perf_counter() - start)
+    return result, min(seconds)
+
+
+def loop_over_genes(y_true, y_pred, y_baseline):
+    """Test one gene after the other, up to the correction over genes."""
+    n = len(y_true)
+    tests = []
+    for truth, prediction, baseline in zip(y_true.T, y_pred.T, y_baseline.T, strict=True):
+        r, p = stats.pearsonr(truth, prediction)
+        r_baseline, _ = stats.pearsonr(truth, baseline)
+        r_between, _ = stats.pearsonr(prediction, baseline)
+        determinant = 1 - r**2 - r_baseline**2 - r_between**2 + 2 * r * r_baseline * r_between
+        mean = (r + r_baseline) / 2
+        t = (r - r_baseline) * np.sqrt(
+            (n - 1)
+            * (1 + r_between)
+            / (2 * (n - 1) / (n - 3) * determinant + mean**2 * (1 - r_between) ** 3)
+        )
+        rmse = np.sqrt(np.mean((truth - prediction) ** 2))
+        rmse_baseline = np.sqrt(np.mean((truth - baseline) ** 2))
+        passed = r > 0 and p < 0.05 and rmse < rmse_baseline and r > r_baseline
+        tests.append((passed, stats.t.sf(t, n - 3)))
+    passed, p_steiger = (np.array(column) for column in zip(*tests, strict=True))
+    corrected = stats.false_discovery_control(p_steiger)
+    return passed & (p_steiger < 0.05) & (corrected < 0.2)
+
+
+def bench_significance(n_slides, n_genes, rng):
+    """Report of all genes against a loop over 1,000 of them, scaled."""
+    shape = (n_slides, n_genes)
+    y_true = rng.normal(size=shape)
+    y_pred = 0.1 * y_true + rng.normal(size=shape)
+    y_baseline = rng.normal(size=shape)
+    few = [table[:, :1000] for table in (y_true, y_pred, y_baseline)]
+    verdicts, reference = timed(loop_over_genes, *few)
+    agree = np.array_equal(significance_report(*few)["significant"], verdicts)
+    _, ours = timed(significance_report, y_true, y_pred, y_baseline)
+    return ours, reference * n_genes / 1000, agree
+
+
+def corrcoef_graph(X, threshold):
+    """Build the graph from the whole correlation matrix in float32."""
+    r = np.corrcoef(X, dtype=np.float32)
+    np.fill_diagonal(r, 0)
+    return np.argwhere(r > threshold)
+
+
+def bench_graph(n_patients, n_genes, rng):
+    """Co-expression graph against np.corrcoef and a threshold."""
+    modules = rng.normal(size=(n_genes // 20, n_patients))
+    X = np.repeat(modules, 20, axis=0) + 0.5 * rng.normal(size=(n_genes // 20 * 20, n_patients))
+    pairs, reference = timed(corrcoef_graph, X, 0.8)
+    graph, ours = timed(CoexpressionGraph(threshold=0.8).fit_transform, X)
+    found = set(map(tuple, np.argwhere(graph.tocsr()[:2000] > 0).tolist()))
+    expected = {tuple(pair) for pair in pairs.tolist() if pair[0] < 2000}
+    # float32 alone misplaces pairs at the threshold.
+    return ours, reference, len(found ^ expected) <= 1e-3 * len(expected)
+
+
+class HeadByHead(torch.nn.Module):
+    """Summary mixing as written down: head by head, the summary a mean of projections."""
+
+    def __init__(self, mixing):
+        super().__init__()
+        self.mixing = mixing
+
+    def forward(self, x):
+        """Map (batch, tiles, dim) to the same shape."""
+        mixing = self.mixing
+        heads, width = mixing.local_weight.shape
+        layer_norm, gelu = torch.nn.functional.layer_norm, torch.nn.functional.gelu
+        outputs = []
+        for head in range(heads):
+            rows = slice(head * width, (head + 1) * width)
+            local = x @ mixing.local.weight[rows].T + mixing.local.bias[rows]
+            summary = (x @ mixing.summary.weight[rows].T + mixing.summary.bias[rows]).mean(1, True)
+            norms = (mixing.local_weight[head], mixing.local_bias[head])
+            local = gelu(layer_norm(local, (width,), *norms))
+            norms = (mixing.summary_weight[head], mixing.summary_bias[head])
+            summary = gelu(layer_norm(summary, (width,), *norms)).expand_as(local)
+            joined = torch.cat([local, summary], dim=-1)
+            outputs.append(gelu(joined @ mixing.combine_weight[head] + mixing.combine_bias[head]))
+        return mixing.projection(torch.cat(outputs, dim=-1))
+
+
+def bench_summary_mixing(batch, dim):
+    """Forward and backward of one summary mixing layer against the loop over its heads."""
+    torch.manual_seed(0)
+    aggregator = make_aggregator("summary_mixing", dim, depth=1, n_heads=16, head_dim=64)
+    mixing = aggregator.layers[0][0]
+    plain = HeadByHead(mixing)
+    x = torch.randn(batch, 100, dim, requires_grad=True)
+
+    def step(module):
+        output = module(x)
+        output.square().mean().backward()
+        return output.detach()
+
+    expected, reference = timed(step, plain)
+    output, ours = timed(step, mixing)
+    return ours, reference, bool(torch.allclose(output, expected, atol=1e-5))
+
+
+def main():
+    """Run all of them and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of 25,761 genes")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "core.json")
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    n_genes = int(25_761 * arguments.scale)
+    rows = {
+        f"significance report, {n_genes:,} genes x 1,133 slides": bench_significance(
+            1133, n_genes, rng
+        ),
+        f"co-expression graph, {n_genes // 4:,} genes x 816 patients": bench_graph(
+            816, n_genes // 4, rng
+        ),
+        "summary mixing layer, batch 16, 100 tiles, width 1,024": bench_summary_mixing(16, 1024),
+    }
+    results = {
+        "hardware": f"{platform.machine()}, {os.cpu_count()} logical cores, CPU only",
+        "versions": {
+            name: version(name)
+            for name in ("numpy", "scipy", "torch", "scikit-learn", "sklearn_pk")
+        },
+        "rows": [],
+    }
+    print(f"{'step':60} {'ours':>9} {'reference':>10} {'ratio':>7}  agree")
+    for name, (ours, reference, agree) in rows.items():
+        print(f"{name:60} {ours:8.2f}s {reference:9.2f}s {reference / ours:6.1f}x  {agree}")
+        results["rows"].append(
+            {
+                "step": name,
+                "seconds": ours,
+                "reference_seconds": reference,
+                "ratio": reference / ours,
+                "agree": bool(agree),
+            }
+        )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"wrote {arguments.out}")
+    if not all(row["agree"] for row in results["rows"]):
+        raise SystemExit("a result does not agree with its reference")
+
+
+if __name__ == "__main__":
+    main()
