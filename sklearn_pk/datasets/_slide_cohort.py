@@ -30,8 +30,8 @@ Composed H&E slides with planted expression
 
 Tiled, pyramidal JPEG TIFF files at 0.5 um/px, made of patches of the real slide CMU-1 (see
 load_cmu_slide): tissue on bare glass. How much of the tissue is of each of four textures follows
-the leading principal components of real expression rows (see load_brca_expression), plus noise, so a
-gene can be predicted from the slides as far as these components explain it. Nothing else of the
+the leading principal components of real expression rows (see load_brca_expression), plus noise, so
+a gene can be predicted from the slides as far as these components explain it. Nothing else of the
 expression is in the slides.
 """
 
