@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 import pandas as pd
 from sklearn import config_context
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_params
 from sklearn.utils.metadata_routing import get_routing_for_object
@@ -32,7 +32,8 @@ def takes_groups(estimator):
 def check_parameters(estimator):
     """Let every step check its parameters before the steps in front of it have worked."""
     for part in (estimator, *estimator.get_params(deep=True).values()):
-        if isinstance(part, BaseEstimator):
+        declared = not isinstance(part, type) and hasattr(part, "_parameter_constraints")
+        if declared and hasattr(part, "_validate_params"):
             part._validate_params()
 
 

@@ -133,7 +133,8 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     :meth:`transform` solves a non-negative least squares problem for each row, and
     :meth:`fit_transform` returns the same solution for the rows it was given, so
     the two agree to the tolerance of that solver and the embedding of a gene
-    depends on its own edges and `components_` alone.
+    depends on its own edges and `components_` alone. With few components, a gene
+    whose neighbours none of them covers gets a row of zeros, too.
 
     References
     ----------
