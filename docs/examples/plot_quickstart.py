@@ -93,11 +93,12 @@ def planted_cohort(arguments):
         arguments.n_slides,
         random_state=arguments.seed,
         out_dir=arguments.out / "slides",
+        slide_size=(1536, 1536),
         n_jobs=arguments.n_jobs,
         verbose=1,
     )
     model = make_pipeline(
-        SlideTiler(tile_size=256, mpp=0.5, max_tiles=24, random_state=0),
+        SlideTiler(tile_size=256, mpp=0.5, random_state=0),
         FoundationFeaturizer("efficientnet-lite0", store=arguments.out / "features"),
         SuperTileClusterer(n_clusters=16, random_state=0),
         regressor(arguments, n_components=32, embed_dim=64, depth=1, n_heads=4, head_dim=16),
@@ -121,8 +122,7 @@ def regressor(arguments, *, n_components, threshold=0.75, **sizes):
     )
     return PriorKnowledgeRegressor(
         prior=prior,
-        max_epochs=80,
-        patience=10,
+        max_epochs=100,
         random_state=0,
         memory=str(arguments.out / "cache"),
         **sizes,
