@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 from skorch import NeuralNetRegressor
 from skorch.helper import predefined_split
 
-from ..utils import check_bags, check_expression, check_sample_names, is_bag_input
+from ..utils import check_bags, check_expression, check_sample_names, is_bag_input, pick_device
 from ._module import ExpressionModule
 from ._prior import (
     align_embeddings,
@@ -36,56 +36,8 @@ from ._training import (
     infer_groups,
     pad_bags,
     split_groups,
+    tile_statistics,
 )
-
-
-def tile_statistics(bags):
-    """
-    Compute the mean and standard deviation of each feature over all tiles.
-
-    Parameters
-    ----------
-    bags : list of ndarray of shape (tiles_i, n_features)
-        Tile features without missing tiles.
-
-    Returns
-    -------
-    mean, scale : ndarray of shape (n_features,), float64
-        A feature that does not vary has scale 1.
-    """
-    n_tiles = sum(map(len, bags))
-    mean = sum(bag.sum(axis=0, dtype=np.float64) for bag in bags) / n_tiles
-    variance = sum(np.square(bag - mean).sum(axis=0) for bag in bags) / n_tiles
-    constant = np.sqrt(variance) <= 1e-6 * np.maximum(np.abs(mean), 1e-12)
-    return mean, np.where(constant, 1.0, np.sqrt(variance))
-
-
-def resolve_device(device):
-    """
-    Turn "auto" into a device and refuse one that is not there.
-
-    Parameters
-    ----------
-    device : str
-        "auto", "cpu", "cuda", "cuda:1" and so on.
-
-    Returns
-    -------
-    str
-        Name of a device of this machine.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"device: {device!r} is not a torch device ({error}).") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={device!r}, but torch {torch.__version__} sees no CUDA device here. Use "
-            "device='auto' or device='cpu'."
-        )
-    return device
 
 
 class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
@@ -358,7 +310,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             than missing tiles), if a bag is empty, if gene names repeat, if the
             prior does not match the genes, or if `device` is not there.
         """
-        device = resolve_device(self.device)
+        device = pick_device(self.device)
         values, gene_names, self._y_is_1d = check_expression(y, estimator_name="fit")
         bags = self._check_bags(X, reset=True)
         check_sample_names(X, y)

@@ -71,6 +71,27 @@ def identity(batch):
     return batch
 
 
+def tile_statistics(bags):
+    """
+    Compute the mean and standard deviation of each feature over all tiles.
+
+    Parameters
+    ----------
+    bags : list of ndarray of shape (tiles_i, n_features)
+        Tile features without missing tiles.
+
+    Returns
+    -------
+    mean, scale : ndarray of shape (n_features,), float64
+        A feature that does not vary has scale 1.
+    """
+    n_tiles = sum(map(len, bags))
+    mean = sum(bag.sum(axis=0, dtype=np.float64) for bag in bags) / n_tiles
+    variance = sum(np.square(bag - mean).sum(axis=0) for bag in bags) / n_tiles
+    constant = np.sqrt(variance) <= 1e-6 * np.maximum(np.abs(mean), 1e-12)
+    return mean, np.where(constant, 1.0, np.sqrt(variance))
+
+
 def infer_groups(values):
     """
     Take samples with identical expression as one patient.

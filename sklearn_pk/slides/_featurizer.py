@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import progress
+from ..utils import pick_device, progress
 from ._bags import FeatureBag, TiledSlide
 from ._encoders import Encoder, describe_module, find_encoder, measure_width
 from ._inputs import failures_frame, warn_failures
@@ -25,38 +25,6 @@ _EXPECTED = (
     "Expected a list of TiledSlide, as SlideTiler gives it, or of RGB tiles of shape (n_tiles, "
     "height, width, 3) and dtype uint8"
 )
-
-
-def pick_device(device):
-    """
-    Turn "auto" into a torch device and refuse one that is not there.
-
-    Parameters
-    ----------
-    device : str
-        "auto", "cpu", "cuda", "cuda:1", "mps" and so on.
-
-    Returns
-    -------
-    str
-        Name of a device of this machine.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device={device!r} is not available here ({error}). Use 'auto' or 'cpu'."
-        ) from error
-    return device
 
 
 def read_ahead(batches):

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from ._bags import check_bag, check_bags, is_bag_input
+from ._device import pick_device
 from ._discovery import all_estimators, all_public_objects
 from ._progress import progress
 from ._validation import check_expression, check_sample_names
@@ -15,5 +16,6 @@ __all__ = [
     "check_expression",
     "check_sample_names",
     "is_bag_input",
+    "pick_device",
     "progress",
 ]

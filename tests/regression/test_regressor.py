@@ -322,7 +322,7 @@ def test_beats_nothing_on_noise(data):
         ),
         ({"prior": CoexpressionGraph()}, TypeError, "that is a graph and not gene embeddings"),
         ({"prior": np.full((30, 4), np.nan)}, ValueError, "embeddings contain NaN"),
-        ({"device": "tpuu"}, ValueError, "'tpuu' is not a torch device"),
+        ({"device": "tpuu"}, ValueError, "device='tpuu' is not available here"),
         ({"validation_fraction": 1.0}, ValueError, "'validation_fraction' parameter"),
     ],
 )
@@ -334,7 +334,7 @@ def test_bad_parameters(data, change, error, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device to use")
 def test_absent_device(data):
-    with pytest.raises(ValueError, match="device='cuda', but torch .* sees no CUDA device"):
+    with pytest.raises(ValueError, match="device='cuda' is not available here"):
         small(device="cuda").fit(*data)
 
 
