@@ -11,7 +11,13 @@ import pandas as pd
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.utils import _safe_indexing
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_params
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+    validate_params,
+)
 from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 
@@ -33,8 +39,13 @@ def check_parameters(estimator):
     """Let every step check its parameters before the steps in front of it have worked."""
     for part in (estimator, *estimator.get_params(deep=True).values()):
         declared = not isinstance(part, type) and hasattr(part, "_parameter_constraints")
-        if declared and hasattr(part, "_validate_params"):
+        if not declared or not hasattr(part, "_validate_params"):
+            continue
+        try:
             part._validate_params()
+        except InvalidParameterError as error:
+            # scikit-learn would put the name of the calling function in place of the step's.
+            raise ValueError(str(error)) from error
 
 
 def _take(values, rows, y, is_1d):
