@@ -324,7 +324,8 @@ def main():
     say(f"best: {search.best_params_}; testing each gene on the pooled folds")
     table, reports = compare(data, arguments, search)
     say("done\n")
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"), "\n")
+    formats = dict(zip(table.columns[2:], ["{:g}", "{:,.0f}", "{:.3f}"], strict=True))
+    print(table.to_string(index=False, formatters={k: v.format for k, v in formats.items()}), "\n")
     result = reports[search.best_params_[f"{STEP}aggregator"], "combined"]
     if data.planted_r2 is not None:
         found = result.report["significant"]
