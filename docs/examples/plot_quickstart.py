@@ -167,7 +167,7 @@ def own_data(arguments):
     return Bunch(
         X=X,
         expression=expression.loc[matched].set_axis(own_names),
-        patients=patients_of(matched),
+        patients=patients_of(expression.loc[matched]),
         planted_r2=None,
         model=make_pipeline(
             first, regressor(arguments, n_components=128, embed_dim=128, depth=2, n_heads=8)
@@ -186,11 +186,11 @@ def match_row(name, index):
     return next((candidate for candidate in candidates if candidate in index), None)
 
 
-def patients_of(names):
-    """Take patients from TCGA barcodes; otherwise each row of expression is one."""
-    if all(str(name).startswith("TCGA-") for name in names):
-        return patient_ids(names)
-    return np.asarray(names, dtype=str)
+def patients_of(expression):
+    """Take patients from TCGA barcodes; otherwise slides of equal expression are of one patient."""
+    if all(str(name).startswith("TCGA-") for name in expression.index):
+        return patient_ids(expression.index)
+    return expression.groupby(list(expression.columns), sort=False).ngroup().to_numpy()
 
 
 def rank_transformer():
