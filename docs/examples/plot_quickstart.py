@@ -161,7 +161,7 @@ def own_data(arguments):
         first, aggregators = SuperTileClusterer(random_state=0), ["mlp", "summary_mixing"]
     else:
         X = features.iloc[kept]
-        first = QuantileTransformer(n_quantiles=200, output_distribution="normal")
+        first = normalizer(len(kept), 200)
         aggregators = ["mlp"]
     own_names = [names[position] for position in kept]
     return Bunch(
@@ -170,10 +170,11 @@ def own_data(arguments):
         patients=patients_of(expression.loc[matched]),
         planted_r2=None,
         model=make_pipeline(
-            first, regressor(arguments, n_components=128, embed_dim=128, depth=2, n_heads=8)
+            first,
+            regressor(arguments, n_components=128, embed_dim=128, depth=2, n_heads=8, head_dim=16),
         ),
         aggregators=aggregators,
-        transformer=rank_transformer() if arguments.transform == "rank" else None,
+        transformer=normalizer(len(kept), 500) if arguments.transform == "rank" else None,
     )
 
 
@@ -193,9 +194,11 @@ def patients_of(expression):
     return expression.groupby(list(expression.columns), sort=False).ngroup().to_numpy()
 
 
-def rank_transformer():
-    """Bring each gene to a normal distribution, fitted on training patients only."""
-    return QuantileTransformer(n_quantiles=500, output_distribution="normal")
+def normalizer(n_samples, n_quantiles):
+    """Bring each column to a normal distribution, fitted on training patients only."""
+    # A training fold has to hold as many samples as there are quantiles.
+    n_quantiles = min(n_quantiles, n_samples // 2)
+    return QuantileTransformer(n_quantiles=n_quantiles, output_distribution="normal")
 
 
 # %%

@@ -232,8 +232,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator):
         if self.source != "internal":
             self._edges = load_edges(self.external)
             _, self.unmatched_genes_ = edges_to_graph(self._edges, names)
-            matched = np.isin(names, self._edges[["gene_a", "gene_b"]].to_numpy(dtype=object))
-            if not matched.any():
+            if not pd.Index(names).isin(pd.unique(self._edges.to_numpy().ravel())).any():
                 raise ValueError(
                     f"external: none of its genes (such as {self._edges['gene_a'].iloc[0]!r}) is "
                     f"among the {len(names)} genes of X (such as {names[0]!r}). Both need "
