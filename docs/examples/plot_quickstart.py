@@ -111,6 +111,7 @@ def planted_cohort(arguments):
         model=model,
         aggregators=["mlp", "transformer", "summary_mixing"],
         transformer=None,
+        units="log2 expression",
     )
 
 
@@ -164,6 +165,7 @@ def own_data(arguments):
         first = normalizer(len(kept), 200)
         aggregators = ["mlp"]
     own_names = [names[position] for position in kept]
+    ranked = arguments.transform == "rank"
     return Bunch(
         X=X,
         expression=expression.loc[matched].set_axis(own_names),
@@ -174,7 +176,8 @@ def own_data(arguments):
             regressor(arguments, n_components=128, embed_dim=128, depth=2, n_heads=8, head_dim=16),
         ),
         aggregators=aggregators,
-        transformer=normalizer(len(kept), 500) if arguments.transform == "rank" else None,
+        transformer=normalizer(len(kept), 500) if ranked else None,
+        units="rank-normalised expression" if ranked else "expression",
     )
 
 
@@ -219,6 +222,7 @@ def evaluate(data, arguments, model, expression=None):
         cv=GroupKFold(5),
         target_transformer=data.transformer,
         n_jobs=arguments.n_jobs,
+        verbose=1,
     )
 
 
@@ -230,7 +234,7 @@ def permute_patients(expression, patients, seed):
     return expression.iloc[rows].set_axis(expression.index)
 
 
-def compare(data, arguments, search):
+def compare(data, arguments, search, say):
     """Test the chosen lambda of each aggregator, no prior, and permuted patients."""
     results = pd.DataFrame(search.cv_results_)
     rows, reports = [], {}
@@ -243,6 +247,7 @@ def compare(data, arguments, search):
             reports[aggregator, prior] = report = evaluate(data, arguments, model)
             lambda_ = parameters[f"{STEP}lambda_"]
             rows.append((aggregator, prior, lambda_, report.n_significant, report.median_r))
+            say(f"{aggregator}, prior {prior}: {report.n_significant:,} significant genes")
     permuted = [
         evaluate(
             data,
@@ -252,6 +257,7 @@ def compare(data, arguments, search):
         )
         for seed in range(3)
     ]
+    say("three permutations of the patients done")
     best = search.best_params_
     rows.append(
         (
@@ -281,7 +287,7 @@ def draw(data, arguments, search, result):
     figures["lambda_path"] = LambdaPathDisplay.from_cv_results(search.cv_results_)
     gene = result.report["r"].idxmax()
     figures["best_gene"] = PredictionDisplay.from_predictions(
-        result.y_true[gene], result.predictions[gene], gene=gene
+        result.y_true[gene], result.predictions[gene], gene=gene, units=data.units
     )
     for name, display in figures.items():
         path = arguments.out / f"{name}.png"
@@ -325,7 +331,7 @@ def main():
         target = clone(data.transformer).set_output(transform="pandas").fit_transform(target)
     search.fit(data.X, target, groups=data.patients)
     say(f"best: {search.best_params_}; testing each gene on the pooled folds")
-    table, reports = compare(data, arguments, search)
+    table, reports = compare(data, arguments, search, say)
     say("done\n")
     formats = dict(zip(table.columns[2:], ["{:g}", "{:,.0f}", "{:.3f}"], strict=True))
     print(table.to_string(index=False, formatters={k: v.format for k, v in formats.items()}), "\n")
