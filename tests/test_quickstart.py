@@ -94,3 +94,16 @@ def test_own_features_run_to_the_end(project_root, tmp_path, layout):
     assert table["median r"].iloc[:-1].max() > table["median r"].iloc[-1]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"report.csv", "lambda_path.png", "best_gene.png"} <= written
+
+
+def test_tables_and_paths_that_are_not_there(quickstart, tmp_path, monkeypatch, capsys):
+    empty = tmp_path / "empty.csv"
+    empty.write_text("nothing but one line\n")
+    with pytest.raises(SystemExit, match="empty.csv: expected a table of samples x columns"):
+        quickstart.read_table(empty)
+    missing = str(tmp_path / "missing")
+    arguments = ["--features", missing, "--expression", str(empty)]
+    monkeypatch.setattr(sys, "argv", ["plot_quickstart.py", *arguments])
+    with pytest.raises(SystemExit):
+        quickstart.parse_arguments()
+    assert f"there is no {missing}" in capsys.readouterr().err

@@ -76,6 +76,9 @@ def parse_arguments():
     arguments = parser.parse_args()
     if (arguments.features is None) != (arguments.expression is None):
         parser.error("--features and --expression go together")
+    for path in (arguments.features, arguments.expression):
+        if path is not None and not path.exists():
+            parser.error(f"there is no {path}")
     if torch.cuda.is_available():
         arguments.n_jobs = 1  # one process feeds one GPU
     return arguments
@@ -132,9 +135,10 @@ def regressor(arguments, *, n_components, threshold=0.75, **sizes):
 
 def read_table(path):
     """Read a table whose first column names its rows."""
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    return pd.read_csv(path, index_col=0)
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, index_col=0)
+    if not all(table.shape):
+        raise SystemExit(f"{path}: expected a table of samples x columns, got {table.shape}.")
+    return table
 
 
 def own_data(arguments):
