@@ -28,7 +28,6 @@ import matplotlib
 if "DISPLAY" not in os.environ:
     matplotlib.use("agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import sklearn
@@ -60,7 +59,7 @@ STEP = "priorknowledgeregressor__"
 
 def parse_arguments():
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(description="From slides to significant genes")
     parser.add_argument("--features", type=Path, help="folder of HDF5 files, or a table")
     parser.add_argument("--expression", type=Path, help="table: samples x genes")
     parser.add_argument(
@@ -297,8 +296,6 @@ def draw(data, arguments, search, result):
         path = arguments.out / f"{name}.png"
         display.figure_.savefig(path, dpi=120, bbox_inches="tight")
         print(f"wrote {path}")
-    if matplotlib.get_backend().lower() == "agg":
-        plt.close("all")
 
 
 # %%
