@@ -9,8 +9,8 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import false_discovery_control
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
-from sklearn.utils.validation import check_consistent_length
 
+from ..utils import check_groups
 from ._correlation import (
     centre_rows,
     check_same_table,
@@ -23,16 +23,12 @@ from ._correlation import (
 _FEWEST = 4
 
 
-def _patient_means(groups, n_samples):
+def _patient_means(groups, table):
     """Return a sparse (n_groups, n_samples) matrix that averages the rows of each group."""
-    groups = np.asarray(groups)
-    check_consistent_length(groups, range(n_samples))
-    if pd.isna(groups).any():
-        raise ValueError("groups must name the patient of each row, got missing values.")
-    patients, codes = np.unique(groups.astype(str), return_inverse=True)
+    patients, codes = np.unique(check_groups(groups, table), return_inverse=True)
     weights = 1 / np.bincount(codes)[codes]
-    shape = (len(patients), n_samples)
-    return sparse.csr_array((weights, (codes, np.arange(n_samples))), shape=shape)
+    shape = (len(patients), len(table))
+    return sparse.csr_array((weights, (codes, np.arange(len(table)))), shape=shape)
 
 
 def _gene_rows(table, genes, averager):
@@ -280,7 +276,7 @@ def significance_report(
         _, base, named = check_same_table(y_true, y_baseline, "y_true", "y_baseline")
         found = named if found is None else found
     genes = _index_of_genes(gene_names, found, true.shape[1])
-    averager = None if groups is None else _patient_means(groups, true.shape[0])
+    averager = None if groups is None else _patient_means(groups, true)
     n = true.shape[0] if averager is None else averager.shape[0]
     if n < _FEWEST:
         what = "samples" if groups is None else "patients"

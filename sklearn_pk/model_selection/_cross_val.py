@@ -23,8 +23,8 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from ..metrics import pearson_by_gene, significance_report
 from ..metrics._scorer import predict_with_untrained
-from ..utils import check_expression, check_sample_names, progress
-from ._folds import check_groups, make_folds
+from ..utils import check_expression, check_groups, check_sample_names, progress
+from ._folds import make_folds
 
 
 def takes_groups(estimator):
@@ -360,7 +360,7 @@ def cross_val_significance(
     check_parameters(estimator)
     check_sample_names(X, y)
     values, gene_names, is_1d = check_expression(y, estimator_name="cross_val_significance")
-    groups = check_groups(groups, y)
+    groups = None if groups is None else check_groups(groups, y)
     folds = make_folds(cv, X, y, groups)
     n_tested = sum(len(test) for _, test in folds)
     if n_tested < 4:

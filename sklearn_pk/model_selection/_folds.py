@@ -6,48 +6,11 @@ import warnings
 from numbers import Integral
 
 import numpy as np
-import pandas as pd
 from sklearn.model_selection import GroupKFold, check_cv
 
 from ..utils._validation import name_some
 
 _DEFAULT_FOLDS = 5
-
-
-def check_groups(groups, y):
-    """Return the groups as an array of one label a row of y, or None."""
-    if groups is None:
-        return None
-    labels = np.asarray(groups)
-    n_samples = len(y)
-    if labels.shape != (n_samples,):
-        raise ValueError(
-            f"groups must name the patient of each of the {n_samples} samples, got shape "
-            f"{labels.shape}."
-        )
-    missing = np.flatnonzero(pd.isna(labels))
-    if missing.size:
-        raise ValueError(
-            f"groups must name the patient of each sample, but is missing for {missing.size} "
-            f"samples (rows {name_some(missing)})."
-        )
-    # Labels of mixed type (patient 12 and patient "12b") cannot be sorted, as splitters do.
-    if labels.dtype == object:
-        labels = labels.astype(str)
-    _check_order(groups, y)
-    return labels
-
-
-def _check_order(groups, y):
-    """Refuse groups that carry the same sample names as y in another order."""
-    if not isinstance(groups, pd.Series) or not isinstance(y, (pd.DataFrame, pd.Series)):
-        return
-    same = sorted(map(str, groups.index)) == sorted(map(str, y.index))
-    if same and not pd.api.types.is_numeric_dtype(y.index) and list(groups.index) != list(y.index):
-        raise ValueError(
-            "groups and y are indexed by the same samples in a different order. Reorder with "
-            "groups.loc[y.index]."
-        )
 
 
 def _check_enough(n_splits, n_samples, groups):

@@ -11,16 +11,17 @@ import torch
 from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-    check_memory,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted, check_memory
 from skorch import NeuralNetRegressor
 from skorch.helper import predefined_split
 
-from ..utils import check_bags, check_expression, check_sample_names, is_bag_input, pick_device
+from ..utils import (
+    check_expression,
+    check_groups,
+    check_sample_names,
+    pick_device,
+    validate_bags,
+)
 from ._module import ExpressionModule
 from ._prior import (
     align_embeddings,
@@ -312,9 +313,9 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         """
         device = pick_device(self.device)
         values, gene_names, self._y_is_1d = check_expression(y, estimator_name="fit")
-        bags = self._check_bags(X, reset=True)
+        bags = validate_bags(self, X, reset=True)
         check_sample_names(X, y)
-        groups = self._check_groups(groups, values)
+        groups = self._check_groups(groups, y, values)
         if gene_names is not None:
             self.gene_names_out_ = gene_names
         elif hasattr(self, "gene_names_out_"):
@@ -370,33 +371,9 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         return self._predict(self._build_module().to(self.net_.device), X)
 
-    def _check_bags(self, X, *, reset):
-        if not is_bag_input(X):
-            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=reset)
-            return list(X[:, np.newaxis])
-        bags = [bag[~np.isnan(bag[:, 0])] for bag in check_bags(X)]
-        n_features = bags[0].shape[1]
-        if reset:
-            self.n_features_in_ = n_features
-            if hasattr(self, "feature_names_in_"):
-                del self.feature_names_in_
-        elif n_features != self.n_features_in_:
-            raise ValueError(
-                f"X has {n_features} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input."
-            )
-        return bags
-
-    def _check_groups(self, groups, values):
+    def _check_groups(self, groups, y, values):
         if groups is not None:
-            check_consistent_length(values, groups)
-            missing = pd.isna(np.asarray(groups, dtype=object))
-            if missing.any():
-                raise ValueError(
-                    f"groups: {missing.sum()} samples have no patient, the first at "
-                    f"position {np.argmax(missing)}."
-                )
-            return np.asarray(groups)
+            return check_groups(groups, y)
         groups = infer_groups(values)
         n_repeats = len(groups) - groups.max() - 1
         if n_repeats:
@@ -490,7 +467,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         self.best_epoch_ = int(keeper.best_epoch_)
 
     def _predict(self, module, X):
-        bags = self._check_bags(X, reset=False)
+        bags = validate_bags(self, X, reset=False)
         module.eval()
         with torch.inference_mode():
             # One slide at a time: no padding, and no other slide, has any part in its sums.

@@ -15,10 +15,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import ThreadpoolController
 
-from ..utils import check_bags, is_bag_input, progress
+from ..utils import progress, validate_bags
 
 
 @cache
@@ -152,7 +152,7 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         ValueError
             If the width differs between slides, or a tile is partly NaN or holds infinity.
         """
-        self._check(X, reset=True)
+        validate_bags(self, X, reset=True, allow_empty=True)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         return self
 
@@ -171,30 +171,13 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
             Cluster means; rows of NaN where there are fewer.
         """
         check_is_fitted(self)
-        bags = self._check(X, reset=False)
+        bags = validate_bags(self, X, reset=False, allow_empty=True)
         bar = progress(bags, desc="clustering", verbose=self.verbose, unit="slide")
         return np.stack(
             Parallel(n_jobs=self.n_jobs)(
                 delayed(cluster_means)(bag, self.n_clusters, self.seed_) for bag in bar
             )
         )
-
-    def _check(self, X, *, reset):
-        if not is_bag_input(X):
-            X = validate_data(self, X, dtype=[np.float32, np.float64], reset=reset)
-            return list(X[:, np.newaxis])
-        bags = check_bags(X, allow_empty=True)
-        self._check_width(bags[0].shape[1], reset=reset)
-        return [bag[~np.isnan(bag).any(axis=1)] for bag in bags]
-
-    def _check_width(self, width, *, reset):
-        if reset:
-            self.n_features_in_ = width
-        elif width != self.n_features_in_:
-            raise ValueError(
-                f"X has {width} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input."
-            )
 
     def __sklearn_tags__(self):
         """Tell scikit-learn that X may have three dimensions."""

@@ -2,11 +2,11 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from ._bags import check_bag, check_bags, is_bag_input
+from ._bags import check_bag, check_bags, is_bag_input, validate_bags
 from ._device import pick_device
 from ._discovery import all_estimators, all_public_objects
 from ._progress import progress
-from ._validation import check_expression, check_sample_names
+from ._validation import check_expression, check_groups, check_sample_names
 
 __all__ = [
     "all_estimators",
@@ -14,8 +14,10 @@ __all__ = [
     "check_bag",
     "check_bags",
     "check_expression",
+    "check_groups",
     "check_sample_names",
     "is_bag_input",
     "pick_device",
     "progress",
+    "validate_bags",
 ]

@@ -4,6 +4,7 @@
 
 import numpy as np
 from scipy import sparse
+from sklearn.utils.validation import validate_data
 
 from ._validation import name_of_item
 
@@ -140,3 +141,57 @@ def check_bags(X, *, allow_empty=False):
     if not bags:
         raise ValueError("Found 0 bags (n_samples=0) while a minimum of 1 is required.")
     return bags
+
+
+def validate_bags(estimator, X, *, reset, allow_empty=False):
+    """
+    Check a table or bags against the width an estimator was fitted with.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Gets `n_features_in_` and, from a table with names, `feature_names_in_`.
+    X : array-like of shape (n, n_features), or bags as in :func:`check_bags`
+        Tile features. A table is one tile a slide.
+    reset : bool
+        Whether to set those attributes, as in ``fit``, or to compare with them.
+    allow_empty : bool, default=False
+        Whether a bag without any tile is accepted.
+
+    Returns
+    -------
+    bags : list of ndarray of shape (tiles_i, n_features)
+        The features of each slide without missing tiles.
+
+    Raises
+    ------
+    TypeError
+        If a bag does not hold numbers.
+    ValueError
+        If the width is another one than in ``fit``, or as :func:`check_bag`.
+
+    Examples
+    --------
+    >>> from sklearn_pk.slides import SuperTileClusterer
+    >>> from sklearn_pk.utils import validate_bags
+    >>> clusterer = SuperTileClusterer()
+    >>> nan = float("nan")
+    >>> bags = validate_bags(clusterer, [[[1.0, 2.0], [nan, nan]]], reset=True)
+    >>> bags[0].shape, clusterer.n_features_in_
+    ((1, 2), 2)
+    """
+    if not is_bag_input(X):
+        X = validate_data(estimator, X, dtype=[np.float64, np.float32], reset=reset)
+        return list(X[:, np.newaxis])
+    bags = check_bags(X, allow_empty=allow_empty)
+    n_features = bags[0].shape[1]
+    if reset:
+        estimator.n_features_in_ = n_features
+        if hasattr(estimator, "feature_names_in_"):
+            del estimator.feature_names_in_
+    elif n_features != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {n_features} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input."
+        )
+    return [bag[~np.isnan(bag).any(axis=1)] for bag in bags]

@@ -188,6 +188,63 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
     return values, gene_names, is_1d
 
 
+def check_groups(groups, y):
+    """
+    Check that each sample names its patient.
+
+    Parameters
+    ----------
+    groups : array-like of shape (n_samples,)
+        Patient of each sample.
+    y : array-like or DataFrame of n_samples
+        What belongs to the same samples.
+
+    Returns
+    -------
+    groups : ndarray of shape (n_samples,)
+        The patients; labels of mixed types become text.
+
+    Raises
+    ------
+    ValueError
+        If there is not one patient a sample, if one is missing, or if groups and y are indexed
+        by the same samples in another order.
+
+    Examples
+    --------
+    >>> from sklearn_pk.utils import check_groups
+    >>> check_groups(["P1", "P1", "P2"], [[5.0], [5.0], [9.5]]).tolist()
+    ['P1', 'P1', 'P2']
+    """
+    labels, n_samples = np.asarray(groups), _num_samples(y)
+    if labels.shape != (n_samples,):
+        raise ValueError(
+            "Found input variables with inconsistent numbers of samples: groups must name the "
+            f"patient of each of the {n_samples} samples, got shape {labels.shape}."
+        )
+    # In an array of text, a missing label would have become the text 'nan'.
+    missing = np.flatnonzero(pd.isna(np.asarray(groups, dtype=object)))
+    if missing.size:
+        raise ValueError(
+            f"groups must name the patient of each sample, but {missing.size} samples have no "
+            f"patient, the first at position {missing[0]}."
+        )
+    if isinstance(groups, pd.Series) and isinstance(y, pd.DataFrame | pd.Series):
+        _check_order(groups.index, y.index)
+    # Labels of mixed type (patient 12 and patient "12b") cannot be sorted, as splitters do.
+    return labels.astype(str) if labels.dtype == object else labels
+
+
+def _check_order(group_index, y_index):
+    if not _has_names(y_index) or list(group_index) == list(y_index):
+        return
+    if sorted(map(str, group_index)) == sorted(map(str, y_index)):
+        raise ValueError(
+            "groups and y are indexed by the same samples in a different order. Reorder with "
+            "groups.loc[y.index]."
+        )
+
+
 def name_of_item(item):
     """Return the file or slide a sample comes from as text, or None."""
     for name in (item, getattr(item, "slide", None), getattr(item, "path", None)):

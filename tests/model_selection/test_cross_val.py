@@ -302,7 +302,7 @@ def permuted(y):
     [
         (lambda X, y, g: {"X": X[:-1]}, "X has 59 samples, y has 60 rows"),
         (lambda X, y, g: {"groups": g[:-1]}, r"each of the 60 samples, got shape \(59,\)"),
-        (lambda X, y, g: {"groups": [None, *g[1:]]}, "missing for 1 samples"),
+        (lambda X, y, g: {"groups": [None, *g[1:]]}, "1 samples have no patient.* position 0"),
         (lambda X, y, g: {"y": y.set_axis(["G0", *GENES[:-1]], axis=1)}, "duplicate.*'G0'"),
         (lambda X, y, g: {"y": y.mask(y == y.loc["S4", "G2"])}, "NaN.*'G2'.*'S4'"),
         (lambda X, y, g: {"y": y.assign(name="a")}, "not numeric: 'name'"),

@@ -369,6 +369,13 @@ def test_bad_data(data):
         small().fit(X, y).predict(X[:, :, :5])
 
 
+def test_patients_may_be_numbers_and_text_at_once(data):
+    X, y = data
+    groups = np.array([12, "12b"] * 2 + list(range(56)), dtype=object)
+    model = small().fit(X, y, groups=groups)
+    assert np.array_equal(model.predict(X), small().fit(X, y, groups=groups.astype(str)).predict(X))
+
+
 def test_all_warnings_are_errors_in_a_plain_fit(data):
     X, y = data
     with warnings.catch_warnings():

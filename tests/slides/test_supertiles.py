@@ -102,3 +102,10 @@ def test_widths_that_differ_are_named(bags):
 def test_wrong_parameter(bags):
     with pytest.raises(ValueError, match="'n_clusters' parameter"):
         SuperTileClusterer(n_clusters=0).fit(bags)
+
+
+def test_names_of_an_earlier_table_are_forgotten(bags):
+    clusterer = SuperTileClusterer(n_clusters=2, random_state=0)
+    clusterer.fit(pd.DataFrame(bags[0], columns=list("abcdef")))
+    assert list(clusterer.feature_names_in_) == list("abcdef")
+    assert not hasattr(clusterer.fit(bags), "feature_names_in_")

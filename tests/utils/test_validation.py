@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sklearn_pk.utils import check_expression, check_sample_names
+from sklearn_pk.utils import check_expression, check_groups, check_sample_names
 
 FRAME = pd.DataFrame([[1, 2.5], [3, 4.5], [5, 6.5]], columns=["A", "B"], index=["x", "y", "z"])
 
@@ -116,3 +116,35 @@ def test_features_without_names_are_not_compared():
     check_sample_names([SimpleNamespace(slide=""), SimpleNamespace(slide="q"), None], FRAME)
     with pytest.raises(ValueError, match="inconsistent numbers of samples: X has 2"):
         check_sample_names(np.ones((2, 2)), FRAME)
+
+
+@pytest.mark.parametrize(
+    ("groups", "labels"),
+    [
+        (["p", "p", "q"], ["p", "p", "q"]),
+        ([1, 1, 2], [1, 1, 2]),
+        (np.array([12, "12b", 12], dtype=object), ["12", "12b", "12"]),
+        (pd.Series(["p", "q", "p"], index=["x", "y", "z"], dtype="category"), ["p", "q", "p"]),
+        (pd.Series(["p", "q", "p"], index=[2, 1, 0]), ["p", "q", "p"]),
+    ],
+)
+def test_groups_are_labels_that_can_be_sorted(groups, labels):
+    checked = check_groups(groups, FRAME)
+    assert checked.tolist() == labels
+    assert np.unique(checked).tolist() == sorted(set(labels))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["p", "q"], r"inconsistent numbers of samples: groups.*3 samples, got shape \(2,\)"),
+        (np.ones((3, 1)), r"got shape \(3, 1\)"),
+        (["p", np.nan, None], "2 samples have no patient, the first at position 1"),
+        (["p", "q", np.nan], "1 samples have no patient, the first at position 2"),
+        (pd.array([1, 2, pd.NA]), "1 samples have no patient, the first at position 2"),
+        (pd.Series(["p", "p", "q"], index=["x", "z", "y"]), r"different order.*groups.loc"),
+    ],
+)
+def test_bad_groups_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        check_groups(groups, FRAME)
