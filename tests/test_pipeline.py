@@ -71,7 +71,8 @@ def test_search_as_in_the_documentation(cohort, model):
         search.fit(cohort.slides, cohort.expression, groups=cohort.patients)
     scores = search.cv_results_["mean_test_score"]
     assert len(scores) == 8
-    assert ((scores >= 0) & (scores <= 1000)).all()
+    assert np.isfinite(scores).all()
+    assert scores.max() > 0
     result = cross_val_significance(
         search.best_estimator_,
         cohort.slides,

@@ -5,11 +5,16 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, SuperTileClusterer
-from sklearn_pk.utils.estimator_checks import check_slide_estimator, slide_estimator_checks
+from sklearn_pk.utils.estimator_checks import (
+    assert_same,
+    check_slide_estimator,
+    slide_estimator_checks,
+)
 
 torch.manual_seed(0)
 MODULE = torch.nn.Sequential(
@@ -173,6 +178,39 @@ class TakesAnything(Doubler):
         return list(X) if isinstance(X, list | tuple | str | dict | np.ndarray) else [X]
 
 
+class SetsNothing(Doubler):
+    def set_params(self, **parameters):
+        return self
+
+
+class RemembersThroughClone(Doubler):
+    def __sklearn_clone__(self):
+        copied = type(self)(**self.get_params())
+        copied.__dict__.update(vars(self))
+        return copied
+
+
+class FitsAndTransformsOtherwise(Doubler):
+    def fit_transform(self, X, y=None):
+        return [x + 1 for x in self.fit(X).transform(X)]
+
+
+class LearnsFromY(Doubler):
+    def fit(self, X, y=None):
+        self.shift_ = 0 if y is None else 1
+        return super().fit(X)
+
+    def transform(self, X):
+        return [x + self.shift_ for x in super().transform(X)]
+
+
+class DoesNotPickleUnfitted(Doubler):
+    def __getstate__(self):
+        if not hasattr(self, "fitted_"):
+            raise TypeError("not before fit")
+        return super().__getstate__()
+
+
 class TakesListsOnly(Doubler):
     def _check(self, X):
         if not isinstance(X, list):
@@ -215,6 +253,11 @@ def test_a_sound_estimator_passes(arrays):
         (WritesIntoX, "check_X_is_left_alone"),
         (TakesAnything, "check_bad_X"),
         (TakesListsOnly, "check_containers"),
+        (SetsNothing, "check_get_set_params"),
+        (RemembersThroughClone, "check_clone"),
+        (FitsAndTransformsOtherwise, "check_fit_transform"),
+        (DoesNotPickleUnfitted, "check_pickle_unfitted"),
+        (LearnsFromY, "check_pipeline"),
     ],
 )
 def test_a_broken_estimator_fails_its_check(broken, check, arrays):
@@ -223,3 +266,19 @@ def test_a_broken_estimator_fails_its_check(broken, check, arrays):
     # These two spoil whatever comes after them.
     if broken not in (ReturnsNothing, WritesIntoX):
         assert len(failed) < len(list(slide_estimator_checks(Doubler()))) / 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.ones((3, 2)), 1.0),
+        (np.ones((3, 2)), np.ones((1, 2))),
+        (sparse.csr_array(np.eye(3)), np.eye(3)),
+        (sparse.csr_array(np.eye(3)), sparse.csr_array(2 * np.eye(3))),
+        ([np.ones(2)], [np.ones(2), np.ones(2)]),
+    ],
+)
+def test_results_that_differ_are_not_the_same(one, other):
+    assert_same(one, one)
+    with pytest.raises(AssertionError):
+        assert_same(one, other)

@@ -320,8 +320,9 @@ def make_slide_cohort(
         composition : DataFrame of shape (n_slides, 4)
             Share of each texture in the tissue.
         planted_r2 : Series of shape (1000,)
-            Share of each gene's variance over the slides that the three planted components
-            explain: the ceiling for any prediction.
+            Share of each gene's variance over these very slides that a linear function of the
+            three planted components explains, before `noise`; 0 where `strength` is 0.
+            With few slides three components explain much by chance.
         DESCR : str
             Description.
 
@@ -352,7 +353,8 @@ def make_slide_cohort(
         raise ValueError(f"slide_size: expected (width, height) of at least 512 px, got {size!r}.")
     random_state = check_random_state(random_state)
     table = load_brca_expression().expression
-    n_patients = max(1, round(n_slides / (1 + two_slide_share)))
+    # No patient has more than two slides.
+    n_patients = max(-(-n_slides // 2), round(n_slides / (1 + two_slide_share)))
     if n_patients > len(table):
         raise ValueError(
             f"n_slides={n_slides} with two_slide_share={two_slide_share} needs {n_patients} "
@@ -386,13 +388,12 @@ def make_slide_cohort(
         )
     )
     expression = table.iloc[rows].set_axis(pd.Index(names, name="slide"))
+    planted_r2 = explained_share(expression.to_numpy(), scores) if strength else 0.0
     return Bunch(
         slides=slides,
         expression=expression,
         patients=patients,
         composition=pd.DataFrame(composition, index=expression.index, columns=_TEXTURE_NAMES),
-        planted_r2=pd.Series(
-            explained_share(expression.to_numpy(), scores), index=table.columns, name="planted_r2"
-        ),
+        planted_r2=pd.Series(planted_r2, index=table.columns, name="planted_r2"),
         DESCR=_DESCR,
     )

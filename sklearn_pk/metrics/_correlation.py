@@ -54,14 +54,17 @@ def pearson_pvalue(r, n):
 
 def check_same_table(a, b, a_name, b_name):
     """Check that two tables agree in shape, gene names and row names."""
-    a_values, a_genes, _ = check_expression(a, estimator_name="The metric", input_name=a_name)
-    b_values, b_genes, _ = check_expression(b, estimator_name="The metric", input_name=b_name)
+    a_values, a_genes, a_is_1d = check_expression(a, estimator_name="The metric", input_name=a_name)
+    b_values, b_genes, b_is_1d = check_expression(b, estimator_name="The metric", input_name=b_name)
     if a_values.shape != b_values.shape:
         raise ValueError(
             f"{a_name} and {b_name} must have the same shape (n_samples, n_genes), got "
             f"{a_values.shape} and {b_values.shape}."
         )
-    _check_same_names(a_genes, b_genes, a_name, b_name, "genes", f"{b_name}[{a_name}.columns]")
+    # One gene cannot be in the wrong order, and a Series is often named after what it holds.
+    if not (a_is_1d or b_is_1d):
+        remedy = f"{b_name}[{a_name}.columns]"
+        _check_same_names(a_genes, b_genes, a_name, b_name, "genes", remedy)
     _check_same_names(
         _row_names(a), _row_names(b), a_name, b_name, "rows", f"{b_name}.loc[{a_name}.index]"
     )

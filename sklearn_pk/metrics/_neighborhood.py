@@ -15,7 +15,7 @@ _QUERIES = 256
 
 
 def _check_graph(graph, n_genes):
-    graph = sparse.csr_array(graph, copy=True)
+    graph = sparse.csr_array(graph, dtype=np.float64, copy=True)
     if graph.shape != (n_genes, n_genes):
         raise ValueError(
             "graph must be an (n_genes, n_genes) adjacency matrix over the rows of embedding, "

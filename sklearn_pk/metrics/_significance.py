@@ -6,11 +6,11 @@ from numbers import Real
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from scipy.stats import false_discovery_control
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
 from ..utils import check_groups
+from ..utils._patients import patient_averager
 from ._correlation import (
     centre_rows,
     check_same_table,
@@ -20,15 +20,9 @@ from ._correlation import (
     steiger_test,
 )
 
-_FEWEST = 4
-
-
-def _patient_means(groups, table):
-    """Return a sparse (n_groups, n_samples) matrix that averages the rows of each group."""
-    patients, codes = np.unique(check_groups(groups, table), return_inverse=True)
-    weights = 1 / np.bincount(codes)[codes]
-    shape = (len(patients), len(table))
-    return sparse.csr_array((weights, (codes, np.arange(len(table)))), shape=shape)
+# Steiger's test has n - 3 degrees of freedom.
+FEWEST_SAMPLES = 4
+_ROUNDING = 1e-12
 
 
 def _gene_rows(table, genes, averager):
@@ -50,7 +44,8 @@ def _block_statistics(true, pred, base):
     out = {
         "rmse": _root_mean_square(true - pred),
         "iqr": quartiles[1] - quartiles[0],
-        "mean": t_means,
+        # A mean that rounding left of centred values divides to nothing meaningful.
+        "mean": np.where(np.abs(t_means) > _ROUNDING * np.abs(true).max(axis=1), t_means, 0.0),
         "constant_true": t_norms == 0,
         "constant_pred": p_norms == 0,
         "r": correlate_rows(t, t_norms, p, p_norms),
@@ -276,13 +271,15 @@ def significance_report(
         _, base, named = check_same_table(y_true, y_baseline, "y_true", "y_baseline")
         found = named if found is None else found
     genes = _index_of_genes(gene_names, found, true.shape[1])
-    averager = None if groups is None else _patient_means(groups, true)
+    averager = None
+    if groups is not None:
+        averager, _ = patient_averager(check_groups(groups, y_true))
     n = true.shape[0] if averager is None else averager.shape[0]
-    if n < _FEWEST:
+    if n < FEWEST_SAMPLES:
         what = "samples" if groups is None else "patients"
         raise ValueError(
-            f"Significance needs at least {_FEWEST} {what}, got n = {n}: Steiger's test has n - 3 "
-            "degrees of freedom. Score larger test folds, or pool the folds with "
+            f"Significance needs at least {FEWEST_SAMPLES} {what}, got n = {n}: Steiger's test "
+            "has n - 3 degrees of freedom. Score larger test folds, or pool the folds with "
             "cross_val_significance."
         )
     stats = _gather_statistics(true, pred, base, averager)

@@ -23,8 +23,10 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from ..metrics import pearson_by_gene, significance_report
 from ..metrics._scorer import predict_with_untrained
+from ..metrics._significance import FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
-from ._folds import make_folds
+from ..utils._patients import patient_averager
+from ._folds import make_folds, warn_of_repeats
 
 
 def takes_groups(estimator):
@@ -58,16 +60,14 @@ def _take(values, rows, y, is_1d):
     return values[:, 0] if is_1d else values
 
 
-def _one_row_a_patient(values, groups):
-    return values if groups is None else pd.DataFrame(values).groupby(groups).mean().to_numpy()
-
-
 def _scale(transformer, values, groups, train):
     """Return the expression on the scale learned from the patients of the training part."""
     if transformer is None:
         return values, None
-    fold_groups = None if groups is None else groups[train]
-    transformer = clone(transformer).fit(_one_row_a_patient(values[train], fold_groups))
+    training = values[train]
+    if groups is not None:
+        training = patient_averager(groups[train])[0] @ training
+    transformer = clone(transformer).fit(training)
     return np.asarray(transformer.transform(values)), transformer
 
 
@@ -98,7 +98,7 @@ def _as_table(prediction):
 def _describe_fold(number, fold, result, groups, **criteria):
     train, test = fold
     n_significant = np.nan
-    if len(test) >= 4:
+    if len(test) >= FEWEST_SAMPLES:
         report = significance_report(
             result["y_true"], result["prediction"], result["untrained"], **criteria
         )
@@ -210,11 +210,12 @@ class CrossValSignificance:
         return total / len(self.estimators)
 
     def __repr__(self):
-        opponent = "mean" if self.untrained_predictions is None else "untrained model"
+        against = f"{self.mean_report['significant'].sum()} against the mean"
+        if self.untrained_predictions is not None:
+            against = f"{self.n_significant} against the untrained model, {against}"
         return (
-            f"CrossValSignificance({self.n_significant} of {len(self.report)} genes significant "
-            f"against the {opponent}, median r {self.median_r:.3f}, {len(self.predictions)} "
-            f"samples, {len(self.folds)} folds)"
+            f"CrossValSignificance({len(self.report)} genes, significant: {against}; median r "
+            f"{self.median_r:.3f}, {len(self.predictions)} samples, {len(self.folds)} folds)"
         )
 
 
@@ -362,9 +363,13 @@ def cross_val_significance(
     values, gene_names, is_1d = check_expression(y, estimator_name="cross_val_significance")
     groups = None if groups is None else check_groups(groups, y)
     folds = make_folds(cv, X, y, groups)
+    if groups is None:
+        warn_of_repeats(folds, values)
     n_tested = sum(len(test) for _, test in folds)
-    if n_tested < 4:
-        raise ValueError(f"Significance needs at least 4 held-out samples, got {n_tested}.")
+    if n_tested < FEWEST_SAMPLES:
+        raise ValueError(
+            f"Significance needs at least {FEWEST_SAMPLES} held-out samples, got {n_tested}."
+        )
     with config_context(enable_metadata_routing=True):
         pass_groups = groups is not None and takes_groups(estimator)
         tasks = (

@@ -8,6 +8,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.model_selection import GroupKFold, check_cv
 
+from ..utils._patients import infer_groups
 from ..utils._validation import name_some
 
 _DEFAULT_FOLDS = 5
@@ -44,6 +45,20 @@ def _check_disjoint(folds, n_samples, groups):
             f"cv holds {repeated.size} samples out more than once (rows {name_some(repeated)}), "
             "so the folds cannot be pooled. Use a splitter whose test parts do not overlap, "
             "such as KFold or GroupKFold."
+        )
+
+
+def warn_of_repeats(folds, values):
+    """Warn where the folds split samples of one expression, which are slides of one patient."""
+    units = infer_groups(values)
+    n_split = sum(np.isin(units[test], units[train]).sum() for train, test in folds)
+    if n_split:
+        warnings.warn(
+            f"{n_split} held-out samples have the very expression of a training sample, as slides "
+            "of one patient do, so the result is too good. Pass groups=, the patient of each "
+            "sample, to cross_val_significance.",
+            UserWarning,
+            stacklevel=3,
         )
 
 

@@ -46,8 +46,14 @@ def _readable(values):
         seen[name] = seen.get(name, 0) + 1
         names[key] = (name, seen[name])
     return [
-        str(value) if _is_simple(value) else _numbered(*names[id(value)], seen) for value in values
+        _text(value) if _is_simple(value) else _numbered(*names[id(value)], seen)
+        for value in values
     ]
+
+
+def _text(value):
+    # In a search over several grids a candidate need not set every parameter.
+    return "not set" if isinstance(value, Real) and np.isnan(value) else str(value)
 
 
 def _numbered(name, number, seen):
@@ -193,13 +199,15 @@ class LambdaPathDisplay:
             figsize = (6.4, 4.8) if n_lines <= _LEGEND_INSIDE else (8.4, 4.8)
             _, ax = plt.subplots(figsize=figsize, layout="constrained")
         self.ax_, self.figure_, self.lines_ = ax, ax.figure, []
+        lambdas = np.unique(self.paths["lambda_"])
         for number, (label, path) in enumerate(self.paths.groupby("line", sort=False)):
             path = path.sort_values("lambda_")
-            self.lines_.append(_draw_line(ax, path, label, number, n_lines))
+            # One lambda: points side by side, so that their spreads do not hide each other.
+            shift = 0.01 * (number - (n_lines - 1) / 2) if len(lambdas) == 1 else 0.0
+            self.lines_.append(_draw_line(ax, path, label, number, n_lines, shift))
         ax.set_xlabel(r"Weight of the prior knowledge, $\lambda$")
         ax.set_ylabel(f"{self.score_name}\n(mean and s.d. over folds)")
         ax.spines[["top", "right"]].set_visible(False)
-        lambdas = np.unique(self.paths["lambda_"])
         if len(lambdas) <= _TICKS:
             ax.set_xticks(lambdas)
         if len(lambdas) == 1:
@@ -209,14 +217,13 @@ class LambdaPathDisplay:
         return self
 
 
-def _draw_line(ax, path, label, number, n_lines):
+def _draw_line(ax, path, label, number, n_lines, shift):
     color = OKABE_ITO[number % len(OKABE_ITO)]
     style = ("-", "--", ":", "-.")[number // len(OKABE_ITO) % 4]
     marker = MARKERS[number % len(MARKERS)]
     x, mean, std = (path[name].to_numpy() for name in ("lambda_", "mean", "std"))
+    x = x + shift
     if len(x) == 1:
-        # One lambda: points side by side, so that their spreads do not hide each other.
-        x = x + 0.01 * (number - (n_lines - 1) / 2)
         ax.errorbar(x, mean, std, color=color, capsize=4)
     else:
         alpha = 0.14 if n_lines <= _LEGEND_INSIDE else 0.05

@@ -6,6 +6,8 @@ from numbers import Integral
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.cbook import normalize_kwargs
+from matplotlib.collections import PathCollection
 
 from ..metrics import pearson_by_gene
 from ..metrics._correlation import check_same_table
@@ -168,9 +170,12 @@ class PredictionDisplay:
         """
         if ax is None:
             _, ax = plt.subplots(figsize=(4.8, 4.8), layout="constrained")
-        style = {"color": OKABE_ITO[0], "alpha": 0.6, "s": 22, "linewidths": 0}
+        own = normalize_kwargs(scatter_kwargs or {}, PathCollection)
+        style = {"alpha": 0.6, "s": 22, "linewidth": 0}
+        if not {"c", "facecolor"} & own.keys():
+            style["color"] = OKABE_ITO[0]
         # Dense clouds stay readable as a picture inside a vector file.
-        style |= {"rasterized": len(self.y_true) > 2000} | (scatter_kwargs or {})
+        style |= {"rasterized": len(self.y_true) > 2000} | own
         both = np.concatenate([self.y_true, self.y_pred])
         low, high = both.min(), both.max()
         margin = 0.05 * (high - low) or 0.5

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.cbook import normalize_kwargs
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Patch, Rectangle
 
@@ -202,7 +203,8 @@ class TissueMaskDisplay:
             return None
         edge = self.tile_size / self.downsample
         corners = np.asarray(self.tiles) / self.downsample
-        style = {"edgecolor": _TILES, "facecolor": "none", "linewidth": 1.0} | tile_kwargs
+        style = {"edgecolor": _TILES, "facecolor": "none", "linewidth": 1.0}
+        style |= normalize_kwargs(tile_kwargs, PatchCollection)
         squares = PatchCollection([Rectangle(corner, edge, edge) for corner in corners], **style)
         return ax.add_collection(squares)
 

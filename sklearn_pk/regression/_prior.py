@@ -2,10 +2,18 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.utils import check_random_state
+
+from ..utils._patients import patient_averager
+
+# Below this share of the genes, a prior says hardly more than zeros do.
+_FEW_KNOWN = 0.1
 
 
 def expression_by_patient(values, groups, gene_names=None):
@@ -26,21 +34,42 @@ def expression_by_patient(values, groups, gene_names=None):
     expression : ndarray or DataFrame of shape (n_genes, n_patients)
         A DataFrame if there are gene names; its columns are the patients as text.
     """
-    patients, codes = np.unique(groups, return_inverse=True)
-    if len(patients) == len(values):
-        collapsed = values[np.argsort(codes)]
-    else:
-        members = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-        counts = np.bincount(codes)[:, np.newaxis]
-        collapsed = (members @ values) / counts
+    averager, patients = patient_averager(groups)
+    collapsed = averager @ values
     if gene_names is None:
         return collapsed.T
     return pd.DataFrame(collapsed.T, index=gene_names, columns=[str(name) for name in patients])
 
 
+def seed_prior(prior, seed):
+    """
+    Clone a prior and give a seed to each step that has none.
+
+    Parameters
+    ----------
+    prior : estimator
+        The prior; every ``random_state`` of it that is None is drawn.
+    seed : int
+        Draws them.
+
+    Returns
+    -------
+    estimator
+        The clone.
+    """
+    prior = clone(prior)
+    random_state = check_random_state(seed)
+    unset = sorted(
+        name
+        for name, value in prior.get_params(deep=True).items()
+        if name.rpartition("__")[2] == "random_state" and value is None
+    )
+    return prior.set_params(**{name: random_state.randint(2**31 - 1) for name in unset})
+
+
 def learn_embeddings(prior, expression):
     """
-    Clone a prior, fit it on expression and return its gene embeddings.
+    Fit a clone of a prior on expression and return its gene embeddings.
 
     Parameters
     ----------
@@ -101,10 +130,18 @@ def align_embeddings(prior, n_genes, gene_names):
     repeated = prior.index[prior.index.duplicated()].unique()
     if len(repeated):
         raise ValueError(f"prior: duplicate gene names in its index: {list(repeated[:5])!r}.")
-    if not prior.index.isin(gene_names).any():
+    n_known = int(prior.index.isin(gene_names).sum())
+    if not n_known:
         raise ValueError(
             f"prior: none of its genes (such as {prior.index[0]!r}) is among those of y (such "
             f"as {gene_names[0]!r})."
+        )
+    if n_known < _FEW_KNOWN * n_genes:
+        warnings.warn(
+            f"prior: only {n_known} of the {n_genes} genes of y (such as {gene_names[0]!r}) have "
+            f"an embedding (such as {prior.index[0]!r}); all others get zeros.",
+            UserWarning,
+            stacklevel=2,
         )
     return prior.reindex(gene_names, fill_value=0.0).to_numpy(dtype=np.float64)
 

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import os
 import warnings
 from numbers import Integral, Real
 
@@ -22,19 +23,20 @@ from ..utils import (
     pick_device,
     validate_bags,
 )
+from ..utils._patients import infer_groups
 from ._module import ExpressionModule
 from ._prior import (
     align_embeddings,
     check_embeddings,
     expression_by_patient,
     learn_embeddings,
+    seed_prior,
     unit_scale,
 )
 from ._training import (
     BagDataset,
     KeepBestWeights,
     identity,
-    infer_groups,
     pad_bags,
     split_groups,
     tile_statistics,
@@ -52,7 +54,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
 
     A and b are learned, G holds fixed gene embeddings that carry what is known
     about the co-expression of genes. The prior which makes G is fitted inside
-    :meth:`fit`, on the training patients alone.
+    :meth:`fit`, on the patients passed there and on no others.
 
     Parameters
     ----------
@@ -128,7 +130,8 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         factorise the same graph again.
 
     random_state : int, RandomState instance or None, default=None
-        Seed of the weights, the order of the slides and the held-out patients.
+        Seed of the weights, the order of the slides, the held-out patients, and of each
+        step of `prior` whose own ``random_state`` is None.
 
     verbose : int, default=0
         Whether to show a progress bar.
@@ -185,7 +188,11 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     ``sklearn.set_config(enable_metadata_routing=True)`` a pipeline or a search
     passes on ``groups`` as this regressor requests them by default. Without, say
     ``search.fit(X, y, groups=patients, priorknowledgeregressor__groups=patients)``.
-    Without groups, samples whose expression is identical are taken as one patient.
+    Without groups, samples whose expression is identical are taken as one patient,
+    unless y is a single gene, which may be equal by chance.
+
+    The patients held out for early stopping choose the epoch alone: the prior, the means
+    and the scales are computed from all patients passed to :meth:`fit`, as published.
 
     References
     ----------
@@ -232,7 +239,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         "early_stopping": [StrOptions({"loss"}), None],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "device": [str],
-        "memory": [str, HasMethods(["cache"]), HasMethods(["__fspath__"]), None],
+        "memory": [str, HasMethods(["cache"]), os.PathLike, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -379,9 +386,9 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         if n_repeats:
             warnings.warn(
                 f"{n_repeats} samples repeat the expression of an earlier one and are taken as "
-                "slides of the same patient. Pass groups to say so yourself: "
-                "fit(X, y, groups=patients), or through a pipeline "
-                "fit(X, y, priorknowledgeregressor__groups=patients).",
+                "slides of the same patient, inside this fit: for early stopping and the prior. "
+                "Folds around it need groups of their own. Pass them: fit(X, y, groups=patients), "
+                "or through a pipeline fit(X, y, priorknowledgeregressor__groups=patients).",
                 UserWarning,
                 stacklevel=3,
             )
@@ -393,9 +400,11 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             return None
         n_genes = values.shape[1]
         if hasattr(self.prior, "fit_transform"):
-            learn = check_memory(self.memory).cache(learn_embeddings)
+            memory = self.memory
+            memory = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory)
+            learn = memory.cache(learn_embeddings)
             expression = expression_by_patient(values, groups, gene_names)
-            self.prior_, embeddings = learn(self.prior, expression)
+            self.prior_, embeddings = learn(seed_prior(self.prior, self._seed), expression)
         else:
             embeddings = align_embeddings(self.prior, n_genes, gene_names)
         embeddings = check_embeddings(embeddings, n_genes)
@@ -460,6 +469,11 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         epochs = self.net_.history
         if len(epochs) < self.max_epochs and not keeper.stopped_:
             raise KeyboardInterrupt  # skorch swallowed the user's Ctrl-C
+        if not keeper.best_epoch_:
+            raise ValueError(
+                f"Training did not reach a finite {keeper.monitor} in any epoch. Look for huge "
+                f"values in X or y, or use a smaller learning rate than lr={self.lr!r}."
+            )
         self.net_.set_params(train_split=None)
         columns = ["epoch", "train_loss", *(["valid_loss"] if len(valid) else []), "dur"]
         self.history_ = pd.DataFrame([[row[key] for key in columns] for row in epochs])

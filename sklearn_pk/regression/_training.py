@@ -92,26 +92,6 @@ def tile_statistics(bags):
     return mean, np.where(constant, 1.0, np.sqrt(variance))
 
 
-def infer_groups(values):
-    """
-    Take samples with identical expression as one patient.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_samples, n_genes)
-        Expression.
-
-    Returns
-    -------
-    groups : ndarray of shape (n_samples,), int
-        Number of the patient. With a single gene, every sample is its own.
-    """
-    if values.shape[1] == 1:
-        return np.arange(len(values))
-    seen = {}
-    return np.array([seen.setdefault(row.tobytes(), len(seen)) for row in values + 0.0])
-
-
 def split_groups(groups, fraction, random_state):
     """
     Hold out a share of the patients.

@@ -2,7 +2,10 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from pathlib import PurePath
+
 import numpy as np
+import pandas as pd
 from scipy import sparse
 from sklearn.utils.validation import validate_data
 
@@ -29,8 +32,12 @@ def is_bag_input(X):
     >>> is_bag_input([[1.0, 2.0]]), is_bag_input([[[1.0, 2.0]]])
     (False, True)
     """
+    if getattr(X, "ndim", None) == 3:
+        return True
+    if isinstance(X, pd.Series):
+        X = list(X)
     if isinstance(X, np.ndarray):
-        return X.ndim == 3 or (X.dtype == object and len(X) > 0 and np.ndim(X[0]) == 2)
+        return X.dtype == object and len(X) > 0 and np.ndim(X[0]) == 2
     if not isinstance(X, list | tuple) or not X or sparse.issparse(X[0]):
         return False
     return len(getattr(X[0], "shape", ())) == 2 or np.ndim(X[0]) == 2
@@ -143,6 +150,23 @@ def check_bags(X, *, allow_empty=False):
     return bags
 
 
+def _refuse_slides(estimator, X):
+    """Say what is missing where slides arrive instead of their features."""
+    if not isinstance(X, list | tuple | pd.Series | np.ndarray) or not len(X):
+        return
+    first = X.iloc[0] if isinstance(X, pd.Series) else X[0]
+    if isinstance(first, str | PurePath):
+        remedy = "SlideTiler() and FoundationFeaturizer(), or read_features for files of features"
+    elif hasattr(first, "iter_tiles"):
+        remedy = "FoundationFeaturizer()"
+    else:
+        return
+    raise TypeError(
+        f"{type(estimator).__name__} takes tile features, got slides (the first is {first!r}). "
+        f"Put in front: {remedy}."
+    )
+
+
 def validate_bags(estimator, X, *, reset, allow_empty=False):
     """
     Check a table or bags against the width an estimator was fitted with.
@@ -180,6 +204,7 @@ def validate_bags(estimator, X, *, reset, allow_empty=False):
     >>> bags[0].shape, clusterer.n_features_in_
     ((1, 2), 2)
     """
+    _refuse_slides(estimator, X)
     if not is_bag_input(X):
         X = validate_data(estimator, X, dtype=[np.float64, np.float32], reset=reset)
         return list(X[:, np.newaxis])

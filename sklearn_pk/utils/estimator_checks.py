@@ -9,6 +9,7 @@ import pickle
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -43,6 +44,11 @@ def assert_same(one, other):
         _assert(len(one) == len(other), f"lengths differ: {len(one)} and {len(other)}")
         for left, right in zip(one, other, strict=True):
             assert_same(left, right)
+    elif sparse.issparse(one):
+        _assert(sparse.issparse(other), f"one is sparse, the other {type(other)}")
+        assert_same(one.toarray(), other.toarray())
+    elif np.shape(one) != np.shape(other):
+        raise AssertionError(f"shapes differ: {np.shape(one)} and {np.shape(other)}")
     elif isinstance(one, np.ndarray | float) and np.asarray(one).dtype.kind == "f":
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     else:

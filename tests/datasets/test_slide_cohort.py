@@ -9,6 +9,7 @@ import openslide
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LinearRegression
 
 from sklearn_pk.datasets import load_brca_expression, make_slide_cohort
 from sklearn_pk.datasets._slide_cohort import (
@@ -59,8 +60,49 @@ def test_same_seed_same_bytes_for_any_n_jobs(cohort, tmp_path):
     for path, other in zip(cohort.slides, again.slides, strict=True):
         assert Path(path).read_bytes() == Path(other).read_bytes()
     pd.testing.assert_frame_equal(cohort.expression, again.expression)
-    other = make_slide_cohort(2, random_state=1, out_dir=tmp_path / "b", slide_size=(512, 512))
-    assert not other.expression.equals(cohort.expression.iloc[:2])
+    same, other = (
+        make_slide_cohort(2, random_state=seed, out_dir=tmp_path / f"{seed}", slide_size=(512, 512))
+        for seed in (0, 1)
+    )
+    assert not other.expression.equals(same.expression)
+    for path, another in zip(same.slides, other.slides, strict=True):
+        assert Path(path).read_bytes() != Path(another).read_bytes()
+
+
+def test_as_many_slides_as_asked_for(tmp_path):
+    for n_slides in (2, 5):
+        cohort = make_slide_cohort(
+            n_slides, random_state=0, out_dir=tmp_path, slide_size=(512, 512), two_slide_share=1.0
+        )
+        assert len(cohort.slides) == n_slides
+        assert len(set(cohort.patients)) == (n_slides + 1) // 2
+
+
+def test_strength_and_noise_plant_what_they_say(tmp_path):
+    def compose(**planting):
+        return make_slide_cohort(
+            6, random_state=0, out_dir=tmp_path, slide_size=(512, 512), **planting
+        )
+
+    nothing = compose(strength=0, noise=0)
+    assert_allclose(nothing.composition, 0.25)
+    assert (nothing.planted_r2 == 0).all()
+    weak, strong = compose(strength=0.5, noise=0), compose(strength=1, noise=0)
+    logs = [np.log(c.composition.div(c.composition.iloc[:, 0], axis=0)) for c in (weak, strong)]
+    assert_allclose(2 * logs[0], logs[1], atol=1e-8)
+    noisy = compose(strength=1, noise=0.5)
+    spread = np.log(noisy.composition.div(noisy.composition.iloc[:, 0], axis=0)) - logs[1]
+    assert 0.25 < spread.iloc[:, 1:].to_numpy().std() < 1.0
+
+
+def test_planted_r2_is_that_of_a_regression_on_the_planted_components(cohort):
+    assert cohort.planted_r2.between(0, 1).all()
+    table = load_brca_expression().expression
+    rows = [np.flatnonzero((table == row).all(axis=1))[0] for row in cohort.expression.to_numpy()]
+    model = LinearRegression().fit(principal_scores(table, 3)[rows], cohort.expression)
+    residual = cohort.expression - model.predict(principal_scores(table, 3)[rows])
+    expected = 1 - residual.var() / cohort.expression.var()
+    assert_allclose(cohort.planted_r2, expected, atol=1e-8)
 
 
 def test_composition_follows_the_components():

@@ -111,3 +111,13 @@ def test_bad_input():
     graph.data[0] = np.nan
     with pytest.raises(ValueError, match="finite weights"):
         neighborhood_preservation(graph, embedding)
+
+
+def test_boolean_graph():
+    rng = np.random.default_rng(0)
+    graph = np.triu(rng.uniform(size=(30, 30)) > 0.8, 1)
+    graph |= graph.T
+    embedding = rng.normal(size=(30, 4))
+    expected = neighborhood_preservation(graph.astype(float), embedding, k=5)
+    for same in (graph, sparse.csr_array(graph)):
+        assert neighborhood_preservation(same, embedding, k=5) == expected

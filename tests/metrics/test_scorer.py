@@ -92,6 +92,20 @@ def test_scorer_counts_the_genes_of_the_report(data):
     assert scorer(model, X[60:], frame) == score
 
 
+def test_alpha_and_fdr_reach_the_count():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 6))
+    y = X @ rng.normal(size=(6, 200)) + rng.uniform(2, 40, size=200) * rng.normal(size=(60, 200))
+    model = TwinRidge().fit(X[:30], y[:30])
+    tables = (y[30:], model.predict(X[30:]), model.predict_untrained(X[30:]))
+    counts = []
+    for criteria in ({}, {"alpha": 1e-3}, {"fdr": 1e-3}):
+        expected = significance_report(*tables, **criteria)["significant"].sum()
+        assert make_significance_scorer(**criteria)(model, X[30:], y[30:]) == expected
+        counts.append(expected)
+    assert counts[0] > max(counts[1:]) > 0
+
+
 def test_scorer_transforms_once_through_pipelines_and_searches(data):
     X, y = data
     pipeline = make_pipeline(CountingScaler(), make_pipeline(StandardScaler(), TwinRidge()))
@@ -131,7 +145,8 @@ def test_one_gene_and_few_samples(data):
     X, y = data
     model = TwinRidge().fit(X, y[:, 0])
     assert significance_scorer(model, X, y[:, 0]) == 1.0
-    assert significance_scorer(model, X[:4], y[:4, 0]) in (0.0, 1.0)
+    few = significance_report(y[:4, 0], model.predict(X[:4]), model.predict_untrained(X[:4]))
+    assert significance_scorer(model, X[:4], y[:4, 0]) == few["significant"].sum()
     with pytest.raises(ValueError, match="at least 4 samples, got n = 3"):
         significance_scorer(model, X[:3], y[:3, 0])
 

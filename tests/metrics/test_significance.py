@@ -119,6 +119,27 @@ def test_alpha_and_fdr_are_used():
     assert counts[2] == expected
 
 
+def test_alpha_decides_on_steiger_too():
+    tables = make_tables(n=60, n_genes=300)
+    for alpha in (0.05, 1e-3):
+        report = significance_report(*tables, alpha=alpha, fdr=1.0)
+        expected = plain_report(*tables, alpha=alpha, fdr=1.0)["significant"]
+        assert_array_equal(report["significant"], expected)
+        undecided = (report["p"] < alpha) & (report["steiger_p"] >= alpha)
+        assert undecided.any(), "Steiger's test has to decide on some genes"
+
+
+def test_fdr_decides_against_the_mean_too():
+    rng = np.random.default_rng(2)
+    y_true, noise = rng.normal(size=(2, 60, 400))
+    y_pred = 0.3 * noise
+    y_pred[:, :20] += 0.15 * y_true[:, :20]
+    report = significance_report(y_true, y_pred, None, fdr=0.05)
+    assert (report["reason"] == "Pearson FDR >= 0.05").any()
+    assert (report.loc[report["significant"], "p_fdr"] < 0.05).all()
+    assert report["significant"].any()
+
+
 def test_reason_is_the_first_condition_that_failed():
     rng = np.random.default_rng(0)
     base, noise = rng.normal(size=(2, 100))
@@ -215,8 +236,25 @@ def test_groups_collapse_to_one_row_a_patient():
 def test_groups_keep_constants_constant():
     y_true, y_pred, y_base = make_tables(n=30)
     y_pred[:, 0] = 0.1
-    report = significance_report(y_true, y_pred, y_base, groups=np.arange(30) // 3)
-    assert report["reason"][0] == "constant prediction"
+    y_true[:, 1] = 0.1
+    patients = np.repeat(np.arange(9), [1, 2, 3, 3, 3, 4, 4, 3, 7])
+    report = significance_report(y_true, y_pred, y_base, groups=patients)
+    assert report["reason"][:2].tolist() == ["constant prediction", "constant truth"]
+
+
+def test_groups_in_another_order_are_refused():
+    names = [f"s{i}" for i in range(40)]
+    y_true, y_pred, y_base = (pd.DataFrame(table, index=names) for table in make_tables())
+    patients = pd.Series(np.arange(40) // 2, index=names)
+    with pytest.raises(ValueError, match=r"different order.*groups.loc"):
+        significance_report(y_true, y_pred, y_base, groups=patients.sample(frac=1, random_state=0))
+
+
+def test_two_series_of_other_names():
+    y_true, y_pred, _ = (table[:, 0] for table in make_tables(n_genes=1))
+    frame = pd.DataFrame({"true": y_true, "predicted": y_pred})
+    report = significance_report(frame["true"], frame["predicted"], None)
+    assert report["r"].iloc[0] == pytest.approx(np.corrcoef(y_true, y_pred)[0, 1])
 
 
 def test_mean_baseline_leaves_out_steiger():
@@ -242,6 +280,9 @@ def test_rmse_ratios_are_nan_where_not_defined():
     report = significance_report(y_true, y_true + 1, -y_true)
     assert np.isnan(report["rmse_iqr"][0])
     assert_allclose(report["rmse_mean"], [1 / 1.8, np.nan])
+    centred, y_pred, _ = make_tables()
+    centred = centred - centred.mean(axis=0)
+    assert np.isnan(significance_report(centred, y_pred, None)["rmse_mean"]).all()
 
 
 def test_gene_names_come_from_tables_or_the_argument():

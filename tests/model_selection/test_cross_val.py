@@ -2,6 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -123,8 +125,9 @@ def test_pooled_report_equals_cross_val_predict(data):
     assert 3 <= result.n_significant <= 7
     assert result.median_r == expected["r"].median()
     assert repr(result) == (
-        f"CrossValSignificance({result.n_significant} of 12 genes significant against the "
-        f"untrained model, median r {result.median_r:.3f}, 60 samples, 4 folds)"
+        f"CrossValSignificance(12 genes, significant: {result.n_significant} against the "
+        f"untrained model, {result.mean_report['significant'].sum()} against the mean; "
+        f"median r {result.median_r:.3f}, 60 samples, 4 folds)"
     )
 
 
@@ -154,8 +157,12 @@ def test_folds_keep_patients_together(data):
     assert folds["n_test_patients"].tolist() == [4] * 5
     assert folds["fold"].tolist() == list(range(5))
     assert (folds[["fit_time", "score_time"]] > 0).all(axis=None)
-    assert folds["n_significant"].between(0, N_GENES).all()
-    assert folds["median_r"].between(-1, 1).all()
+    for number, test in enumerate(result.test_indices):
+        tables = (y, result.predictions, result.untrained_predictions)
+        fold_report = significance_report(*(table.iloc[test] for table in tables))
+        assert folds["n_significant"][number] == fold_report["significant"].sum()
+        assert folds["median_r"][number] == pytest.approx(fold_report["r"].median())
+    assert folds["n_significant"].sum() > 0
 
 
 @pytest.mark.parametrize("routing", [False, True])
@@ -326,3 +333,17 @@ def test_bad_input_is_found_before_any_work(data, change, message):
     arguments = {"X": X, "y": y, "groups": patients} | change(X, y, patients)
     with pytest.raises((ValueError, TypeError), match=message):
         cross_val_significance(NeverFit(), **arguments)
+
+
+def test_slides_of_one_patient_in_two_folds_are_told(data):
+    X, y, _ = data
+    repeated = y.to_numpy()[np.arange(N) // 2]
+    order = np.random.default_rng(0).permutation(N)
+    with pytest.warns(UserWarning, match=r"held-out samples have the very expression.*groups="):
+        cross_val_significance(PatientRidge(), X, repeated[order])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cross_val_significance(
+            PatientRidge(), X, repeated[order], groups=(np.arange(N) // 2)[order]
+        )
+        cross_val_significance(PatientRidge(), X, np.round(y.to_numpy()[:, 0]))

@@ -109,6 +109,28 @@ def test_candidates_without_a_lambda_are_left_out():
     assert len(display.lines_) == 1
 
 
+def test_band_and_error_bar_are_one_standard_deviation():
+    grid = {"lambda_": [0.1, 0.5, 0.9]}
+    display = LambdaPathDisplay.from_cv_results(search_results(grid))
+    [band] = display.ax_.collections
+    spread = np.std([0, 1, 2])
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert_allclose([heights.min(), heights.max()], [1 - spread, 21 + spread])
+    one = LambdaPathDisplay.from_cv_results(search_results({"lambda_": [0.5]}))
+    [bar] = one.ax_.containers
+    assert_allclose(bar[2][0].get_segments()[0][:, 1], [1 - spread, 1 + spread])
+
+
+def test_grids_of_other_parameters_keep_their_places():
+    grid = [
+        {"lambda_": [0.1, 0.5, 0.9], "prior": ["nmf"], "width": [4]},
+        {"lambda_": [0.0], "prior": ["none"]},
+    ]
+    display = LambdaPathDisplay.from_cv_results(search_results(grid))
+    assert labels_of(display) == ["nmf, 4", "none, not set"]
+    assert_allclose(display.lines_[1].get_xdata(), [0.0])
+
+
 def test_which_lambda_and_which_metric():
     grid = {"a__lambda_": [0.1, 0.5], "b__lambda_": [0.2, 0.3]}
     results = search_results(grid, metric="n")
@@ -166,6 +188,10 @@ def test_prediction_from_estimator_on_given_axes(tables, plt):
     assert ax.get_xlabel() == "True (z-score)"
     assert_allclose(display.scatter_.get_offsets()[:, 1], model.predict(X)[:, 2])
     assert display.plot(scatter_kwargs={"color": "k"}).ax_ is not ax
+    values = np.arange(50.0)
+    scatter = display.plot(scatter_kwargs={"c": values, "lw": 2}).scatter_
+    assert_allclose(scatter.get_array(), values)
+    assert scatter.get_linewidth() == [2]
 
 
 def test_constant_prediction_is_drawn():

@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
+from sklearn_pk.slides import TiledSlide
 
 AGGREGATORS = ["mlp", "transformer", "summary_mixing"]
 
@@ -99,6 +101,40 @@ def test_seed(data):
     assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
 
 
+def test_seed_reaches_a_prior_that_has_none(data, tmp_path):
+    X, y = data
+    prior = make_pipeline(CoexpressionGraph(threshold=0.5), NMFGeneEmbedder(4))
+    model = small(prior=prior)
+    fitted = [clone(model).set_params(memory=memory).fit(X, y) for memory in (None, tmp_path)]
+    assert_array_equal(fitted[0].embeddings_, fitted[1].embeddings_)
+    assert_array_equal(fitted[0].predict(X), fitted[1].predict(X))
+    assert prior[-1].random_state is None
+    given = small(prior=clone(prior).set_params(nmfgeneembedder__random_state=5)).fit(X, y)
+    assert given.prior_[-1].random_state == 5
+    assert not np.array_equal(given.embeddings_, fitted[0].embeddings_)
+
+
+def test_every_setting_of_training_is_used(data):
+    X, y = data
+    default = small().fit(X, y).predict(X)
+    for setting in (
+        {"weight_decay": 10.0},
+        {"batch_size": 4},
+        {"standardize": False},
+        {"lr": 1e-4},
+    ):
+        assert not np.allclose(small(**setting).fit(X, y).predict(X), default, rtol=1e-4), setting
+
+
+def test_unit_of_features_and_expression_does_not_matter(data):
+    X, y = data
+    expected = small().fit(X, y).predict(X)
+    moved = 3 + X * np.logspace(-2, 2, 8)
+    assert_allclose(small().fit(moved, y).predict(moved), expected, rtol=1e-3)
+    scaled = small().fit(X, 100 * y).predict(X)
+    assert_allclose(scaled / 100, expected, rtol=1e-3)
+
+
 def test_same_numbers_for_any_n_jobs(data):
     X, y = data
     scores = [
@@ -115,13 +151,11 @@ def test_untrained_twin_is_the_start_of_training(data):
     assert_allclose(model.predict_untrained(X), barely.predict(X), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prior", [None, "embeddings"])
-def test_lambda_zero_and_no_prior_are_the_plain_layer(data, prior):
+@pytest.mark.parametrize("other", [{"lambda_": 0.9}, {"prior": np.ones((30, 8)), "lambda_": 0.0}])
+def test_lambda_zero_and_no_prior_are_the_plain_layer(data, other):
     X, y = data
-    embeddings = None if prior is None else np.ones((30, 8))
     plain = small(lambda_=0.3).fit(X, y)
-    other = small(prior=embeddings, lambda_=0.3 if prior is None else 0.0).fit(X, y)
-    assert_array_equal(plain.predict(X), other.predict(X))
+    assert_array_equal(plain.predict(X), small(**other).fit(X, y).predict(X))
     assert not np.array_equal(
         plain.predict(X), small(prior=np.ones((30, 8)), lambda_=0.3).fit(X, y).predict(X)
     )
@@ -239,10 +273,17 @@ def test_best_epoch_is_restored(data):
 
 def test_without_validation_the_training_loss_is_watched(data):
     X, y = data
-    model = small(validation_fraction=0, early_stopping=None).fit(X, y)
+    model = small(validation_fraction=0).fit(X, y)
     assert list(model.history_.columns) == ["epoch", "train_loss", "dur"]
-    assert len(model.history_) == 8
+    assert model.best_epoch_ == model.history_["train_loss"].idxmin() + 1
     assert len(model.validation_indices_) == 0
+
+
+def test_without_early_stopping_all_epochs_are_trained(data):
+    X, y = data
+    settings = {"max_epochs": 30, "lr": 0.05, "patience": 1}
+    assert len(small(**settings).fit(X, y).history_) < 30
+    assert len(small(early_stopping=None, **settings).fit(X, y).history_) == 30
 
 
 def test_a_validation_set_of_one_slide_works(data):
@@ -374,6 +415,37 @@ def test_patients_may_be_numbers_and_text_at_once(data):
     groups = np.array([12, "12b"] * 2 + list(range(56)), dtype=object)
     model = small().fit(X, y, groups=groups)
     assert np.array_equal(model.predict(X), small().fit(X, y, groups=groups.astype(str)).predict(X))
+
+
+def test_slides_instead_of_features(data):
+    _, y = data
+    paths = [f"{name}.svs" for name in y.index]
+    for X in (paths, pd.Series(paths), [Path(path) for path in paths]):
+        with pytest.raises(TypeError, match=r"takes tile features, got slides .*slide0.svs.*Tiler"):
+            small().fit(X, y)
+    tiled = [TiledSlide(path) for path in paths]
+    with pytest.raises(TypeError, match=r"Put in front: FoundationFeaturizer\(\)"):
+        small().fit(tiled, y)
+
+
+def test_bags_come_in_many_containers(data):
+    X, y = data
+    expected = small().fit(X, y).predict(X)
+    for same in (torch.from_numpy(X), pd.Series(list(X), index=y.index), tuple(X)):
+        assert_allclose(small().fit(same, y).predict(same), expected, rtol=1e-6)
+
+
+def test_loss_that_is_never_finite(data):
+    X, y = data
+    with pytest.raises(ValueError, match=r"finite valid_loss.*lr=1e\+30"):
+        small(lr=1e30).fit(X, y)
+
+
+def test_prior_that_knows_few_genes(data):
+    X, y = data
+    few = pd.DataFrame(np.ones((12, 2)), index=["gene3", "gene7", *[f"ENSG{i}" for i in range(10)]])
+    with pytest.warns(UserWarning, match="only 2 of the 30 genes of y .*'gene0'.*'gene3'"):
+        small(prior=few).fit(X, y)
 
 
 def test_all_warnings_are_errors_in_a_plain_fit(data):

@@ -53,7 +53,8 @@ def test_axes_and_style_of_the_user():
     _, ax = plt.subplots()
     image = np.zeros((8, 8, 3), np.uint8)
     display = TissueMaskDisplay(image, tiles=np.zeros((1, 2)), tile_size=4)
-    display.plot(ax, legend=False, tile_kwargs={"linewidth": 3})
+    display.plot(ax, legend=False, tile_kwargs={"lw": 3, "edgecolors": "k"})
+    assert display.tiles_.get_edgecolor().tolist() == [[0, 0, 0, 1]]
     assert display.ax_ is ax
     assert ax.get_legend() is None
     assert display.tiles_.get_linewidth() == [3]
@@ -66,3 +67,13 @@ def test_axes_and_style_of_the_user():
 )
 def test_scale_bar_is_round(width, length):
     assert scale_bar_length(width) == length
+
+
+def test_scale_bar_is_as_long_as_it_says():
+    image = np.zeros((50, 100, 3), np.uint8)
+    display = TissueMaskDisplay(image, downsample=4.0, mpp=0.25).plot()
+    [label] = [text.get_text() for text in display.ax_.texts]
+    for bar in display.ax_.lines:
+        start, end = bar.get_xdata()
+        assert (end - start) * 4.0 * 0.25 == pytest.approx(20)
+    assert label == "20 µm"
