@@ -148,7 +148,8 @@ def test_code_of_readme_runs(project_root, tmp_path, monkeypatch, capsys):
     [block] = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text)
     monkeypatch.chdir(tmp_path)
     exec(re.sub("^    ", "", block, flags=re.MULTILINE), {})
-    found = re.search(r"CrossValSignificance\((\d+) of 1000 genes", capsys.readouterr().out)
+    pattern = r"CrossValSignificance\(1000 genes, significant: (\d+) against the untrained model"
+    found = re.search(pattern, capsys.readouterr().out)
     assert int(found[1]) > 50
 
 
