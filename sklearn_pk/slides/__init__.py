@@ -2,11 +2,12 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from ._bags import FeatureBag, TiledSlide
+from ._bags import FeatureBag
 from ._encoders import Encoder, list_encoders
 from ._featurizer import FoundationFeaturizer
 from ._store import read_features
 from ._supertiles import SuperTileClusterer
+from ._tiled import TiledSlide
 from ._tiler import SlideTiler
 
 __all__ = [

@@ -15,10 +15,11 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils import pick_device, progress
-from ._bags import FeatureBag, TiledSlide
+from ._bags import FeatureBag
 from ._encoders import Encoder, describe_module, find_encoder, measure_width
 from ._inputs import failures_frame, warn_failures
 from ._store import read_stored, store_key, store_path, write_features
+from ._tiled import TiledSlide
 from ._weights import copy_module, find_weights, hash_module, hash_weights, load_encoder
 
 _EXPECTED = (

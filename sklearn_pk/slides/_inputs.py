@@ -127,3 +127,35 @@ def warn_failures(failures, what):
             UserWarning,
             stacklevel=3,
         )
+
+
+def check_coords(coords, owner):
+    """
+    Check the corners of tiles.
+
+    Parameters
+    ----------
+    coords : array-like of shape (n, 2)
+        x and y in level-0 pixels.
+    owner : str
+        Whose they are, for the text of errors.
+
+    Returns
+    -------
+    coords : ndarray of shape (n, 2), int64
+        A read-only copy.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another one.
+    """
+    coords = np.array(coords, dtype=np.int64)
+    if coords.size == 0:
+        coords = coords.reshape(0, 2)
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        raise ValueError(
+            f"{owner}: expected coords of shape (n, 2) in level-0 pixels, got {coords.shape}."
+        )
+    coords.flags.writeable = False
+    return coords

@@ -11,8 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ._bags import FeatureBag, TiledSlide
+from ._bags import FeatureBag
 from ._reader import fingerprint
+from ._tiled import TiledSlide
 
 FORMAT_VERSION = 1
 # What h5py raises on files that are damaged or somebody else's.

@@ -15,7 +15,6 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils import check_expression, check_sample_names, progress
-from ._bags import TiledSlide
 from ._grid import mask_resolution, tile_geometry, tile_grid
 from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
 from ._reader import (
@@ -26,6 +25,7 @@ from ._reader import (
     read_overview,
     slide_info,
 )
+from ._tiled import TiledSlide
 from ._tissue import compute_mask, low_contrast, tissue_fractions
 
 _CACHE_SIZE = 4096

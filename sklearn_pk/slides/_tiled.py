@@ -1,0 +1,115 @@
+"""TiledSlide: a slide file and the places of its tiles."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ._inputs import check_coords
+from ._reader import open_slide, read_tile
+
+
+@dataclass(frozen=True, eq=False)
+class TiledSlide:
+    """
+    A slide file and the places of its tiles.
+
+    No pixel is held: :meth:`iter_tiles` opens the file and reads, so the object is
+    small and can be pickled.
+
+    Parameters
+    ----------
+    path : str
+        Path of the slide file.
+    coords : ndarray of shape (n, 2), int64, default=()
+        Upper left corner (x, y) of each tile, in level-0 pixels.
+    tile_size : int, default=0
+        Edge in pixels of the tiles that :meth:`iter_tiles` gives.
+    mpp : float, default=nan
+        Resolution that was asked for, in um/px.
+    slide_mpp : float, default=nan
+        Resolution of level 0, in um/px.
+    slide_size : tuple of int, default=(0, 0)
+        Width and height of level 0 in pixels.
+    objective_power : float, default=nan
+        Magnification the file states for level 0, NaN where it states none. Only
+        passed on to the feature store; nothing is computed from it.
+    level : int, default=0
+        Pyramid level that is read.
+    level_downsample : float, default=1.0
+        Level-0 pixels per pixel of that level.
+    read_size : int, default=0
+        Edge in pixels that is read at that level, then resampled to `tile_size`.
+    size_level0 : int, default=0
+        Edge of a tile in level-0 pixels.
+    tile_edge_um : float, default=nan
+        Edge of a tile that is really read, in um.
+    params : tuple, default=()
+        Pairs of name and value that say how the slide was tiled.
+    reason : str, default=""
+        Why there is no tile; empty where there are tiles.
+
+    See Also
+    --------
+    SlideTiler : Makes tiled slides.
+    FeatureBag : What an encoder makes of one.
+
+    Examples
+    --------
+    >>> from sklearn_pk.datasets import load_cmu_slide
+    >>> from sklearn_pk.slides import SlideTiler
+    >>> [slide] = SlideTiler().fit_transform([load_cmu_slide().path])
+    >>> slide.name, next(slide.iter_tiles()).shape
+    ('cmu_small_region', (256, 256, 3))
+    """
+
+    path: str
+    coords: np.ndarray = field(default=(), repr=False)
+    tile_size: int = 0
+    mpp: float = np.nan
+    slide_mpp: float = np.nan
+    slide_size: tuple = (0, 0)
+    objective_power: float = np.nan
+    level: int = 0
+    level_downsample: float = 1.0
+    read_size: int = 0
+    size_level0: int = 0
+    tile_edge_um: float = np.nan
+    params: tuple = field(default=(), repr=False)
+    reason: str = ""
+
+    def __post_init__(self):
+        """Check the coordinates."""
+        object.__setattr__(self, "path", str(self.path))
+        object.__setattr__(self, "coords", check_coords(self.coords, self.path))
+
+    @property
+    def name(self):
+        """Name of the slide: its file name without the ending."""
+        return Path(self.path).stem
+
+    def __len__(self):
+        """Count the tiles."""
+        return len(self.coords)
+
+    def iter_tiles(self):
+        """
+        Read the tiles one by one.
+
+        Yields
+        ------
+        tile : ndarray of shape (tile_size, tile_size, 3), uint8
+            RGB pixels, transparent ones on white.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError, ValueError
+            If the slide cannot be read; it is named.
+        """
+        if not len(self):
+            return
+        with open_slide(self.path) as slide:
+            for x, y in self.coords.tolist():
+                yield read_tile(slide, x, y, self.level, self.read_size, self.tile_size)
