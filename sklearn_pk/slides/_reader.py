@@ -53,7 +53,7 @@ class SlideInfo:
 
 
 @contextmanager
-def open_slide(path):
+def open_slide(path, reader="auto"):
     """
     Open a slide and turn every failure to read it into an error that names it.
 
@@ -61,6 +61,8 @@ def open_slide(path):
     ----------
     path : str or path-like
         Path of the slide file.
+    reader : {"auto", "openslide", "tifffile"}, default="auto"
+        Library that reads it.
 
     Yields
     ------
@@ -184,7 +186,7 @@ def slide_info(slide, path, mpp=None):
     )
 
 
-def check_slide(path, mpp=None):
+def check_slide(path, mpp=None, reader="auto"):
     """
     Check in milliseconds that a slide opens, has pixels and a plausible um/px.
 
@@ -194,6 +196,8 @@ def check_slide(path, mpp=None):
         Path of the slide file.
     mpp : float, default=None
         Resolution in um/px that replaces the one in the file.
+    reader : {"auto", "openslide", "tifffile"}, default="auto"
+        Library that reads it.
 
     Returns
     -------
@@ -205,7 +209,7 @@ def check_slide(path, mpp=None):
     FileNotFoundError, PermissionError, ValueError
         If it does not; the slide is named.
     """
-    with open_slide(path) as slide:
+    with open_slide(path, reader) as slide:
         info = slide_info(slide, path, mpp)
         # The header of a truncated file may be whole; its last pixels are not.
         for level in {0, slide.level_count - 1}:

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +51,8 @@ class TiledSlide:
         Pairs of name and value that say how the slide was tiled.
     reason : str, default=""
         Why there is no tile; empty where there are tiles.
+    reader : {"auto", "openslide", "tifffile"}, default="auto"
+        Library that reads the slide.
 
     See Also
     --------
@@ -79,6 +82,7 @@ class TiledSlide:
     tile_edge_um: float = np.nan
     params: tuple = field(default=(), repr=False)
     reason: str = ""
+    reader: str = "auto"
 
     def __post_init__(self):
         """Check the coordinates."""
@@ -110,6 +114,33 @@ class TiledSlide:
         """
         if not len(self):
             return
-        with open_slide(self.path) as slide:
-            for x, y in self.coords.tolist():
-                yield read_tile(slide, x, y, self.level, self.read_size, self.tile_size)
+        with self.open_tiles() as read:
+            for position in range(len(self)):
+                yield read(position, position + 1)[0]
+
+    @contextmanager
+    def open_tiles(self):
+        """
+        Open the slide to read some of its tiles.
+
+        Yields
+        ------
+        read : callable
+            Function of (start, stop) that returns the tiles of these positions as an array of
+            shape (stop - start, tile_size, tile_size, 3), uint8.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError, ValueError
+            If the slide cannot be opened, or, within the block, read; it is named.
+        """
+        with open_slide(self.path, self.reader) as slide:
+
+            def read(start, stop):
+                corners = self.coords[start:stop].tolist()
+                tiles = np.empty((len(corners), self.tile_size, self.tile_size, 3), dtype=np.uint8)
+                for tile, (x, y) in zip(tiles, corners, strict=True):
+                    tile[:] = read_tile(slide, x, y, self.level, self.read_size, self.tile_size)
+                return tiles
+
+            yield read
