@@ -1,24 +1,29 @@
-"""Open slide files: the one place that knows OpenSlide."""
+"""Open slide files, with OpenSlide or tifffile behind one interface."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import hashlib
 import math
 import os
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import openslide
 from PIL import Image
+
+from ._openslide import OpenSlideReader
+from ._tiff import TiffSlide
 
 MPP_RANGE = (0.1, 2.0)
 # A level this close to the resolution asked for is read as it is: resampling by a fraction of a
 # percent would blur every tile and change nothing else.
 SAME_RESOLUTION = 0.01
 MAX_UPSAMPLING = 1.25
+# Other scanners leave tiles out, let them overlap or write several files.
+_FAST_VENDORS = {"aperio", "generic-tiff"}
+_PROBE = 256
 _BLOCK = 2048
 _MIB = 1 << 20
 
@@ -52,7 +57,57 @@ class SlideInfo:
     objective_power: float
 
 
-@contextmanager
+def _stated_mpp(slide):
+    return [_to_float(slide.properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+
+
+def _same_levels(slide, tiff):
+    """Compare the headers; OpenSlide sees but one level of OME-TIFF and not its um/px."""
+    n_levels = len(slide.level_sizes)
+    stated = _stated_mpp(slide)
+    return (
+        slide.level_sizes == tiff.level_sizes[:n_levels]
+        and (n_levels == 1 or len(tiff.level_sizes) == n_levels)
+        and np.allclose(slide.level_downsamples, tiff.level_downsamples[:n_levels], rtol=1e-9)
+        and (np.isnan(stated).all() or np.allclose(stated, _stated_mpp(tiff), rtol=1e-6))
+    )
+
+
+def _same_pixels(slide, tiff):
+    """Compare one tile of each level."""
+    for level, (width, height) in enumerate(slide.level_sizes):
+        # Where a corner falls between two pixels OpenSlide interpolates, so lower levels are
+        # compared at the origin.
+        corner = (0, 0) if level else (width // 2, height // 2)
+        size = min(_PROBE, width), min(_PROBE, height)
+        if not np.array_equal(slide.read(*corner, level, *size), tiff.read(*corner, level, *size)):
+            return False
+    return True
+
+
+@lru_cache(maxsize=65536)
+def _prefer_tifffile(state):
+    """Decide whether tifffile may read a slide, once for each content of the file."""
+    path = state[0]
+    try:
+        tiff = TiffSlide(path)
+    except ValueError:
+        return False
+    with tiff:
+        try:
+            slide = OpenSlideReader(path)
+        except ValueError:
+            return True
+        with slide, suppress(ValueError):
+            return (
+                slide.vendor in _FAST_VENDORS
+                and not tiff.is_sparse
+                and _same_levels(slide, tiff)
+                and _same_pixels(slide, tiff)
+            )
+    return False
+
+
 def open_slide(path, reader="auto"):
     """
     Open a slide and turn every failure to read it into an error that names it.
@@ -62,12 +117,14 @@ def open_slide(path, reader="auto"):
     path : str or path-like
         Path of the slide file.
     reader : {"auto", "openslide", "tifffile"}, default="auto"
-        Library that reads it.
+        Library that reads it. "auto" takes tifffile, which is faster, for tiled TIFF and SVS
+        files from which it reads the same pixels as OpenSlide; that is tried out on one tile of
+        each level when a file is opened for the first time.
 
-    Yields
-    ------
-    slide : openslide.OpenSlide
-        The slide, closed at the end.
+    Returns
+    -------
+    slide : OpenSlideReader or TiffSlide
+        The slide, a context manager that closes it.
 
     Raises
     ------
@@ -76,7 +133,7 @@ def open_slide(path, reader="auto"):
     PermissionError
         If the file may not be read.
     ValueError
-        If the file is no slide OpenSlide can read, now or while it is read.
+        If the file is no slide that can be read, now or while it is read.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -87,18 +144,10 @@ def open_slide(path, reader="auto"):
         raise PermissionError(f"Slide may not be read: {path!r}. Check its permissions.")
     if os.path.getsize(path) == 0:
         raise ValueError(f"Slide is empty (0 bytes): {path!r}. Copy or download it again.")
-    try:
-        with openslide.OpenSlide(path) as slide:
-            yield slide
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        raise ValueError(
-            f"Not a slide that OpenSlide can read: {path!r}. Expected a whole slide image such as "
-            "SVS, tiled pyramidal TIFF, NDPI, MRXS or DICOM, complete to its last byte."
-        ) from error
-    except openslide.OpenSlideError as error:
-        raise ValueError(
-            f"Slide is damaged or truncated: {path!r} ({error}). Copy or download it again."
-        ) from error
+    if reader == "tifffile":
+        return TiffSlide(path)
+    fast = reader == "auto" and _prefer_tifffile(file_state(path))
+    return TiffSlide(path) if fast else OpenSlideReader(path)
 
 
 def _to_float(value):
@@ -159,7 +208,7 @@ def slide_info(slide, path, mpp=None):
 
     Parameters
     ----------
-    slide : openslide.OpenSlide
+    slide : OpenSlideReader or TiffSlide
         Open slide.
     path : str
         Its path.
@@ -178,8 +227,8 @@ def slide_info(slide, path, mpp=None):
     """
     return SlideInfo(
         path=path,
-        size=slide.dimensions,
-        level_sizes=slide.level_dimensions,
+        size=slide.size,
+        level_sizes=slide.level_sizes,
         level_downsamples=slide.level_downsamples,
         mpp=resolve_mpp(path, slide.properties, mpp),
         objective_power=_to_float(slide.properties.get("openslide.objective-power")),
@@ -212,20 +261,11 @@ def check_slide(path, mpp=None, reader="auto"):
     with open_slide(path, reader) as slide:
         info = slide_info(slide, path, mpp)
         # The header of a truncated file may be whole; its last pixels are not.
-        for level in {0, slide.level_count - 1}:
+        for level in {0, len(slide.level_sizes) - 1}:
             scale = slide.level_downsamples[level]
-            x, y = (int((length - 1) * scale) for length in slide.level_dimensions[level])
-            slide.read_region((x, y), level, (1, 1))
+            x, y = (int((length - 1) * scale) for length in slide.level_sizes[level])
+            slide.read(x, y, level, 1, 1)
     return info
-
-
-def _to_rgb(image):
-    """Put the RGBA image OpenSlide gives on white."""
-    if image.getextrema()[3][0] == 255:
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white
 
 
 def best_level(info, mpp):
@@ -259,7 +299,7 @@ def read_tile(slide, x, y, level, read_size, tile_size):
 
     Parameters
     ----------
-    slide : openslide.OpenSlide
+    slide : OpenSlideReader or TiffSlide
         Open slide.
     x, y : int
         Upper left corner in level-0 pixels.
@@ -275,10 +315,11 @@ def read_tile(slide, x, y, level, read_size, tile_size):
     tile : ndarray of shape (tile_size, tile_size, 3), uint8
         RGB pixels.
     """
-    image = _to_rgb(slide.read_region((x, y), level, (read_size, read_size)))
-    if read_size != tile_size:
-        image = image.resize((tile_size, tile_size), Image.Resampling.BICUBIC)
-    return np.array(image)
+    pixels = slide.read(x, y, level, read_size, read_size)
+    if read_size == tile_size:
+        return pixels
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((tile_size, tile_size), Image.Resampling.BICUBIC))
 
 
 def read_overview(slide, info, mpp):
@@ -290,7 +331,7 @@ def read_overview(slide, info, mpp):
 
     Parameters
     ----------
-    slide : openslide.OpenSlide
+    slide : OpenSlideReader or TiffSlide
         Open slide.
     info : SlideInfo
         Its header.
@@ -314,7 +355,7 @@ def read_overview(slide, info, mpp):
         for left in range(0, width, step):
             size = (min(step, width - left), min(step, height - top))
             corner = (round(left * downsample), round(top * downsample))
-            block = np.asarray(_to_rgb(slide.read_region(corner, level, size)).reduce(factor))
+            block = np.asarray(Image.fromarray(slide.read(*corner, level, *size)).reduce(factor))
             row, column = top // factor, left // factor
             overview[row : row + block.shape[0], column : column + block.shape[1]] = block
     return overview, factor * downsample

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import openslide
 import pytest
 
 from sklearn_pk.slides import _reader
+from sklearn_pk.slides._openslide import OpenSlideReader
 from sklearn_pk.slides._reader import (
     best_level,
     check_slide,
@@ -21,13 +21,14 @@ from sklearn_pk.slides._reader import (
     resolve_mpp,
     slide_info,
 )
+from sklearn_pk.slides._tiff import TiffSlide
 
 
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
         ("missing", FileNotFoundError, "Slide not found"),
-        ("text", ValueError, "Not a slide that OpenSlide can read"),
+        ("text", ValueError, "Not a slide that OpenSlide or tifffile can read"),
         ("zero", ValueError, "0 bytes"),
         ("truncated", ValueError, "Not a slide|truncated"),
         ("no_mpp", ValueError, "found None.*'slide' and 'mpp'"),
@@ -119,17 +120,19 @@ def test_overview_does_not_depend_on_the_blocks(small_slides, monkeypatch):
     np.testing.assert_array_equal(whole, blocks)
 
 
-def test_overview_reads_no_large_region(cmu_slide, monkeypatch):
+@pytest.mark.parametrize("kind", [TiffSlide, OpenSlideReader])
+def test_overview_reads_no_large_region(cmu_slide, monkeypatch, kind):
     sizes = []
-    read_region = openslide.OpenSlide.read_region
+    read = kind.read
 
-    def recorded(self, location, level, size):
-        sizes.append(size)
-        return read_region(self, location, level, size)
+    def recorded(self, x, y, level, width, height):
+        sizes.append((width, height))
+        return read(self, x, y, level, width, height)
 
-    monkeypatch.setattr(openslide.OpenSlide, "read_region", recorded)
-    monkeypatch.setattr(_reader, "_BLOCK", 512)
-    overview, _ = overview_of(cmu_slide, 8.0)
+    with kind(cmu_slide) as slide:
+        monkeypatch.setattr(kind, "read", recorded)
+        monkeypatch.setattr(_reader, "_BLOCK", 512)
+        overview, _ = read_overview(slide, slide_info(slide, cmu_slide), 8.0)
     assert np.max(sizes) <= 512
     assert np.sum(np.prod(sizes, axis=1)) == 2220 * 2967
     assert overview.shape == (186, 139, 3)
