@@ -4,6 +4,14 @@
 
 from ._lambda_path import LambdaPathDisplay
 from ._prediction import PredictionDisplay
+from ._slide_sheet import SlideSheetDisplay
+from ._tile_sheet import TileSheetDisplay
 from ._tissue_mask import TissueMaskDisplay
 
-__all__ = ["LambdaPathDisplay", "PredictionDisplay", "TissueMaskDisplay"]
+__all__ = [
+    "LambdaPathDisplay",
+    "PredictionDisplay",
+    "SlideSheetDisplay",
+    "TileSheetDisplay",
+    "TissueMaskDisplay",
+]

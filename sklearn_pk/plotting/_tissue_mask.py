@@ -6,36 +6,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.cbook import normalize_kwargs
-from matplotlib.collections import PatchCollection
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
-from ._colors import OKABE_ITO
-
-_TISSUE, _TILES = OKABE_ITO[0], OKABE_ITO[1]
-
-
-def scale_bar_length(width_um):
-    """
-    Choose a round length of about a fifth of the width.
-
-    Parameters
-    ----------
-    width_um : float
-        Width of the picture in um.
-
-    Returns
-    -------
-    length : float
-        1, 2 or 5 times a power of ten, in um.
-    """
-    target = width_um / 5
-    power = 10.0 ** np.floor(np.log10(target))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= target * (1 + 1e-9)))
-
-
-def _format_um(length):
-    return f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+from ._slide import TILE_COLOR, VEIL, below_axes, draw_scale_bar, draw_squares, draw_veil
 
 
 class TissueMaskDisplay:
@@ -49,7 +22,7 @@ class TissueMaskDisplay:
     thumbnail : ndarray of shape (height, width, 3), uint8
         RGB overview of the slide.
     mask : ndarray of shape (height, width), bool, default=None
-        True on tissue; None draws no outline.
+        True on tissue; the rest is darkened. None darkens nothing.
     tiles : ndarray of shape (n, 2), default=None
         Upper left corners (x, y) of the kept tiles in level-0 pixels; None draws none.
     tile_size : float, default=None
@@ -69,13 +42,15 @@ class TissueMaskDisplay:
         Figure that holds the axes.
     image_ : matplotlib AxesImage
         The overview.
-    outline_ : matplotlib QuadContourSet or None
-        Outline of the tissue.
+    veil_ : matplotlib AxesImage or None
+        What darkens all that is no tissue.
     tiles_ : matplotlib PatchCollection or None
         The kept tiles.
 
     See Also
     --------
+    TileSheetDisplay : Shows some of the tiles beside the slide.
+    SlideSheetDisplay : Shows many slides.
     sklearn_pk.slides.SlideTiler : Finds mask and tiles.
 
     Examples
@@ -110,7 +85,7 @@ class TissueMaskDisplay:
         self.title = title
 
     @classmethod
-    def from_estimator(cls, tiler, slide, *, ax=None):
+    def from_estimator(cls, tiler, slide, *, size=1200, ax=None):
         """
         Draw what a tiler finds on a slide.
 
@@ -118,8 +93,11 @@ class TissueMaskDisplay:
         ----------
         tiler : SlideTiler
             The tiler, fitted or not.
-        slide : path-like, or DataFrame of one row
-            The slide, with its um/px where the file states none.
+        slide : path-like, DataFrame of one row, or TiledSlide
+            The slide, with its um/px where the file states none. A slide that was tiled is
+            shown with its own tiles.
+        size : int, default=1200
+            Longer side of the overview in pixels; a smaller slide is not enlarged.
         ax : matplotlib Axes, default=None
             Axes to draw on; None makes a new figure.
 
@@ -133,7 +111,7 @@ class TissueMaskDisplay:
         ValueError
             If the slide cannot be read or states no um/px.
         """
-        thumbnail, mask, downsample, tiled = tiler.inspect_slide(slide)
+        thumbnail, mask, downsample, tiled = tiler.inspect_slide(slide, size=size)
         display = cls(
             thumbnail,
             mask=mask,
@@ -145,9 +123,9 @@ class TissueMaskDisplay:
         )
         return display.plot(ax=ax)
 
-    def plot(self, ax=None, *, legend=True, tile_kwargs=None):
+    def plot(self, ax=None, *, legend=True, tile_kwargs=None, fontsize=None):
         """
-        Draw overview, outline of the tissue, tiles and scale bar.
+        Draw overview, tissue, tiles and scale bar.
 
         Parameters
         ----------
@@ -157,6 +135,8 @@ class TissueMaskDisplay:
             Whether to explain the colours.
         tile_kwargs : dict, default=None
             Passed to ``matplotlib.collections.PatchCollection``.
+        fontsize : float, default=None
+            Size of the text of the scale bar in points; None takes matplotlib's.
 
         Returns
         -------
@@ -174,13 +154,15 @@ class TissueMaskDisplay:
             _, ax = plt.subplots(figsize=(6, 6), layout="constrained")
         height, width = self.thumbnail.shape[:2]
         extent = (0, width, height, 0)
-        self.image_ = ax.imshow(self.thumbnail, extent=extent, interpolation="nearest")
-        self.outline_ = self._draw_mask(ax)
-        self.tiles_ = self._draw_tiles(ax, tile_kwargs or {})
-        if self.mpp is not None:
-            self._draw_scale_bar(ax, width, height)
+        self.image_ = ax.imshow(self.thumbnail, extent=extent, interpolation="antialiased")
+        self.veil_ = None
+        if self.mask is not None:
+            self.veil_ = draw_veil(ax, self.mask, width, height)
         # A tile that starts near the border must not widen the picture.
         ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
+        self.tiles_ = self._draw_tiles(ax, tile_kwargs or {})
+        if self.mpp is not None:
+            draw_scale_bar(ax, width, self.mpp * self.downsample, fontsize=fontsize)
         count = None if self.tiles is None else f"{len(self.tiles)} tiles"
         ax.set_title(": ".join(part for part in (self.title, count) if part))
         if legend:
@@ -188,56 +170,25 @@ class TissueMaskDisplay:
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
-    def _draw_mask(self, ax):
-        # A mask of one value has no outline, and matplotlib would warn.
-        if self.mask is None or self.mask.all() or not self.mask.any():
-            return None
-        height, width = self.mask.shape
-        x, y = np.arange(width + 2) - 0.5, np.arange(height + 2) - 0.5
-        # The frame of background closes the outline where tissue touches the border.
-        closed = np.pad(self.mask, 1).astype(float)
-        return ax.contour(x, y, closed, levels=[0.5], colors=[_TISSUE], linewidths=1.5)
-
     def _draw_tiles(self, ax, tile_kwargs):
         if self.tiles is None or not len(self.tiles):
             return None
-        edge = self.tile_size / self.downsample
         corners = np.asarray(self.tiles) / self.downsample
-        style = {"edgecolor": _TILES, "facecolor": "none", "linewidth": 1.0}
-        style |= normalize_kwargs(tile_kwargs, PatchCollection)
-        squares = PatchCollection([Rectangle(corner, edge, edge) for corner in corners], **style)
-        return ax.add_collection(squares)
-
-    def _draw_scale_bar(self, ax, width, height):
-        pixel_um = self.mpp * self.downsample
-        length = scale_bar_length(width * pixel_um)
-        end, margin = length / pixel_um, 0.04
-        right, bottom = width * (1 - margin), height * (1 - margin)
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-        ax.plot([right - end, right], [bottom, bottom], color="white", lw=6, solid_capstyle="butt")
-        ax.plot([right - end, right], [bottom, bottom], color="black", lw=3, solid_capstyle="butt")
-        ax.annotate(
-            _format_um(length),
-            (right - end / 2, bottom),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            bbox=box,
-        )
+        return draw_squares(ax, corners, self.tile_size / self.downsample, **tile_kwargs)
 
     def _draw_legend(self, ax):
-        shown = [(self.outline_, _TISSUE, "tissue"), (self.tiles_, _TILES, "kept tiles")]
-        handles = [
-            Patch(edgecolor=color, facecolor="none", label=label)
-            for artist, color, label in shown
-            if artist is not None
-        ]
+        handles = []
+        if self.veil_ is not None and not self.mask.all():
+            handles.append(Patch(facecolor=VEIL, edgecolor="none", label="no tissue"))
+        if self.tiles_ is not None:
+            handles.append(Patch(facecolor="none", edgecolor=TILE_COLOR, label="kept tiles"))
         if handles:
             ax.legend(
                 handles=handles,
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.01),
+                loc="upper left",
+                bbox_to_anchor=(0, 0),
+                bbox_transform=below_axes(ax, 14),
+                borderaxespad=0,
                 ncols=2,
                 frameon=False,
             )

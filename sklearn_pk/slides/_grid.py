@@ -51,9 +51,9 @@ def tile_geometry(info, tile_size, mpp):
     return level, read_size, max(1, round(read_size * downsample))
 
 
-def grid_axis(length, level_length, downsample, size_level0, read_size, step):
+def grid_axis(length, level_length, downsample, size_level0, read_size, step, *, pad=False):
     """
-    Place tiles along one axis so that none leaves the slide.
+    Place tiles along one axis so that none leaves the slide, or so that they cover it.
 
     Parameters
     ----------
@@ -66,19 +66,26 @@ def grid_axis(length, level_length, downsample, size_level0, read_size, step):
     size_level0, read_size : int
         Edge of a tile in level-0 pixels and in pixels of that level.
     step : int
-        Distance of neighbours in level-0 pixels.
+        Distance of neighbours in level-0 pixels, at most `size_level0`.
+    pad : bool, default=False
+        Whether the last tile may stick out, so that no pixel is left over.
 
     Returns
     -------
     starts : ndarray of shape (n,), int64
         First level-0 pixel of each tile.
     """
+    if pad:
+        # As few as cover the axis: with an overlap, a tile that starts within the slide may hold
+        # nothing that the one before it does not.
+        count = 1 + max(0, -(-(length - size_level0) // step))
+        return step * np.arange(count, dtype=np.int64)
     starts = np.arange(0, max(0, length - size_level0 + 1), step, dtype=np.int64)
     # Halving an odd length drops a pixel, so a tile may fit at level 0 and not at its own level.
     return starts[starts / downsample + read_size <= level_length + 1e-6]
 
 
-def tile_grid(info, level, read_size, size_level0, step):
+def tile_grid(info, level, read_size, size_level0, step, *, pad=False):
     """
     Place tiles on the whole slide, row by row.
 
@@ -92,6 +99,9 @@ def tile_grid(info, level, read_size, size_level0, step):
         Edge of a tile in pixels of that level and in level-0 pixels.
     step : int
         Distance of neighbours in level-0 pixels.
+    pad : bool, default=False
+        Whether tiles may stick out at the right and the lower border, so that they cover the
+        whole slide.
 
     Returns
     -------
@@ -100,10 +110,31 @@ def tile_grid(info, level, read_size, size_level0, step):
     """
     downsample = info.level_downsamples[level]
     x, y = (
-        grid_axis(length, level_length, downsample, size_level0, read_size, step)
+        grid_axis(length, level_length, downsample, size_level0, read_size, step, pad=pad)
         for length, level_length in zip(info.size, info.level_sizes[level], strict=True)
     )
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
+
+
+def share_inside(coords, size_level0, size):
+    """
+    Compute which share of each tile lies on the slide.
+
+    Parameters
+    ----------
+    coords : ndarray of shape (n, 2), int64
+        x and y of upper left corners in level-0 pixels.
+    size_level0 : int
+        Edge of a tile in level-0 pixels.
+    size : tuple of int
+        Width and height of level 0 in pixels.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        Shares between 0 and 1.
+    """
+    return (np.minimum(size - coords, size_level0) / size_level0).prod(axis=1)
 
 
 def mask_resolution(tile_edge_um):

@@ -6,19 +6,39 @@ import os
 import warnings
 from collections.abc import Mapping, Set
 from pathlib import PurePath
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 _EXPECTED = (
     "Expected a list of slide paths, a Series of paths, or a DataFrame with the column 'slide' "
-    "and optionally 'mpp' (um/px)"
+    "and optionally 'mpp' (um/px) and 'tissue' (mask)"
 )
+
+
+class SlideRow(NamedTuple):
+    """
+    One slide of X.
+
+    Parameters
+    ----------
+    path : str
+        Path of the slide file.
+    mpp : float, default=None
+        Resolution in um/px that replaces the one in the file; None replaces nothing.
+    tissue : str, path-like, ndarray, callable or None, default=None
+        What replaces the parameter `tissue` of the tiler; None replaces nothing.
+    """
+
+    path: str
+    mpp: float = None
+    tissue: object = None
 
 
 def check_slide_list(X):
     """
-    Split X into the paths of slides and their um/px.
+    Split X into the paths of slides, their um/px and their masks.
 
     Parameters
     ----------
@@ -27,13 +47,13 @@ def check_slide_list(X):
 
     Returns
     -------
-    slides : list of (str, float or None)
-        Path of each slide and the um/px that replaces the one in its file.
+    slides : list of SlideRow
+        Path of each slide, the um/px that replaces the one in its file, and its own mask.
 
     Raises
     ------
     TypeError
-        If X is no list of paths.
+        If X is no list of paths, or a value of the column ``tissue`` is nothing of a mask.
     ValueError
         If X is empty, has more than one dimension, or is a DataFrame without the column
         ``slide``.
@@ -41,8 +61,10 @@ def check_slide_list(X):
     if isinstance(X, pd.DataFrame):
         if "slide" not in X.columns:
             raise ValueError(f"{_EXPECTED}, got a DataFrame with the columns {list(X.columns)!r}.")
-        mpps = list(X["mpp"]) if "mpp" in X.columns else [None] * len(X)
         paths = list(X["slide"])
+        mpps, tissues = (
+            list(X[name]) if name in X.columns else [None] * len(X) for name in ("mpp", "tissue")
+        )
     elif isinstance(X, str | PurePath):
         raise TypeError(f"{_EXPECTED}, got {X!r}. Put a single slide into a list.")
     elif isinstance(X, bytes | Mapping | Set) or not hasattr(X, "__len__"):
@@ -50,7 +72,8 @@ def check_slide_list(X):
     elif getattr(X, "ndim", 1) != 1:
         raise ValueError(f"{_EXPECTED}, got an array of shape {X.shape}.")
     else:
-        paths, mpps = list(X), [None] * len(X)
+        paths = list(X)
+        mpps = tissues = [None] * len(paths)
     if not paths:
         raise ValueError(f"{_EXPECTED}, got no slide (n_samples=0, at least 1 is required).")
     for position, path in enumerate(paths):
@@ -58,7 +81,28 @@ def check_slide_list(X):
             raise TypeError(
                 f"{_EXPECTED}, got {path!r} of type {type(path).__name__} at position {position}."
             )
-    return [(os.fspath(path), mpp) for path, mpp in zip(paths, mpps, strict=True)]
+    return [
+        SlideRow(
+            os.fspath(path),
+            None if _is_missing(mpp) else mpp,
+            None if _is_missing(tissue) else _check_own_tissue(tissue, path),
+        )
+        for path, mpp, tissue in zip(paths, mpps, tissues, strict=True)
+    ]
+
+
+def _is_missing(value):
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _check_own_tissue(tissue, path):
+    if isinstance(tissue, str | os.PathLike | np.ndarray) or callable(tissue):
+        return tissue
+    raise TypeError(
+        f"Slide {os.fspath(path)!r}: the column 'tissue' must hold the path of a GeoJSON file or a "
+        "mask image, a mask array, a method, or None for the tiler's own; got "
+        f"{tissue!r} of type {type(tissue).__name__}."
+    )
 
 
 def failures_frame(failures):

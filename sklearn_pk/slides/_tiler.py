@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from numbers import Integral, Real
@@ -10,113 +11,19 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils import check_expression, check_sample_names, progress
-from ._grid import mask_resolution, tile_geometry, tile_grid
 from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
-from ._reader import (
-    check_slide,
-    file_state,
-    fingerprint,
-    open_slide,
-    read_overview,
-    slide_info,
-)
+from ._masks import check_tissue, choose_tissue, source_key
+from ._reader import file_state
 from ._tiled import TiledSlide
-from ._tissue import compute_mask, low_contrast, tissue_fractions
+from ._tiling import check_row, inspect_row, split_tiled, tile_slide
 
 _CACHE_SIZE = 4096
 _cache = OrderedDict()
-
-
-def _select(coords, overview, scale, size_level0, params, path):
-    """Keep the tiles on tissue; return them with the reason why there are none."""
-    mask = compute_mask(overview, params["tissue"], path)
-    if not mask.any():
-        return coords[:0], "No tissue was found on the overview."
-    edge = size_level0 / scale
-    share = tissue_fractions(mask, coords / scale, edge)
-    coords = coords[share > params["min_tissue_fraction"]]
-    if not len(coords):
-        return coords, (
-            f"No tile has more than min_tissue_fraction={params['min_tissue_fraction']:g} tissue; "
-            f"the fullest has {share.max():.3f}."
-        )
-    if params["tissue"] is None:
-        return coords, ""
-    coords = coords[~low_contrast(overview, coords / scale, edge)]
-    return coords, "" if len(coords) else "All tiles on tissue are flat (low contrast)."
-
-
-def tile_slide(path, mpp_override, params, seed):
-    """
-    Tile one slide.
-
-    Parameters
-    ----------
-    path : str
-        Path of the slide file.
-    mpp_override : float or None
-        Resolution in um/px that replaces the one in the file.
-    params : dict
-        Parameters of SlideTiler that decide about tiles.
-    seed : int
-        Seed; together with the content of the slide it decides which tiles are drawn.
-
-    Returns
-    -------
-    tiled : TiledSlide
-        The slide with its tiles.
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError, ValueError
-        If the slide cannot be read or used; it is named.
-    """
-    tile_size, mpp = params["tile_size"], float(params["mpp"])
-    with open_slide(path) as slide:
-        info = slide_info(slide, path, mpp_override)
-        level, read_size, size_level0 = tile_geometry(info, tile_size, mpp)
-        downsample = info.level_downsamples[level]
-        edge_um = read_size * downsample * info.mpp
-        step = max(1, round((tile_size - params["overlap"]) * size_level0 / tile_size))
-        coords = tile_grid(info, level, read_size, size_level0, step)
-        if len(coords):
-            overview, scale = read_overview(slide, info, mask_resolution(edge_um))
-            coords, reason = _select(coords, overview, scale, size_level0, params, path)
-        else:
-            reason = (
-                f"The slide of {info.size[0]} x {info.size[1]} pixels is smaller than one tile of "
-                f"{size_level0} pixels."
-            )
-    limit = params["max_tiles"]
-    if limit is not None and len(coords) > limit:
-        sequence = np.random.SeedSequence([seed, int(fingerprint(path), 16)])
-        kept = np.random.default_rng(sequence).choice(len(coords), limit, replace=False)
-        coords = coords[np.sort(kept)]
-    return TiledSlide(
-        path=path,
-        coords=coords,
-        tile_size=tile_size,
-        mpp=mpp,
-        slide_mpp=info.mpp,
-        slide_size=info.size,
-        objective_power=info.objective_power,
-        level=level,
-        level_downsample=downsample,
-        read_size=read_size,
-        size_level0=size_level0,
-        tile_edge_um=edge_um,
-        params=(*((name, _describe(value)) for name, value in params.items()), ("seed", seed)),
-        reason=reason,
-    )
-
-
-def _describe(value):
-    return getattr(value, "__qualname__", repr(value)) if callable(value) else value
 
 
 def _outcome(function, *args):
@@ -127,15 +34,16 @@ def _outcome(function, *args):
         return error
 
 
-def _cache_key(path, mpp, params, seed):
+def _cache_key(row, params, seed, reader):
     """Key of a result that is worth remembering, None where there is none."""
-    values = (path, mpp, *params.values(), seed)
-    if not all(isinstance(value, Hashable) for value in values):
-        return None
     try:
-        return (file_state(path), *values)
-    except OSError:
+        mask = source_key(choose_tissue(params["tissue"], row))
+        state = file_state(row.path)
+    except (OSError, ValueError):
         return None
+    others = (value for name, value in params.items() if name != "tissue")
+    key = (state, row.path, row.mpp, mask, *others, seed, reader)
+    return key if all(isinstance(value, Hashable) for value in key) else None
 
 
 def _remember(key, tiled):
@@ -151,7 +59,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
     Find the tiles of tissue on whole slide images.
 
     Tiles are asked for in um/px, read from the best level of the pyramid and resampled
-    to exactly `tile_size` pixels. No tile leaves its slide.
+    to exactly `tile_size` pixels. No tile leaves its slide unless `pad` says so.
 
     Parameters
     ----------
@@ -162,16 +70,32 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Resolution in um/px; 0.5 is what is often called 20x. A level within 1 % of it is
         read as it is; the edge that is really read is kept in `TiledSlide.tile_edge_um`.
 
-    tissue : {"otsu"}, callable or None, default="otsu"
-        How tissue is found, on an overview of at most 8 um/px: by Otsu's thresholds, by a
-        function from RGB pixels (height, width, 3) uint8 to a mask (height, width) bool, or
-        not at all (None keeps all tiles). The function must depend on its input alone, since
-        results are remembered.
+    tissue : {"otsu", "saturation", "entropy"}, callable, array, path-like or None, default="otsu"
+        What tells the tissue:
+
+        - "otsu": Otsu's thresholds of colour and saturation, the published way;
+        - "saturation": more saturated than the glass. For slides with ink or dark pigment, which
+          take Otsu's thresholds away from pale tissue (the ink itself is tiled as well);
+        - "entropy": texture, whatever its colour. For pale or grey tissue, and to leave out the
+          inside of pen strokes; what is out of focus is lost;
+        - a function from RGB pixels (height, width, 3) uint8 to a mask (height, width) bool. It
+          must depend on its input alone, since results are remembered;
+        - a mask (height, width) of bool or whole numbers over the whole slide, at any
+          resolution;
+        - the path of a mask image, or of a GeoJSON file with the areas drawn in QuPath, where
+          the class ``Ignore*`` is cut out;
+        - the path of a folder that holds such a file for each slide, named after it:
+          ``S1.geojson`` or ``S1.png`` for ``S1.svs``;
+        - None for no mask: all tiles are kept.
+
+        Methods and functions work on an overview of at most 8 um/px. The column ``tissue`` of
+        X, where there is one, says it for single slides.
 
     min_tissue_fraction : float, default=0.2
-        A tile is kept if more than this share of it is tissue. Flat tiles are left out too:
-        those whose 1st and 99th percentile of luminance on the overview lie less than 5 % of
-        the range apart.
+        A tile is kept if more than this share of it is tissue. Where tissue was found by a
+        method or a function, flat tiles are left out too: those whose 1st and 99th percentile
+        of luminance on the overview lie less than 5 % of the range apart. Of a mask that is
+        given, they are kept.
 
     max_tiles : int or None, default=4000
         Largest number of tiles of a slide. More are drawn at random; which ones depends on
@@ -179,6 +103,15 @@ class SlideTiler(TransformerMixin, BaseEstimator):
 
     overlap : int, default=0
         Pixels at `mpp` that neighbours share.
+
+    pad : bool, default=False
+        Whether tiles may stick out at the right and the lower border, filled up with white,
+        so that no strip of the slide is left over. Of `min_tissue_fraction`, the white counts as
+        no tissue.
+
+    reader : {"auto", "openslide", "tifffile"}, default="auto"
+        Library that reads the slides. "auto" takes tifffile, which is faster, where it gives
+        the same pixels as OpenSlide.
 
     errors : {"raise", "empty"}, default="raise"
         What to do with a slide that cannot be used: raise one error that names all of them,
@@ -204,10 +137,14 @@ class SlideTiler(TransformerMixin, BaseEstimator):
     See Also
     --------
     FoundationFeaturizer : Encodes the tiles.
+    check_slides : Says of each slide whether it can be tiled, and into how many tiles.
     sklearn_pk.plotting.TissueMaskDisplay : Shows mask and tiles on a slide.
 
     Notes
     -----
+    QuPath counts pixels from the corner of the scanned area, where a slide states one
+    (``openslide.bounds-x``, MIRAX for example); this is taken into account.
+
     :meth:`fit` opens each slide and checks its um/px, which takes milliseconds a slide, so
     that bad slides are reported before any work starts. Results of :meth:`transform` are
     remembered in the process until the file or a parameter changes, since a search asks for
@@ -231,10 +168,12 @@ class SlideTiler(TransformerMixin, BaseEstimator):
     _parameter_constraints = {
         "tile_size": [Interval(Integral, 1, None, closed="left")],
         "mpp": [Interval(Real, 0, None, closed="neither")],
-        "tissue": [StrOptions({"otsu"}), callable, None],
+        "tissue": [str, os.PathLike, np.ndarray, callable, None],
         "min_tissue_fraction": [Interval(Real, 0, 1, closed="left")],
         "max_tiles": [Interval(Integral, 1, None, closed="left"), None],
         "overlap": [Interval(Integral, 0, None, closed="left")],
+        "pad": ["boolean"],
+        "reader": [StrOptions({"auto", "openslide", "tifffile"})],
         "errors": [StrOptions({"raise", "empty"})],
         "n_jobs": [None, Integral],
         "random_state": ["random_state"],
@@ -250,6 +189,8 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         min_tissue_fraction=0.2,
         max_tiles=4000,
         overlap=0,
+        pad=False,
+        reader="auto",
         errors="raise",
         n_jobs=None,
         random_state=None,
@@ -261,6 +202,8 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         self.min_tissue_fraction = min_tissue_fraction
         self.max_tiles = max_tiles
         self.overlap = overlap
+        self.pad = pad
+        self.reader = reader
         self.errors = errors
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -269,13 +212,14 @@ class SlideTiler(TransformerMixin, BaseEstimator):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """
-        Check that all slides open and state a plausible um/px.
+        Check that all slides open, state a plausible um/px and have their mask.
 
         Parameters
         ----------
-        X : list of path-like, Series, or DataFrame with the columns ``slide`` and ``mpp``
-            Slides. The um/px in the optional column ``mpp`` replaces what the file says;
-            NaN replaces nothing.
+        X : list of path-like, Series, or DataFrame with the column ``slide``
+            Slides. The um/px in the optional column ``mpp`` replaces what the file says, and
+            what tells the tissue in the optional column ``tissue`` replaces the parameter;
+            NaN and None replace nothing.
         y : array-like or DataFrame of shape (n_slides,) or (n_slides, n_genes), default=None
             Expression. It is only checked, so that a pipeline refuses a table that does not
             belong to the slides before it encodes them.
@@ -293,15 +237,12 @@ class SlideTiler(TransformerMixin, BaseEstimator):
             If a slide cannot be used and `errors` is "raise"; all such slides are named. Also
             if y has other samples than X, NaN, or a gene twice.
         """
-        slides = check_slide_list(X)
+        slides = self._check_slides(X)
         if y is not None:
             check_expression(y, estimator_name=type(self).__name__)
             check_sample_names(X, y)
-        if self.overlap >= self.tile_size:
-            raise ValueError(
-                f"overlap must be smaller than tile_size={self.tile_size}, got {self.overlap}."
-            )
-        outcomes = [_outcome(self._check_one, path, mpp) for path, mpp in slides]
+        params = self._tiling_params()
+        outcomes = [_outcome(check_row, row, params, self.reader) for row in slides]
         self._report(slides, outcomes)
         self.seed_ = self._draw_seed()
         return self
@@ -312,7 +253,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : list of path-like, Series, or DataFrame with the columns ``slide`` and ``mpp``
+        X : list of path-like, Series, or DataFrame with the column ``slide``
             Slides, as in :meth:`fit`.
 
         Returns
@@ -329,14 +270,13 @@ class SlideTiler(TransformerMixin, BaseEstimator):
             If a slide cannot be used and `errors` is "raise"; all such slides are named.
         """
         check_is_fitted(self)
-        slides = check_slide_list(X)
-        params = self._tiling_params()
-        keys = [_cache_key(path, mpp, params, self.seed_) for path, mpp in slides]
+        slides, params = self._check_slides(X), self._tiling_params()
+        keys = [_cache_key(row, params, self.seed_, self.reader) for row in slides]
         found = [None if key is None else _cache.get(key) for key in keys]
         todo = [position for position, tiled in enumerate(found) if tiled is None]
         if todo:
             results = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-                delayed(_outcome)(tile_slide, *slides[position], params, self.seed_)
+                delayed(_outcome)(tile_slide, slides[position], params, self.seed_, self.reader)
                 for position in todo
             )
             bar = progress(
@@ -347,25 +287,25 @@ class SlideTiler(TransformerMixin, BaseEstimator):
                 _remember(keys[position], tiled)
         self._report(slides, found)
         return [
-            TiledSlide(path, tile_size=self.tile_size, mpp=float(self.mpp), reason=str(tiled))
-            if isinstance(tiled, Exception)
-            else tiled
-            for (path, _), tiled in zip(slides, found, strict=True)
+            self._make_empty(row, tiled) if isinstance(tiled, Exception) else tiled
+            for row, tiled in zip(slides, found, strict=True)
         ]
 
-    def inspect_slide(self, slide):
+    def inspect_slide(self, slide, *, size=1200):
         """
-        Compute the overview of one slide, its tissue mask and its tiles.
+        Make a picture of one slide, with its tissue mask and its tiles.
 
         Parameters
         ----------
-        slide : path-like, or DataFrame of one row
-            Slide, as a row of X in :meth:`fit`.
+        slide : path-like, DataFrame of one row, or TiledSlide
+            Slide, as a row of X in :meth:`fit`. A slide that was tiled keeps its tiles.
+        size : int, default=1200
+            Longer side of the picture in pixels; a smaller slide is not enlarged.
 
         Returns
         -------
-        overview : ndarray of shape (height, width, 3), uint8
-            RGB pixels of the whole slide at no more than 8 um/px.
+        thumbnail : ndarray of shape (height, width, 3), uint8
+            RGB pixels of the whole slide.
         mask : ndarray of shape (height, width), bool
             True on tissue.
         downsample : float
@@ -378,22 +318,80 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         FileNotFoundError, PermissionError, ValueError
             If the slide cannot be used.
         """
-        self._validate_params()
         X = slide if isinstance(slide, pd.DataFrame) else [slide]
-        slides = check_slide_list(X)
-        if len(slides) != 1:
-            raise ValueError(f"slide must be one slide, got {len(slides)}.")
-        path, mpp = slides[0]
+        if len(X) != 1:
+            raise ValueError(f"slide must be one slide, got {len(X)}.")
+        ((_, outcome),) = self._inspect(X, size)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def inspect_slides(self, X, *, size=300):
+        """
+        Make a picture of each slide, with its tissue mask and its tiles.
+
+        Parameters
+        ----------
+        X : list of path-like, Series, DataFrame with the column ``slide``, or list of TiledSlide
+            Slides, as in :meth:`fit`. Slides that were tiled keep their tiles.
+        size : int, default=300
+            Longer side of a picture in pixels; a smaller slide is not enlarged.
+
+        Returns
+        -------
+        pictures : list of tuple
+            Thumbnail, mask, downsample and tiled slide of each, as from :meth:`inspect_slide`.
+            Of a slide that cannot be used, the first three are None, and `reason` of the last
+            says why.
+
+        Raises
+        ------
+        TypeError
+            If X is no list of slides.
+        ValueError
+            If a parameter is wrong.
+        """
+        return [
+            (None, None, None, self._make_empty(row, outcome))
+            if isinstance(outcome, Exception)
+            else outcome
+            for row, outcome in self._inspect(X, size)
+        ]
+
+    def _inspect(self, X, size):
+        """Return each slide with its picture, or with the error that says why there is none."""
+        self._validate_params()
+        frame, tiled = split_tiled(X)
+        slides, params = self._check_slides(frame), self._tiling_params()
         seed = getattr(self, "seed_", None)
         seed = self._draw_seed() if seed is None else seed
-        tiled = tile_slide(path, mpp, self._tiling_params(), seed)
-        with open_slide(path) as opened:
-            info = slide_info(opened, path, mpp)
-            overview, downsample = read_overview(opened, info, mask_resolution(tiled.tile_edge_um))
-        return overview, compute_mask(overview, self.tissue, path), downsample, tiled
+        results = Parallel(n_jobs=self.n_jobs, return_as="generator")(
+            delayed(_outcome)(inspect_row, row, each, params, seed, self.reader, size)
+            for row, each in zip(slides, tiled or [None] * len(slides), strict=True)
+        )
+        bar = progress(
+            results, total=len(slides), desc="Drawing", verbose=self.verbose, unit="slide"
+        )
+        return list(zip(slides, bar, strict=True))
+
+    def _make_empty(self, row, error):
+        tile_size, mpp = self.tile_size, float(self.mpp)
+        return TiledSlide(
+            row.path, tile_size=tile_size, mpp=mpp, reason=str(error), reader=self.reader
+        )
+
+    def _check_slides(self, X):
+        """Check X, and the parameters that its slides or another parameter restrict."""
+        slides = check_slide_list(X)
+        check_tissue(self.tissue, slides)
+        if self.overlap >= self.tile_size:
+            raise InvalidParameterError(
+                f"overlap must be smaller than tile_size={self.tile_size}, got {self.overlap}."
+            )
+        return slides
 
     def _tiling_params(self):
-        names = ("tile_size", "mpp", "tissue", "min_tissue_fraction", "max_tiles", "overlap")
+        names = ("tile_size", "mpp", "tissue", "min_tissue_fraction", "max_tiles", "overlap", "pad")
         return {name: getattr(self, name) for name in names}
 
     def _draw_seed(self):
@@ -401,17 +399,14 @@ class SlideTiler(TransformerMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _check_one(self, path, mpp):
-        tile_geometry(check_slide(path, mpp), self.tile_size, self.mpp)
-
     def _report(self, slides, outcomes):
         """Raise or warn about bad slides, and note those without tiles."""
         errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if self.errors == "raise":
             raise_failures(errors)
         failures = [
-            (path, str(outcome) if isinstance(outcome, Exception) else outcome.reason)
-            for (path, _), outcome in zip(slides, outcomes, strict=True)
+            (row.path, str(outcome) if isinstance(outcome, Exception) else outcome.reason)
+            for row, outcome in zip(slides, outcomes, strict=True)
             if isinstance(outcome, Exception) or (outcome is not None and not len(outcome))
         ]
         self.failures_ = failures_frame(failures)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sklearn_pk.slides import SlideTiler, TiledSlide, _tiler
-from sklearn_pk.slides._grid import mask_resolution, tile_geometry, tile_grid
+from sklearn_pk.slides._grid import mask_resolution, share_inside, tile_geometry, tile_grid
 from sklearn_pk.slides._reader import SlideInfo
 
 
@@ -70,6 +70,55 @@ def test_geometry(slide_mpp, downsamples, expected):
     assert tile_geometry(info, 256, 0.5) == expected
 
 
+@settings(max_examples=150, deadline=None)
+@given(headers(), st.integers(24, 300), st.integers(0, 20))
+def test_padded_tiles_cover_the_slide(info, tile_size, overlap):
+    level, read_size, edge = tile_geometry(info, tile_size, 0.5)
+    step = max(1, edge - overlap)
+    coords = tile_grid(info, level, read_size, edge, step, pad=True)
+    assert coords.dtype == np.int64
+    for axis, length in enumerate(info.size):
+        starts = np.unique(coords[:, axis])
+        covered = np.zeros(length, dtype=bool)
+        for start in starts:
+            covered[start : start + edge] = True
+        assert covered.all()
+        # None in vain: the last one brings pixels that no other has.
+        assert starts[0] == 0
+        assert len(starts) == 1 or starts[-2] + edge < length
+        assert (np.diff(starts) == step).all()
+    assert len(coords) == np.prod([len(np.unique(coords[:, axis])) for axis in (0, 1)])
+    inside = tile_grid(info, level, read_size, edge, step)
+    assert set(map(tuple, inside.tolist())) <= set(map(tuple, coords.tolist()))
+    assert (share_inside(inside, edge, info.size) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "overlap", "starts"),
+    [
+        (1, 0, [0]),
+        (63, 0, [0]),
+        (64, 0, [0]),
+        (65, 0, [0, 64]),
+        (128, 0, [0, 64]),
+        (129, 0, [0, 64, 128]),
+        (64, 32, [0]),
+        (96, 32, [0, 32]),
+        (97, 32, [0, 32, 64]),
+    ],
+)
+def test_number_of_padded_tiles(width, overlap, starts):
+    info = SlideInfo("s", (width, 64), ((width, 64),), (1.0,), 0.5, 20.0)
+    coords = tile_grid(info, 0, 64, 64, 64 - overlap, pad=True)
+    assert coords[:, 0].tolist() == starts
+    assert (coords[:, 1] == 0).all()
+
+
+def test_share_inside():
+    coords = np.array([[0, 0], [60, 0], [60, 90]])
+    assert share_inside(coords, 40, (100, 100)).tolist() == [1.0, 1.0, 0.25]
+
+
 def test_mask_is_fine_enough_for_small_tiles():
     assert mask_resolution(256.0) == 8.0
     assert mask_resolution(32.0) == 2.0
@@ -108,6 +157,77 @@ def test_overlap(small_slides):
     )
     assert np.diff(np.unique(plain.coords[:, 0])).tolist() == [64] * 4
     assert np.diff(np.unique(dense.coords[:, 0])).tolist() == [32] * 8
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide", "tifffile"])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_padding_is_white(position, reader, small_slides, tissue_rgb):
+    path = small_slides[position]
+    [plain] = SlideTiler(tile_size=64, tissue=None).fit_transform([path])
+    [padded] = SlideTiler(tile_size=64, tissue=None, pad=True, reader=reader).fit_transform([path])
+    width, height = plain.slide_size
+    assert len(padded) == -(-width // 64) * -(-height // 64) > len(plain)
+    with openslide.OpenSlide(path) as slide:
+        whole = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+    for (x, y), tile in zip(padded.coords, padded.iter_tiles(), strict=True):
+        inside = whole[y : y + 64, x : x + 64]
+        np.testing.assert_array_equal(tile[: inside.shape[0], : inside.shape[1]], inside)
+        assert (tile[inside.shape[0] :] == 255).all()
+        assert (tile[:, inside.shape[1] :] == 255).all()
+
+
+def test_padding_of_a_coarser_level(small_slides):
+    [slide] = SlideTiler(tile_size=32, mpp=1.0, tissue=None, pad=True).fit_transform(
+        small_slides[:1]
+    )
+    # Level 1 of 333 x 401 pixels has 166 x 200.
+    assert (slide.level, len(slide)) == (1, 6 * 7)
+    last = list(slide.iter_tiles())[-1]
+    assert last.shape == (32, 32, 3)
+    assert (last[9:] == 255).all()
+    assert (last[:, 7:] == 255).all()
+    assert (last[:8, :6] < 255).any(axis=2).all()
+
+
+def test_white_of_the_padding_is_no_tissue(small_slides):
+    everything = np.ones((401, 333), dtype=bool)
+    shares = {}
+    for share in (0.0, 0.2, 0.5):
+        tiler = SlideTiler(tile_size=64, tissue=everything, pad=True, min_tissue_fraction=share)
+        [slide] = tiler.fit_transform(small_slides[:1])
+        shares[share] = np.unique(slide.coords[:, 0]).max(), np.unique(slide.coords[:, 1]).max()
+    # The last column holds 13 of 64 pixels, the last row 17.
+    assert shares == {0.0: (320, 384), 0.2: (320, 384), 0.5: (256, 320)}
+    assert 13 / 64 > 0.2 > 13 * 17 / 64**2
+
+
+def test_slide_smaller_than_a_tile_is_padded(small_slides):
+    [slide] = SlideTiler(tile_size=2048, pad=True, min_tissue_fraction=0).fit_transform(
+        small_slides[:1]
+    )
+    assert slide.coords.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("tissue", ["otsu", "saturation", "entropy"])
+def test_reader_does_not_change_the_tiles(tissue, small_slides, cmu_slide):
+    X = [*small_slides, cmu_slide]
+    auto, slow, fast = (
+        SlideTiler(tile_size=64, tissue=tissue, reader=reader, random_state=0).fit_transform(X)
+        for reader in ("auto", "openslide", "tifffile")
+    )
+    for one, other, third in zip(auto, slow, fast, strict=True):
+        assert len(one)
+        np.testing.assert_array_equal(one.coords, other.coords)
+        np.testing.assert_array_equal(one.coords, third.coords)
+        assert one.params == other.params == third.params
+        assert (one.reader, other.reader, third.reader) == ("auto", "openslide", "tifffile")
+
+
+def test_reader_is_used(cmu_slide, bad_slides):
+    with pytest.raises(ValueError, match="tifffile"):
+        SlideTiler(reader="tifffile").fit([bad_slides["text"]])
+    with pytest.raises(ValueError, match="'reader' parameter"):
+        SlideTiler(reader="pillow").fit([cmu_slide])
 
 
 def test_tissue_options(small_slides):
@@ -259,9 +379,9 @@ def count_tilings(monkeypatch):
     calls = []
     tile_slide = _tiler.tile_slide
 
-    def counted(path, *args):
-        calls.append(path)
-        return tile_slide(path, *args)
+    def counted(row, *args):
+        calls.append(row.path)
+        return tile_slide(row, *args)
 
     monkeypatch.setattr(_tiler, "tile_slide", counted)
     return calls
@@ -292,12 +412,85 @@ def test_memory_of_tiles_is_bounded(small_slides, monkeypatch):
     assert len(_tiler._cache) == 2
 
 
-def test_inspect_slide(cmu_slide, bad_slides):
-    overview, mask, downsample, tiled = SlideTiler().inspect_slide(cmu_slide)
-    assert overview.shape[:2] == mask.shape == (186, 139)
-    assert downsample == 16
+def test_missing_um_is_remembered_too(small_slides, count_tilings):
+    X = pd.DataFrame({"slide": small_slides[:1], "mpp": [np.nan]})
+    for _ in range(2):
+        SlideTiler(tile_size=64, random_state=0).fit_transform(X.copy())
+    assert count_tilings == small_slides[:1]
+
+
+@pytest.mark.parametrize("value", [25.0, 0.01, -1, "0.5 um"])
+def test_error_on_the_mpp_column(value, small_slides):
+    X = pd.DataFrame({"slide": small_slides[:1], "mpp": pd.Series([value], dtype=object)})
+    with pytest.raises(ValueError, match="column 'mpp' must hold um/px from 0.1 to 2") as info:
+        SlideTiler(tile_size=64).fit(X)
+    assert repr(small_slides[0]) in str(info.value)
+    assert str(info.value).endswith(f"got {value!r}.")
+
+
+def test_error_on_missing_mpp(bad_slides):
+    for name, found in (("no_mpp", "None"), ("wrong_mpp", "'25")):
+        with pytest.raises(ValueError, match=f"found {found}.*columns 'slide' and 'mpp'") as info:
+            SlideTiler().fit([bad_slides[name]])
+        assert repr(bad_slides[name]) in str(info.value)
+
+
+def test_inspect_slide(cmu_slide, bad_slides, small_slides):
+    thumbnail, mask, downsample, tiled = SlideTiler().inspect_slide(cmu_slide)
+    assert thumbnail.shape[:2] == mask.shape == (1200, 898)
+    assert downsample == 2967 / 1200
     assert isinstance(tiled, TiledSlide)
+    with openslide.OpenSlide(cmu_slide) as slide:
+        expected = np.asarray(slide.get_thumbnail((898, 1200)), dtype=float)
+    assert np.abs(thumbnail - expected).mean() < 5
+    # A coarser picture comes from the overview, one without a mask from the slide.
+    for tissue in ("otsu", None):
+        small, small_mask, downsample, _ = SlideTiler(tissue=tissue).inspect_slide(
+            cmu_slide, size=100
+        )
+        assert small.shape == (100, 75, 3)
+        assert downsample == 29.67
+        assert np.abs(small - thumbnail[6::12, 6::12][:, :75].astype(float)).mean() < 25
+    assert small_mask.all()
+    thumbnail, mask, downsample, _ = SlideTiler(tile_size=64).inspect_slide(small_slides[0])
+    assert thumbnail.shape == (401, 333, 3)
+    assert downsample == 1
     frame = pd.DataFrame({"slide": [bad_slides["no_mpp"]], "mpp": [0.5]})
     assert SlideTiler(tile_size=64).inspect_slide(frame)[3].slide_mpp == 0.5
     with pytest.raises(ValueError, match="must be one slide, got 2"):
         SlideTiler().inspect_slide(pd.concat([frame, frame]))
+    with pytest.raises(ValueError, match="found None"):
+        SlideTiler().inspect_slide(bad_slides["no_mpp"])
+
+
+def test_inspect_a_given_mask(small_slides):
+    drawn = np.zeros((401, 333), dtype=bool)
+    drawn[100:301, 50:250] = True
+    _, mask, _, tiled = SlideTiler(tile_size=64, tissue=drawn).inspect_slide(small_slides[0])
+    # The mask is drawn at 2 um/px, that is on every fourth pixel of the slide.
+    assert (mask == drawn).mean() > 0.98
+    assert len(tiled)
+
+
+def test_inspect_tiled_slides(small_slides):
+    tiler = SlideTiler(tile_size=64, max_tiles=3, random_state=0)
+    tiled = tiler.fit_transform(small_slides)
+    found = SlideTiler(tile_size=32, random_state=1).inspect_slides(tiled)
+    assert [each[3] for each in found] == tiled
+    assert tiler.inspect_slide(tiled[1])[3] is tiled[1]
+    with pytest.raises(ValueError, match="was tiled with the tissue mask 'otsu', this tiler has"):
+        SlideTiler(tissue="entropy").inspect_slide(tiled[0])
+
+
+def test_inspect_slides_goes_on_after_a_bad_one(small_slides, bad_slides):
+    tiler = SlideTiler(tile_size=64, n_jobs=2)
+    found = tiler.inspect_slides([small_slides[0], bad_slides["zero"], small_slides[1]], size=50)
+    assert [each[0] is None for each in found] == [False, True, False]
+    assert [len(each[3]) > 0 for each in found] == [True, False, True]
+    assert found[0][0].shape == (50, 42, 3)
+    assert found[1][:3] == (None, None, None)
+    assert "0 bytes" in found[1][3].reason
+    with pytest.raises(TypeError, match="Expected a list of slide paths"):
+        tiler.inspect_slides(None)
+    with pytest.raises(ValueError, match="overlap must be smaller"):
+        tiler.set_params(overlap=64).inspect_slides(small_slides)

@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sklearn_pk.slides._tissue import (
+    METHODS,
     compute_mask,
+    entropy_mask,
+    local_entropy,
     low_contrast,
+    luminance,
     otsu_mask,
     otsu_threshold,
     saturation,
+    saturation_mask,
     tissue_fractions,
+    window_counts,
 )
 
 PINK, PAPER = (200, 90, 150), (240, 240, 240)
@@ -27,6 +33,27 @@ def picture(shape=(80, 100), tissue=np.s_[20:60, 30:70], color=PINK):
     rgb[tissue] = color
     noise = np.random.default_rng(0).integers(-3, 4, size=rgb.shape)
     return (rgb + noise).astype(np.uint8)
+
+
+def textured(alpha=1.0, saturation=1.0, ink=None, paper=240):
+    """Tissue with nuclei, 40 x 40 of 80 x 100 pixels, on noisy glass, with a stroke of ink."""
+    rng = np.random.default_rng(0)
+    rgb = np.full((80, 100, 3), paper, dtype=float)
+    nuclei = rng.random((40, 40, 1)) < 0.4
+    tissue = np.where(nuclei, (110, 60, 130), PINK) + rng.normal(0, 15, (40, 40, 1))
+    grey = tissue.mean(axis=2, keepdims=True)
+    tissue = grey + saturation * (tissue - grey)
+    rgb[20:60, 30:70] += alpha * (tissue - paper)
+    if ink is not None:
+        rgb[:16] = ink
+    return np.clip(rgb + rng.normal(0, 1, rgb.shape[:2])[..., np.newaxis], 0, 255).astype(np.uint8)
+
+
+def overlap(mask):
+    """Return the shares of tissue that is found, and of what is found that is tissue."""
+    tissue = np.zeros(mask.shape, dtype=bool)
+    tissue[20:60, 30:70] = True
+    return (mask & tissue).sum() / tissue.sum(), (mask & tissue).sum() / max(1, mask.sum())
 
 
 def test_otsu_parts_two_heaps():
@@ -59,11 +86,68 @@ def test_saturation_is_that_of_hsv():
     assert saturation(np.zeros((1, 1, 3), dtype=np.uint8)) == 0
 
 
-def test_mask_finds_tissue():
-    mask = otsu_mask(picture())
-    expected = np.zeros_like(mask)
-    expected[20:60, 30:70] = True
-    assert (mask == expected).mean() > 0.99
+def test_luminance():
+    rgb = np.random.default_rng(0).integers(0, 256, size=(6, 7, 3), dtype=np.uint8)
+    np.testing.assert_allclose(luminance(rgb), rgb @ [0.2125, 0.7154, 0.0721], rtol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(bool, st.tuples(st.integers(3, 9), st.integers(3, 9))))
+def test_window_counts(mask):
+    padded = np.pad(mask, 2, mode="reflect")
+    expected = [
+        [padded[row : row + 5, column : column + 5].sum() for column in range(mask.shape[1])]
+        for row in range(mask.shape[0])
+    ]
+    np.testing.assert_array_equal(window_counts(mask, 5), expected)
+
+
+def test_local_entropy():
+    rgb = np.repeat(np.random.default_rng(0).integers(0, 256, (9, 11, 1), np.uint8), 3, axis=2)
+    light = luminance(rgb).astype(int)
+    levels = (light - np.bincount(light.ravel()).argmax() + 4) // 8
+    levels = np.pad(levels, 2, mode="reflect")
+    for row, column in [(0, 0), (4, 5), (8, 10)]:
+        _, counts = np.unique(levels[row : row + 5, column : column + 5], return_counts=True)
+        expected = -(counts / 25 * np.log2(counts / 25)).sum()
+        assert local_entropy(rgb)[row, column] == pytest.approx(expected, abs=1e-5)
+    assert abs(local_entropy(np.full((5, 5, 3), 99, np.uint8))).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("paper", range(236, 245))
+def test_mask_finds_tissue(method, paper):
+    assert min(overlap(METHODS[method](textured(paper=paper)))) > 0.9
+
+
+@pytest.mark.parametrize("ink", [(40, 50, 160), (190, 30, 40)])
+def test_ink_hides_pale_tissue_from_otsu_alone(ink):
+    rgb = textured(alpha=0.3, ink=ink)
+    assert overlap(otsu_mask(rgb))[0] < 0.1
+    assert overlap(saturation_mask(rgb))[0] > 0.95
+    assert overlap(entropy_mask(rgb))[0] > 0.9
+    # Colour cannot tell ink from tissue, texture can.
+    assert saturation_mask(rgb)[:14].all()
+    assert not entropy_mask(rgb)[:10].any()
+
+
+@pytest.mark.parametrize("kind", [{"alpha": 0.2, "saturation": 0.5}, {"saturation": 0.02}])
+def test_entropy_finds_pale_and_grey_tissue(kind):
+    rgb = textured(**kind)
+    assert overlap(otsu_mask(rgb))[0] < 0.5
+    assert min(overlap(entropy_mask(rgb))) > 0.9
+
+
+def test_saturation_finds_dark_tissue():
+    rgb = textured()
+    rgb[20:60, 30:70] //= 5
+    assert overlap(otsu_mask(rgb))[0] < 0.1
+    assert min(overlap(saturation_mask(rgb))) > 0.95
+
+
+def test_glass_may_be_yellow():
+    rgb = (textured() * np.array([1, 0.97, 0.86])).astype(np.uint8)
+    assert min(overlap(saturation_mask(rgb))) > 0.95
 
 
 def test_mask_finds_a_tiny_biopsy():
@@ -84,20 +168,30 @@ def test_mask_leaves_out_black_ink():
     assert not otsu_mask(rgb)[:8, :8].any()
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_one_colour_has_no_tissue(value):
-    assert not otsu_mask(np.full((20, 30, 3), value, dtype=np.uint8)).any()
+def test_one_colour_has_no_tissue(value, method):
+    assert not METHODS[method](np.full((20, 30, 3), value, dtype=np.uint8)).any()
 
 
-def test_noise_has_no_tissue():
-    rgb = np.random.default_rng(0).integers(236, 246, size=(60, 60, 3), dtype=np.uint8)
-    assert not otsu_mask(rgb).any()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sigma", [1, 4, 8])
+def test_noise_has_no_tissue(sigma, method):
+    noise = np.random.default_rng(0).normal(242, sigma, size=(60, 60, 3))
+    assert not METHODS[method](np.clip(noise, 0, 255).astype(np.uint8)).any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2)])
+def test_tiny_overview(shape, method):
+    rgb = np.random.default_rng(0).integers(0, 256, size=(*shape, 3), dtype=np.uint8)
+    assert METHODS[method](rgb).shape == shape
 
 
 def test_compute_mask():
     rgb = picture()
-    np.testing.assert_array_equal(compute_mask(rgb, "otsu", "s"), otsu_mask(rgb))
-    assert compute_mask(rgb, None, "s").all()
+    for method, function in METHODS.items():
+        np.testing.assert_array_equal(compute_mask(rgb, method, "s"), function(rgb))
     assert compute_mask(rgb, lambda image: image[..., 1] < 150, "s").sum() == 1600
     with pytest.raises(ValueError, match=r"\(80, 100\), got \(3,\) for slide 's'"):
         compute_mask(rgb, lambda image: np.ones(3), "s")

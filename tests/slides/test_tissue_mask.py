@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_pk.plotting._tissue_mask import TissueMaskDisplay, scale_bar_length
+from sklearn_pk.plotting import TissueMaskDisplay
+from sklearn_pk.plotting._slide import scale_bar_length
 from sklearn_pk.slides import SlideTiler
 
 
@@ -15,27 +16,51 @@ def test_real_slide(cmu_slide):
     display = TissueMaskDisplay.from_estimator(tiler, cmu_slide)
     [slide] = tiler.fit_transform([cmu_slide])
     assert display.ax_.get_title() == "cmu_small_region: 45 tiles"
-    corners = [path.vertices[0] * 16 for path in display.tiles_.get_paths()]
+    corners = [path.vertices[0] * display.downsample for path in display.tiles_.get_paths()]
     np.testing.assert_allclose(corners, slide.coords)
-    assert display.ax_.get_xlim() == (0, 139)
+    # 1,200 pixels along the longer side, whatever the resolution of the mask.
+    assert display.ax_.get_xlim() == (0, 898)
+    assert display.ax_.get_ylim() == (1200, 0)
     assert "200 µm" in [text.get_text() for text in display.ax_.texts]
     labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    assert labels == ["tissue", "kept tiles"]
+    assert labels == ["no tissue", "kept tiles"]
 
 
-def test_outline_is_that_of_the_mask():
-    mask = np.zeros((20, 30), dtype=bool)
-    mask[5:15, 10:30] = True
+def test_tiled_slide_keeps_its_tiles(cmu_slide):
+    [slide] = SlideTiler(max_tiles=5, random_state=0).fit_transform([cmu_slide])
+    display = TissueMaskDisplay.from_estimator(SlideTiler(), slide, size=300)
+    assert display.ax_.get_title() == "cmu_small_region: 5 tiles"
+    corners = [path.vertices[0] * display.downsample for path in display.tiles_.get_paths()]
+    np.testing.assert_allclose(corners, slide.coords)
+    assert display.thumbnail.shape == (300, 224, 3)
+
+
+def test_veil_covers_what_is_no_tissue():
+    mask = np.zeros((10, 15), dtype=bool)
+    mask[5:8, 3:] = True
+    # The mask may have another resolution than the picture.
     display = TissueMaskDisplay(np.zeros((20, 30, 3), np.uint8), mask=mask).plot()
-    [path] = display.outline_.get_paths()
-    low, high = path.vertices.min(axis=0), path.vertices.max(axis=0)
-    np.testing.assert_allclose([low, high], [[10, 5], [30, 15]], atol=0.01)
+    alpha = display.veil_.get_array()[..., 3]
+    np.testing.assert_array_equal(alpha == 0, mask)
+    assert tuple(display.veil_.get_extent()) == (0, 30, 20, 0)
+    assert TissueMaskDisplay(np.zeros((20, 30, 3), np.uint8)).plot().veil_ is None
+
+
+def test_lines_are_thin_where_tiles_are_small():
+    image = np.zeros((500, 500, 3), np.uint8)
+    widths = [
+        TissueMaskDisplay(image, tiles=np.zeros((1, 2)), tile_size=size).plot().tiles_
+        for size in (5, 10, 400)
+    ]
+    widths = [tiles.get_linewidth()[0] for tiles in widths]
+    assert 0.1 < widths[0] < widths[1] < widths[2] == 1
 
 
 def test_slide_without_tissue(white_slide):
     display = TissueMaskDisplay.from_estimator(SlideTiler(tile_size=64), white_slide)
     assert display.ax_.get_title() == "white: 0 tiles"
-    assert display.tiles_ is display.outline_ is None
+    assert display.tiles_ is None
+    assert (display.veil_.get_array()[..., 3] > 0).all()
     display.figure_.canvas.draw()
 
 

@@ -1,0 +1,185 @@
+"""Count what is encoded, and tell whether tiles or the model are waited for."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import time
+from contextlib import contextmanager
+
+from ..utils import progress
+from ..utils._progress import tell
+
+# Share of the time from which waiting for tiles is called the bottleneck.
+_WAITING = 0.1
+
+
+class Throughput:
+    """
+    Count what is encoded, show it, and tell whether tiles or the model are waited for.
+
+    Parameters
+    ----------
+    n_slides : int
+        Number of slides.
+    verbose : int, default=0
+        1 shows a progress bar on a terminal and a line at the end, 2 a line a slide too.
+    """
+
+    def __init__(self, n_slides, verbose=0):
+        self.n_slides = n_slides
+        self.verbose = verbose
+        self.num_workers = 0
+        self.n_stored = self.n_encoded = self.n_tiles = 0
+        self.seconds_waiting = self.seconds_model = self.seconds_planning = 0.0
+        self._begin = self._shown = time.perf_counter()
+        self._bar = progress(total=n_slides, desc="Encoding", verbose=verbose, unit="slide")
+
+    def watch(self, batches):
+        """
+        Measure the time spent waiting for batches.
+
+        Parameters
+        ----------
+        batches : iterator
+            Batches.
+
+        Yields
+        ------
+        batch : object
+            The same.
+        """
+        first = True
+        while True:
+            begin, planning = time.perf_counter(), self.seconds_planning
+            batch = next(batches, None)
+            if batch is None:
+                return
+            # Planning looks into the store, which is no reading of tiles; and before the first
+            # batch there is nothing that could have been read ahead.
+            if not first:
+                self.seconds_waiting += time.perf_counter() - begin
+                self.seconds_waiting -= self.seconds_planning - planning
+            first = False
+            yield batch
+
+    @contextmanager
+    def model(self, n_tiles):
+        """
+        Measure the time of one batch in the model.
+
+        Parameters
+        ----------
+        n_tiles : int
+            Number of tiles in the batch.
+        """
+        begin = time.perf_counter()
+        yield
+        now = time.perf_counter()
+        self.seconds_model += now - begin
+        self.n_tiles += n_tiles
+        if now - self._shown > 1:
+            self._shown = now
+            self._bar.set_postfix_str(self._rate())
+
+    def plan(self, found):
+        """
+        Measure the time of looking into the store.
+
+        Parameters
+        ----------
+        found : iterator
+            What is found there.
+
+        Yields
+        ------
+        item : object
+            The same.
+        """
+        while True:
+            begin = time.perf_counter()
+            item = next(found, None)
+            self.seconds_planning += time.perf_counter() - begin
+            if item is None:
+                return
+            yield item
+
+    def finish(self, slide, n_tiles=0, *, stored=False, reason=""):
+        """
+        Count a slide.
+
+        Parameters
+        ----------
+        slide : str
+            Name of the slide.
+        n_tiles : int, default=0
+            Number of its tiles.
+        stored : bool, default=False
+            Whether the features were in the store.
+        reason : str, default=""
+            Why there are none.
+        """
+        self.n_stored += stored
+        self.n_encoded += not stored and not reason
+        self._bar.update()
+        if self.verbose > 1:
+            end = reason or f"{n_tiles} tiles{' from the store' if stored else ''}"
+            tell(f"{slide}: {end}")
+
+    def close(self):
+        """Take the bar away and sum up."""
+        self._bar.close()
+        if self.verbose:
+            figures = f", {self.n_tiles} tiles, {self._rate()}" if self.n_tiles else ""
+            tell(
+                f"Encoded {self.n_encoded} of {self.n_slides} slides ({self.n_stored} in the "
+                f"store){figures}"
+            )
+
+    @property
+    def _busy(self):
+        return self.seconds_waiting + self.seconds_model
+
+    @property
+    def _share(self):
+        return self.seconds_waiting / self._busy if self._busy else 0.0
+
+    @property
+    def tiles_per_second(self):
+        """Tiles encoded a second, waiting for tiles included."""
+        return self.n_tiles / self._busy if self._busy else 0.0
+
+    @property
+    def bottleneck(self):
+        """What limits this rate: "reading" or "model"; "" where no tile was encoded."""
+        if not self.n_tiles:
+            return ""
+        return "reading" if self._share > _WAITING else "model"
+
+    def _rate(self):
+        return (
+            f"tiles/s={self.tiles_per_second:.0f}, waiting for tiles {self._share:.0%}, "
+            f"bottleneck={self.bottleneck}"
+        )
+
+    def summary(self):
+        """
+        Return all figures.
+
+        Returns
+        -------
+        dict
+            Numbers of slides, of those from the store and those encoded, of tiles encoded and of
+            processes that read, seconds in all, in the model and waiting for tiles, tiles a
+            second and the bottleneck.
+        """
+        return {
+            "n_slides": self.n_slides,
+            "n_stored": self.n_stored,
+            "n_encoded": self.n_encoded,
+            "n_tiles": self.n_tiles,
+            "num_workers": self.num_workers,
+            "seconds": time.perf_counter() - self._begin,
+            "seconds_model": self.seconds_model,
+            "seconds_waiting": self.seconds_waiting,
+            "tiles_per_second": self.tiles_per_second,
+            "bottleneck": self.bottleneck,
+        }
