@@ -11,15 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ._bags import FeatureBag
+from ._bags import FileBag
+from ._formats import checksum, open_features
 from ._reader import fingerprint
 from ._tiled import TiledSlide
 
 FORMAT_VERSION = 1
-# What h5py raises on files that are damaged or somebody else's.
-_BAD_FILE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
-# No compression filter of HDF5 does much better than this, so more is a forged header.
-_MAX_EXPANSION = 1100
 
 
 def store_key(slide, encoder_key):
@@ -72,10 +69,6 @@ def store_path(folder, slide, key):
     """
     name = slide.name if isinstance(slide, TiledSlide) else "tiles"
     return Path(folder) / f"{name[:100]}-{key[:12]}.h5"
-
-
-def _checksum(features):
-    return hashlib.blake2b(np.ascontiguousarray(features), digest_size=16).hexdigest()
 
 
 def _known(attributes):
@@ -144,11 +137,12 @@ def write_features(path, slide, features, key, encoder, weights_hash):
             if isinstance(slide, TiledSlide):
                 coords, own = _slide_attributes(slide)
                 file.create_dataset("coords", data=slide.coords).attrs.update(coords)
+                file.attrs["coords_checksum"] = checksum([slide.coords])
             file.attrs.update(own)
             file.attrs["encoder"] = encoder
             file.attrs["weights_hash"] = weights_hash
             file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["checksum"] = _checksum(features)
+            file.attrs["checksum"] = checksum([features])
             file.attrs["key"] = key
             file.attrs["complete"] = True
         with open(temporary, "rb") as written:
@@ -164,9 +158,9 @@ def write_features(path, slide, features, key, encoder, weights_hash):
             temporary.unlink(missing_ok=True)
 
 
-def read_stored(path, key, shape):
+def open_stored(path, key, shape, slide=None):
     """
-    Read the features of one slide if they are there and good.
+    Make a bag of the file of one slide if it is there and good.
 
     Parameters
     ----------
@@ -176,103 +170,21 @@ def read_stored(path, key, shape):
         Key that the file must carry.
     shape : tuple of int
         Number of tiles and of features it must hold.
+    slide : str, default=None
+        Path or name of the slide; None takes the name that the file states.
 
     Returns
     -------
-    ndarray of shape (n_tiles, n_features), float32, or None
-        The features; None if the file is missing, incomplete, damaged or somebody else's.
+    FeatureBag or None
+        A bag backed by the file, whose features and coordinates were read once, in blocks, to
+        compare them with their checksums; None if the file is missing, incomplete, damaged or
+        somebody else's.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            stored, attributes = file["features"], dict(file.attrs)
-            if attributes.get("key") != key or not attributes.get("complete", False):
-                return None
-            # Before reading, so that a forged shape costs no memory.
-            if stored.shape != tuple(shape) or stored.dtype != np.float32:
-                return None
-            features = stored[()]
-    except _BAD_FILE:
+        file = open_features(path)
+        # The shape first, so that a forged one costs no memory.
+        if (file.key, file.shape, file.dtype) != (key, tuple(shape), "float32"):
+            return None
+        return FileBag(file, slide) if file.is_intact() else None
+    except (OSError, ValueError):
         return None
-    return features if _checksum(features) == attributes.get("checksum") else None
-
-
-def _read_datasets(file, path):
-    """Return features, coords (or None) and the attributes of coords and of the file."""
-    if "features" not in file:
-        raise ValueError(f"{str(path)!r}: expected a data set 'features', found {sorted(file)!r}.")
-    stored = file["features"]
-    if not isinstance(stored, h5py.Dataset) or stored.dtype.kind != "f":
-        kind = getattr(stored, "dtype", "a group")
-        raise ValueError(f"{str(path)!r}: expected features of floating point, got {kind}.")
-    if stored.nbytes > _MAX_EXPANSION * os.path.getsize(path):
-        raise ValueError(f"{str(path)!r}: declares {stored.nbytes} bytes, which it cannot hold.")
-    coords = file["coords"][()] if "coords" in file else None
-    attributes = dict(file["coords"].attrs) if "coords" in file else {}
-    return stored[()], coords, attributes, dict(file.attrs)
-
-
-def read_features(path):
-    """
-    Read a file of tile features.
-
-    Reads the files of the feature store and others of the same layout (TRIDENT): a data set
-    `features` of shape (n_tiles, n_features) or (1, n_tiles, n_features), and, if they are
-    known, `coords` of shape (n_tiles, 2) in level-0 pixels.
-
-    Parameters
-    ----------
-    path : str or path-like
-        HDF5 file.
-
-    Returns
-    -------
-    bag : FeatureBag
-        The features. Its slide is named as the file says, or as the file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is no HDF5 file or does not hold such features.
-
-    See Also
-    --------
-    FoundationFeaturizer : Writes such files.
-
-    Examples
-    --------
-    >>> import h5py, numpy as np
-    >>> from tempfile import TemporaryDirectory
-    >>> from sklearn_pk.slides import read_features
-    >>> with TemporaryDirectory() as folder:
-    ...     with h5py.File(folder + "/slide.h5", "w") as file:
-    ...         file["features"] = np.zeros((5, 8), dtype=np.float32)
-    ...     read_features(folder + "/slide.h5").shape
-    (5, 8)
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"File of features not found: {str(path)!r}. Check the path.")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            features, coords, attributes, own = _read_datasets(file, path)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{str(path)!r} is not a readable HDF5 file ({error}).") from error
-    if features.ndim == 3 and len(features) == 1:
-        features = features[0]
-        coords = coords[0] if coords is not None and coords.ndim == 3 else coords
-    if own.get("checksum", "") not in ("", _checksum(features)):
-        raise ValueError(f"{str(path)!r} is damaged: its features do not match their checksum.")
-    size, edge = attributes.get("patch_size_level0"), own.get("tile_edge_um")
-    slide = str(own.get("slide", path.stem))
-    try:
-        return FeatureBag(
-            features,
-            coords,
-            slide,
-            None if size is None else int(size),
-            None if edge is None else float(edge),
-        )
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from error

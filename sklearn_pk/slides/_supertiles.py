@@ -2,8 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import hashlib
 import warnings
+import zlib
 from functools import cache
 from numbers import Integral
 
@@ -14,16 +14,102 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
+from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import ThreadpoolController
 
-from ..utils import progress, validate_bags
+from ..utils import check_sample_names, progress, validate_bags
+from ..utils._bags import read_bag
+
+# With fewer components, or fewer tiles a cluster, k-means in the space of the leading
+# components lost more than half a percent of inertia on data without any structure.
+_N_COMPONENTS = 64
+_COMPONENTS_PER_CLUSTER = 1 / 4
+_MIN_TILES_PER_CLUSTER = 4
 
 
 @cache
 def _threads():
     return ThreadpoolController()
+
+
+def find_distinct(features):
+    """
+    Find the distinct tiles of a slide.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_tiles, n_features)
+        Tiles.
+
+    Returns
+    -------
+    first : ndarray of shape (n_distinct,), int
+        Position of the first tile of each kind, the most frequent kind first.
+    """
+    features = np.ascontiguousarray(features)
+    # Rows compared as bytes: np.unique(axis=0) compares number by number, which takes seconds.
+    rows = features.view(np.dtype((np.void, features.itemsize * features.shape[1])))[:, 0]
+    _, first, counts = np.unique(rows, return_index=True, return_counts=True)
+    return first[np.lexsort((first, -counts))]
+
+
+def project_tiles(features, n_clusters, seed):
+    """
+    Project tiles on their leading principal components, where distances are cheap.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_tiles, n_features)
+        Tiles.
+    n_clusters : int
+        Number of clusters that will be sought.
+    seed : int
+        Seed of the randomized singular value decomposition.
+
+    Returns
+    -------
+    projected : ndarray of shape (n_tiles, n_components)
+        The projection; `features` themselves where they are narrow or few.
+    """
+    n_tiles, n_features = features.shape
+    n_components = max(_N_COMPONENTS, int(n_clusters * _COMPONENTS_PER_CLUSTER))
+    if n_features <= 2 * n_components or n_tiles <= _MIN_TILES_PER_CLUSTER * n_clusters:
+        return features
+    centered = features - features.mean(axis=0)
+    u, s, _ = randomized_svd(centered, n_components, n_iter=2, random_state=seed)
+    return u * s
+
+
+def cluster_labels(features, n_clusters, seed):
+    """
+    Assign the tiles of one slide to k-means clusters.
+
+    k-means++ and k-means run on the leading principal components of the tiles. On 4,000 tiles
+    of 1,024 features and 100 clusters that takes a fifth of the time that k-means in the space
+    of all features takes, and its clusters are as tight or tighter.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_tiles, n_features)
+        More tiles than clusters, none of them missing.
+    n_clusters : int
+        Number of clusters.
+    seed : int
+        Mixed with the content of `features` to seed the clustering.
+
+    Returns
+    -------
+    labels : ndarray of shape (n_tiles,), int
+        Cluster of each tile.
+    """
+    seed = (seed + zlib.crc32(np.ascontiguousarray(features))) % 2**32
+    # One thread, so that sums are the same however many slides are worked on at a time.
+    with warnings.catch_warnings(), _threads().limit(limits=1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct tiles than clusters
+        projected = project_tiles(features, n_clusters, seed)
+        return KMeans(n_clusters, n_init=1, random_state=seed).fit_predict(projected)
 
 
 def cluster_means(features, n_clusters, seed):
@@ -43,18 +129,20 @@ def cluster_means(features, n_clusters, seed):
     -------
     means : ndarray of shape (n_clusters, n_features), float32
         Cluster means, the largest cluster first. With no more tiles than clusters, the
-        tiles themselves. What is left over is NaN.
+        tiles themselves; with no more distinct tiles than clusters, those. What is left over
+        is NaN.
     """
     means = np.full((n_clusters, features.shape[1]), np.nan, dtype=np.float32)
     if len(features) <= n_clusters:
         means[: len(features)] = features
         return means
-    content = hashlib.blake2b(np.ascontiguousarray(features).tobytes(), digest_size=4).digest()
-    seed = (seed + int.from_bytes(content, "big")) % 2**32
-    # One thread, so that sums are the same however many slides are worked on at a time.
-    with warnings.catch_warnings(), _threads().limit(limits=1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct tiles than clusters
-        labels = KMeans(n_clusters, n_init=1, random_state=seed).fit_predict(features)
+    # Rows are at least as many as the values of one column, which is quick to look up.
+    if len(np.unique(features[:, 0])) <= n_clusters:
+        distinct = find_distinct(features)
+        if len(distinct) <= n_clusters:
+            means[: len(distinct)] = features[distinct]
+            return means
+    labels = cluster_labels(features, n_clusters, seed)
     counts = np.bincount(labels, minlength=n_clusters)
     # Membership as a sparse matrix sums each cluster in float64 without a loop.
     ones, columns = np.ones(len(labels)), np.arange(len(labels))
@@ -65,13 +153,19 @@ def cluster_means(features, n_clusters, seed):
     return means
 
 
+def _reduce_bag(bag, position, n_features, n_clusters, seed):
+    features = read_bag(bag, position=position, n_features=n_features, allow_empty=True)
+    return cluster_means(features, n_clusters, seed)
+
+
 class SuperTileClusterer(TransformerMixin, BaseEstimator):
     """
     Reduce the tiles of each slide to the means of clusters in feature space.
 
     k-means runs on each slide by itself. The result has one shape for all slides:
     where a slide has fewer tiles than clusters, it keeps its tiles and the rest are rows
-    of NaN, which stand for missing tiles.
+    of NaN, which stand for missing tiles. Bags that stay in files are read one by one, where
+    they are worked on, so their slides may be more than fit into memory.
 
     Parameters
     ----------
@@ -139,8 +233,9 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         X : list of array-like of shape (tiles_i, n_features), or array-like
             Bags. An array has shape (n, tiles, n_features), with NaN for missing tiles, or
             (n, n_features), which is one tile a slide.
-        y : None
-            Ignored, present for API consistency.
+        y : array-like or DataFrame of n samples, default=None
+            Expression. Only the names of its rows are compared with those of the slides, which
+            the result does not carry any more.
 
         Returns
         -------
@@ -149,10 +244,16 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
 
         Raises
         ------
+        TypeError
+            If X holds slides or something else that is no number.
         ValueError
-            If the width differs between slides, or a tile is partly NaN or holds infinity.
+            If the width differs between slides, if a tile is partly NaN or holds infinity (in
+            bags that stay in files, :meth:`transform` notices that), or if y has other samples
+            than X.
         """
-        validate_bags(self, X, reset=True, allow_empty=True)
+        validate_bags(self, X, reset=True, allow_empty=True, lazy=True)
+        if y is not None:
+            check_sample_names(X, y)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         return self
 
@@ -169,15 +270,27 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         -------
         supertiles : ndarray of shape (n, n_clusters, n_features), float32
             Cluster means; rows of NaN where there are fewer.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the file of a bag is gone.
+        TypeError, ValueError
+            As in :meth:`fit`, or if the file of a bag is damaged or has changed.
         """
         check_is_fitted(self)
-        bags = validate_bags(self, X, reset=False, allow_empty=True)
-        bar = progress(bags, desc="clustering", verbose=self.verbose, unit="slide")
-        return np.stack(
-            Parallel(n_jobs=self.n_jobs)(
-                delayed(cluster_means)(bag, self.n_clusters, self.seed_) for bag in bar
-            )
+        bags = validate_bags(self, X, reset=False, allow_empty=True, lazy=True)
+        results = Parallel(n_jobs=self.n_jobs, return_as="generator")(
+            delayed(_reduce_bag)(bag, position, self.n_features_in_, self.n_clusters, self.seed_)
+            for position, bag in enumerate(bags)
         )
+        bar = progress(
+            results, total=len(bags), desc="Clustering", verbose=self.verbose, unit="slide"
+        )
+        supertiles = np.empty((len(bags), self.n_clusters, self.n_features_in_), dtype=np.float32)
+        for row, means in zip(supertiles, bar, strict=True):
+            row[:] = means
+        return supertiles
 
     def __sklearn_tags__(self):
         """Tell scikit-learn that X may have three dimensions."""

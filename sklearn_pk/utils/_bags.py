@@ -37,10 +37,33 @@ def is_bag_input(X):
     if isinstance(X, pd.Series):
         X = list(X)
     if isinstance(X, np.ndarray):
-        return X.dtype == object and len(X) > 0 and np.ndim(X[0]) == 2
+        return X.dtype == object and X.ndim > 0 and len(X) > 0 and _n_dims(X[0]) == 2
     if not isinstance(X, list | tuple) or not X or sparse.issparse(X[0]):
         return False
-    return len(getattr(X[0], "shape", ())) == 2 or np.ndim(X[0]) == 2
+    return _n_dims(X[0]) == 2
+
+
+def _n_dims(bag):
+    # np.ndim would read a bag that stays in a file.
+    return len(bag.shape) if hasattr(bag, "shape") else np.ndim(bag)
+
+
+def stays_in_file(bag):
+    """
+    Tell a bag that reads its features from a file whenever it is asked for them.
+
+    Parameters
+    ----------
+    bag : object
+        Anything.
+
+    Returns
+    -------
+    bool
+        Whether it is an array-like with a shape and the path of a file.
+    """
+    is_array_like = hasattr(bag, "__array__") and hasattr(bag, "shape")
+    return is_array_like and getattr(bag, "path", None) is not None
 
 
 def _label(bag, position):
@@ -86,15 +109,9 @@ def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
         raise TypeError(f"{label}: expected numbers, got an array of dtype {features.dtype}.")
     if features.dtype not in (np.float32, np.float64):
         features = features.astype(np.float32 if features.dtype == np.float16 else np.float64)
-    if features.ndim != 2:
-        raise ValueError(
-            f"{label}: expected features of shape (tiles, n_features), got {features.shape}."
-        )
-    if n_features is not None and features.shape[1] != n_features:
-        raise ValueError(
-            f"{label} has {features.shape[1]} features a tile, but the others have {n_features}. "
-            "All slides need the features of one encoder."
-        )
+    _check_shape(features.shape, label, n_features, allow_empty)
+    if np.isfinite(features).all():
+        return features
     missing = np.isnan(features)
     absent = missing.all(axis=1)
     if (missing.any(axis=1) != absent).any():
@@ -105,14 +122,56 @@ def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
     if np.isinf(features).any():
         raise ValueError(f"{label} contains infinity (inf).")
     if not allow_empty and absent.all():
-        raise ValueError(
-            f"{label} has no tile (all of it is NaN or it is empty). Drop this slide together "
-            "with its expression, or look at why no tissue was found on it."
-        )
+        raise _no_tile(label)
     return features
 
 
-def check_bags(X, *, allow_empty=False):
+def _check_shape(shape, label, n_features, allow_empty):
+    if len(shape) != 2:
+        raise ValueError(f"{label}: expected features of shape (tiles, n_features), got {shape}.")
+    if n_features is not None and shape[1] != n_features:
+        raise ValueError(
+            f"{label} has {shape[1]} features a tile, but the others have {n_features}. "
+            "All slides need the features of one encoder."
+        )
+    if not allow_empty and 0 in shape:
+        raise _no_tile(label)
+
+
+def _no_tile(label):
+    return ValueError(
+        f"{label} has no tile (all of it is NaN or it is empty). Drop this slide together "
+        "with its expression, or look at why no tissue was found on it."
+    )
+
+
+def _drop_missing(features):
+    # A missing tile is NaN all over, so one column tells.
+    missing = np.isnan(features[:, :1]).any(axis=1)
+    return features[~missing] if missing.any() else features
+
+
+def read_bag(bag, *, position=0, n_features=None, allow_empty=False):
+    """
+    Read and check the features of one slide, and leave missing tiles out.
+
+    Parameters
+    ----------
+    bag : array-like of shape (tiles, n_features)
+        Tile features; missing tiles are rows of NaN.
+    position, n_features, allow_empty : object
+        As in :func:`check_bag`.
+
+    Returns
+    -------
+    features : ndarray of shape (tiles, n_features), float32 or float64
+        The features of the tiles that are present.
+    """
+    checked = check_bag(bag, position=position, n_features=n_features, allow_empty=allow_empty)
+    return _drop_missing(checked)
+
+
+def check_bags(X, *, allow_empty=False, lazy=False):
     """
     Check the features of several slides.
 
@@ -122,6 +181,9 @@ def check_bags(X, *, allow_empty=False):
         Bags; missing tiles are rows of NaN.
     allow_empty : bool, default=False
         Whether a bag without any tile is accepted.
+    lazy : bool, default=False
+        Whether a bag whose features stay in a file is not read: its shape is checked, and the
+        bag is returned as it is.
 
     Returns
     -------
@@ -143,7 +205,11 @@ def check_bags(X, *, allow_empty=False):
     """
     bags, width = [], None
     for position, bag in enumerate(X):
-        bags.append(check_bag(bag, position=position, n_features=width, allow_empty=allow_empty))
+        if lazy and stays_in_file(bag):
+            _check_shape(bag.shape, _label(bag, position), width, allow_empty)
+        else:
+            bag = check_bag(bag, position=position, n_features=width, allow_empty=allow_empty)
+        bags.append(bag)
         width = bags[0].shape[1]
     if not bags:
         raise ValueError("Found 0 bags (n_samples=0) while a minimum of 1 is required.")
@@ -167,7 +233,7 @@ def _refuse_slides(estimator, X):
     )
 
 
-def validate_bags(estimator, X, *, reset, allow_empty=False):
+def validate_bags(estimator, X, *, reset, allow_empty=False, lazy=False):
     """
     Check a table or bags against the width an estimator was fitted with.
 
@@ -181,11 +247,15 @@ def validate_bags(estimator, X, *, reset, allow_empty=False):
         Whether to set those attributes, as in ``fit``, or to compare with them.
     allow_empty : bool, default=False
         Whether a bag without any tile is accepted.
+    lazy : bool, default=False
+        Whether bags whose features stay in files are not read, so that more of them can be
+        passed than fit into memory. Their shapes are checked, their content is not.
 
     Returns
     -------
     bags : list of ndarray of shape (tiles_i, n_features)
-        The features of each slide without missing tiles.
+        The features of each slide without missing tiles. With `lazy`, bags whose features stay
+        in files are in the list as they are.
 
     Raises
     ------
@@ -208,7 +278,7 @@ def validate_bags(estimator, X, *, reset, allow_empty=False):
     if not is_bag_input(X):
         X = validate_data(estimator, X, dtype=[np.float64, np.float32], reset=reset)
         return list(X[:, np.newaxis])
-    bags = check_bags(X, allow_empty=allow_empty)
+    bags = check_bags(X, allow_empty=allow_empty, lazy=lazy)
     n_features = bags[0].shape[1]
     if reset:
         estimator.n_features_in_ = n_features
@@ -219,4 +289,4 @@ def validate_bags(estimator, X, *, reset, allow_empty=False):
             f"X has {n_features} features, but {type(estimator).__name__} is expecting "
             f"{estimator.n_features_in_} features as input."
         )
-    return [bag[~np.isnan(bag).any(axis=1)] for bag in bags]
+    return [_drop_missing(bag) if isinstance(bag, np.ndarray) else bag for bag in bags]

@@ -2,12 +2,100 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import copy
+import os
 import pickle
+import tracemalloc
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from sklearn_pk.slides import FeatureBag, SlideTiler, TiledSlide
+from sklearn_pk.utils.estimator_checks import assert_same
+
+
+@pytest.fixture
+def large_file(tmp_path):
+    """A file of as many tiles as a slide has at most, and its features."""
+    features = np.random.default_rng(0).normal(size=(4000, 1024)).astype(np.float32)
+    path = tmp_path / "TCGA-A1-A0SB-01Z-00-DX1.8FE62F64-A0AE-4F94.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = features
+        file["coords"] = np.arange(8000).reshape(4000, 2)
+    return path, features
+
+
+def test_a_bag_of_a_file_reads_when_asked(large_file):
+    path, features = large_file
+    tracemalloc.start()
+    bag = FeatureBag.from_file(path)
+    assert (bag.shape, len(bag), bag.ndim, bag.dtype) == ((4000, 1024), 4000, 2, np.float32)
+    assert (bag.path, bag.reason) == (str(path), "")
+    assert repr(bag) == f"FeatureBag(slide={path.stem!r}, shape=(4000, 1024), path={str(path)!r})"
+    assert tracemalloc.get_traced_memory()[1] < features.nbytes / 4
+    for array in (bag.features, np.asarray(bag), np.asarray(bag, dtype=np.float64)):
+        np.testing.assert_array_equal(array, features)
+    del array
+    assert tracemalloc.get_traced_memory()[0] < features.nbytes / 4, "the features were kept"
+    tracemalloc.stop()
+    assert bag.coords[-1].tolist() == [7998, 7999]
+    assert not bag.coords.flags.writeable
+
+
+def test_a_bag_of_a_file_is_sent_as_its_path(large_file, monkeypatch):
+    path, features = large_file
+    monkeypatch.chdir(path.parent)
+    bag = FeatureBag.from_file(Path(path.name))
+    sent = pickle.dumps(bag)
+    assert len(sent) < 2000
+    monkeypatch.chdir(os.sep)
+    for copied in (pickle.loads(sent), copy.deepcopy(bag)):
+        assert_same(copied, bag)
+        assert isinstance(copied, FeatureBag)
+        np.testing.assert_array_equal(copied, features)
+
+
+def test_a_bag_of_a_file_cannot_be_changed(large_file):
+    bag = FeatureBag.from_file(large_file[0])
+    for name in ("features", "slide", "path"):
+        with pytest.raises(AttributeError):
+            setattr(bag, name, None)
+
+
+def test_a_bag_of_a_file_passes_options_on(tmp_path):
+    path = tmp_path / "s.h5"
+    with h5py.File(path, "w") as file:
+        file["feats"] = np.ones((2, 3))
+        file["more"] = np.ones((2, 4))
+        file["coords"] = np.ones((2, 2))
+        file.attrs["unit"] = "um"
+    assert FeatureBag.from_file(path).coords is None
+    assert FeatureBag.from_file(path, mpp=0.25).coords.tolist() == [[4, 4]] * 2
+    assert FeatureBag.from_file(path, features="more").shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("slide", "name"),
+    [
+        ("x/s.svs", "s"),
+        ("s.ome.tiff", "s"),
+        ("s.SVS", "s"),
+        ("TCGA-A1-01Z-00-DX1.8FE62F64-A0AE", "TCGA-A1-01Z-00-DX1.8FE62F64-A0AE"),
+        ("x/TCGA-A1-01Z-00-DX1.8FE62F64-A0AE.svs", "TCGA-A1-01Z-00-DX1.8FE62F64-A0AE"),
+        ("", ""),
+        (".svs", ".svs"),
+    ],
+)
+def test_name_of_the_slide(slide, name):
+    assert FeatureBag(np.ones((1, 2)), slide=slide).name == name
+
+
+def test_repr_is_short():
+    bag = FeatureBag(np.empty((0, 2)), slide="s.svs", reason="No tissue.")
+    assert repr(bag) == "FeatureBag(slide='s.svs', shape=(0, 2), reason='No tissue.')"
+    assert bag.path is None
 
 
 def test_feature_bag_is_an_array():

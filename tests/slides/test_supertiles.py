@@ -2,11 +2,22 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import tracemalloc
+from pathlib import Path
+
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.cluster import KMeans
 
-from sklearn_pk.slides import FeatureBag, SuperTileClusterer
+from sklearn_pk.slides import FeatureBag, SuperTileClusterer, _supertiles
+from sklearn_pk.slides._supertiles import (
+    cluster_labels,
+    cluster_means,
+    find_distinct,
+    project_tiles,
+)
 
 
 @pytest.fixture
@@ -109,3 +120,160 @@ def test_names_of_an_earlier_table_are_forgotten(bags):
     clusterer.fit(pd.DataFrame(bags[0], columns=list("abcdef")))
     assert list(clusterer.feature_names_in_) == list("abcdef")
     assert not hasattr(clusterer.fit(bags), "feature_names_in_")
+
+
+def inertia(tiles, labels):
+    """Sum the squared distances to the mean of the cluster."""
+    clusters = [tiles[labels == label].astype(float) for label in np.unique(labels)]
+    return sum(((each - each.mean(axis=0)) ** 2).sum() for each in clusters)
+
+
+def heaped(rng):
+    return rng.normal(size=(20, 200))[rng.integers(20, size=600)] + rng.normal(size=(600, 200)) / 2
+
+
+def spread(rng):
+    return rng.normal(size=(600, 200)) * np.arange(1, 201) ** -0.5
+
+
+def shapeless(rng):
+    return rng.normal(size=(600, 200))
+
+
+@pytest.mark.parametrize("make", [heaped, spread, shapeless])
+def test_clusters_are_as_tight_as_those_of_scikit_learn(make):
+    tiles = make(np.random.default_rng(0)).astype(np.float32)
+    ours = [inertia(tiles, cluster_labels(tiles, 20, seed)) for seed in range(8)]
+    theirs = [KMeans(20, random_state=seed).fit(tiles).inertia_ for seed in range(8)]
+    assert np.mean(ours) <= 1.005 * np.mean(theirs)
+
+
+def test_wide_tiles_are_projected():
+    tiles = np.random.default_rng(0).normal(size=(500, 300)).astype(np.float32)
+    assert project_tiles(tiles, 100, 0).shape == (500, 64)
+    assert project_tiles(tiles, 100, 0).dtype == np.float32
+    assert project_tiles(tiles, 125, 0) is tiles, "four tiles a cluster are few"
+    assert project_tiles(tiles[:, :128], 100, 0).shape == (500, 128)
+    more = np.random.default_rng(0).normal(size=(2001, 300))
+    assert project_tiles(more, 500, 0).shape == (2001, 125)
+
+
+def test_the_projection_keeps_the_distances():
+    rng = np.random.default_rng(0)
+    tiles = 50 + rng.normal(size=(500, 40)) @ rng.normal(size=(40, 300))
+    kept = project_tiles(tiles, 4, 0)
+    expected = np.linalg.norm(tiles[:50] - tiles[50:100], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(kept[:50] - kept[50:100], axis=1), expected)
+
+
+def test_means_are_those_of_the_labels():
+    tiles = np.random.default_rng(0).normal(size=(500, 300)).astype(np.float32)
+    labels, means = cluster_labels(tiles, 20, 3), cluster_means(tiles, 20, 3)
+    counts = np.bincount(labels)
+    assert len(counts) == 20
+    order = np.argsort(-counts, kind="stable")
+    expected = [tiles[labels == label].mean(axis=0) for label in order]
+    np.testing.assert_allclose(means, expected, atol=1e-5)
+
+
+def test_wide_duplicates_are_told_apart_exactly():
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(9, 500)).astype(np.float32)
+    kinds[:, 0] = 0  # as rectified features often are
+    members = rng.permutation(np.repeat(np.arange(9), range(20, 29)))
+    [found] = SuperTileClusterer(n_clusters=12, random_state=0).fit_transform([kinds[members]])
+    np.testing.assert_array_equal(found[:9], kinds[::-1])
+    assert np.isnan(found[9:]).all()
+    alike = SuperTileClusterer(n_clusters=12, random_state=0).fit_transform([kinds[[4] * 40]])
+    np.testing.assert_array_equal(alike[0, 0], kinds[4])
+    assert np.isnan(alike[0, 1:]).all()
+
+
+def test_duplicates_among_many_kinds_leave_no_hole():
+    rng = np.random.default_rng(0)
+    tiles = rng.normal(size=(30, 500)).astype(np.float32)[rng.integers(30, size=900)]
+    [found] = SuperTileClusterer(n_clusters=12, random_state=0).fit_transform([tiles])
+    assert np.isfinite(found).all()
+    assert len(find_distinct(tiles)) == 30
+
+
+def test_of_equally_frequent_kinds_the_first_comes_first():
+    tiles = np.array([[3.0, 1.0], [1.0, 2.0], [3.0, 1.0], [1.0, 2.0], [2.0, 2.0]])
+    assert find_distinct(tiles).tolist() == [0, 1, 4]
+
+
+@pytest.fixture
+def stored_bags(tmp_path):
+    """Twenty bags in files, and the same features in memory."""
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(n, 256)).astype(np.float32) for n in range(400, 420)]
+    bags = []
+    for number, values in enumerate(features):
+        path = tmp_path / f"slide-{number}.h5"
+        with h5py.File(path, "w") as file:
+            file["features"] = values
+        bags.append(FeatureBag.from_file(path))
+    return bags, features
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_bags_in_files_give_what_bags_in_memory_give(stored_bags, n_jobs):
+    bags, features = stored_bags
+    clusterer = SuperTileClusterer(n_clusters=3, random_state=0)
+    expected = clusterer.fit_transform(features[:4])
+    found = clusterer.set_params(n_jobs=n_jobs).fit_transform(bags[:4])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_bags_in_files_are_read_one_by_one(stored_bags):
+    bags, features = stored_bags
+    tracemalloc.start()
+    clusterer = SuperTileClusterer(n_clusters=3, random_state=0).fit(bags)
+    assert tracemalloc.get_traced_memory()[1] < features[0].nbytes
+    clusterer.transform(bags)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < sum(each.nbytes for each in features) / 2
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_bad_values_in_a_file_name_the_slide(stored_bags, n_jobs, tmp_path):
+    bags = stored_bags[0]
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        file["features"] = np.full((9, 256), np.inf, dtype=np.float32)
+    bags = [*bags[:2], FeatureBag.from_file(tmp_path / "bad.h5")]
+    clusterer = SuperTileClusterer(n_clusters=3, random_state=0, n_jobs=n_jobs).fit(bags)
+    with pytest.raises(ValueError, match=r"bag 2 \('bad'\) contains infinity"):
+        clusterer.transform(bags)
+
+
+def test_expression_of_other_slides_is_refused(stored_bags):
+    bags = stored_bags[0][:3]
+    y = pd.DataFrame({"ESR1": [1.0, 2.0, 3.0]}, index=[bag.name for bag in bags])
+    SuperTileClusterer().fit(bags, y)
+    with pytest.raises(ValueError, match=r"2 of 3 carry different names.*slide-0"):
+        SuperTileClusterer().fit(bags, y.iloc[::-1])
+    with pytest.raises(ValueError, match="X has 3 samples, y has 2 rows"):
+        SuperTileClusterer().fit(bags, y.iloc[:2])
+
+
+def test_a_bag_whose_file_is_gone_is_named(stored_bags):
+    bags = stored_bags[0][:2]
+    Path(bags[1].path).unlink()
+    with pytest.raises(FileNotFoundError, match=r"slide-1\.h5"):
+        SuperTileClusterer(n_clusters=3).fit(bags).transform(bags)
+
+
+def test_progress_counts_slides_that_are_done(bags, monkeypatch):
+    done, options = [], {}
+
+    def watch(results, **kwargs):
+        options.update(kwargs)
+        for means in results:
+            done.append(means.shape)
+            yield means
+
+    monkeypatch.setattr(_supertiles, "progress", watch)
+    SuperTileClusterer(n_clusters=4, random_state=0, verbose=1).fit_transform(bags)
+    assert done == [(4, 6)] * 3
+    assert (options["total"], options["verbose"]) == (3, 1)
