@@ -18,7 +18,7 @@ help:
 	@echo "make test         linters, tests and doctests"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         the documentation, in docs/_build/html"
-	@echo "make bench        speed against plain references (ARGS=... is passed on)"
+	@echo "make bench        speed against plain references"
 	@echo "make clean        remove what the other commands wrote, and $(VENV)"
 
 $(BIN)/python:
@@ -60,7 +60,8 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html $(ARGS) docs docs/_build/html
 
 bench: $(VENV)/.installed-run
-	$(BIN)/python benchmarks/bench_core.py $(ARGS)
+	$(BIN)/python benchmarks/bench_core.py
+	$(BIN)/python benchmarks/bench_slides.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -3,32 +3,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import argparse
-import json
-import os
-import platform
-import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from _common import RESULTS, describe, timed, write_results
 from scipy import stats
 
 from sklearn_pk.metrics import significance_report
 from sklearn_pk.prior import CoexpressionGraph
 from sklearn_pk.regression._aggregators import make_aggregator
-
-HERE = Path(__file__).parent
-
-
-def timed(function, *arguments):
-    """Return the result and the seconds of the fastest of three calls."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = function(*arguments)
-        seconds.append(time.perf_counter() - start)
-    return result, min(seconds)
 
 
 def loop_over_genes(y_true, y_pred, y_baseline):
@@ -135,7 +119,7 @@ def main():
     """Run all of them and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of 25,761 genes")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "core.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "core.json")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     n_genes = int(25_761 * arguments.scale)
@@ -148,14 +132,7 @@ def main():
         ),
         "summary mixing layer, batch 16, 100 tiles, width 1,024": bench_summary_mixing(16, 1024),
     }
-    results = {
-        "hardware": f"{platform.machine()}, {os.cpu_count()} logical cores, CPU only",
-        "versions": {
-            name: version(name)
-            for name in ("numpy", "scipy", "torch", "scikit-learn", "sklearn_pk")
-        },
-        "rows": [],
-    }
+    results = describe() | {"rows": []}
     print(f"{'step':60} {'ours':>9} {'reference':>10} {'ratio':>7}  agree")
     for name, (ours, reference, agree) in rows.items():
         print(f"{name:60} {ours:8.2f}s {reference:9.2f}s {reference / ours:6.1f}x  {agree}")
@@ -168,9 +145,7 @@ def main():
                 "agree": bool(agree),
             }
         )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"wrote {arguments.out}")
+    write_results(results, arguments.out)
     if not all(row["agree"] for row in results["rows"]):
         raise SystemExit("a result does not agree with its reference")
 

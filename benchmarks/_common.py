@@ -1,0 +1,49 @@
+"""What the benchmark scripts share: timing, hardware, the table and the JSON file."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def timed(function, *arguments, repeats=3):
+    """Return the result and the seconds of the fastest of some calls."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = function(*arguments)
+        seconds.append(time.perf_counter() - start)
+    return result, min(seconds)
+
+
+def describe(device="cpu"):
+    """Name the hardware and the versions a result belongs to."""
+    hardware = f"{platform.machine()}, {os.cpu_count()} logical cores, CPU only"
+    if device != "cpu":
+        import torch
+
+        hardware = f"{hardware.removesuffix(', CPU only')}, {torch.cuda.get_device_name()}"
+    names = (
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "torch",
+        "tifffile",
+        "openslide-python",
+        "sklearn_pk",
+    )
+    return {"hardware": hardware, "versions": {name: version(name) for name in names}}
+
+
+def write_results(results, path):
+    """Write a JSON file, with a line that says where it is."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"wrote {path}")
