@@ -3,9 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import islice
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 
@@ -14,81 +12,21 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import pick_device, progress
+from ..utils import pick_device
+from ..utils._device import pick_dtype
 from ._bags import FeatureBag
-from ._encoders import Encoder, describe_module, find_encoder, measure_width
+from ._encoders import Encoder, as_encoder, measure_width
+from ._encoding import TileEncoder
 from ._inputs import failures_frame, warn_failures
-from ._store import read_stored, store_key, store_path, write_features
+from ._job import EncodingJob, label
+from ._store import open_stored, store_key, store_path, write_features
 from ._tiled import TiledSlide
-from ._weights import copy_module, find_weights, hash_module, hash_weights, load_encoder
+from ._weights import find_weights, identify_weights, load_encoder
 
 _EXPECTED = (
     "Expected a list of TiledSlide, as SlideTiler gives it, or of RGB tiles of shape (n_tiles, "
     "height, width, 3) and dtype uint8"
 )
-
-
-def read_ahead(batches):
-    """
-    Read the next batch in a thread while the last one is worked on.
-
-    Parameters
-    ----------
-    batches : iterator
-        Batches; None ends them.
-
-    Yields
-    ------
-    batch : object
-        The same batches, in order.
-    """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(next, batches, None)
-        while (batch := pending.result()) is not None:
-            pending = pool.submit(next, batches, None)
-            yield batch
-
-
-def encode_tiles(model, tiles, encoder, *, batch_size, device):
-    """
-    Encode the tiles of one slide, batch by batch.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Encoder on `device`.
-    tiles : iterator of ndarray of shape (height, width, 3), uint8
-        RGB tiles.
-    encoder : Encoder
-        Input size, normalisation and pooling.
-    batch_size : int
-        Number of tiles in a batch.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    ndarray of shape (n_tiles, n_features), float32
-        Features.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    mean, std = (
-        torch.tensor(values, device=device).view(1, 3, 1, 1)
-        for values in (encoder.mean, encoder.std)
-    )
-    size = encoder.input_size
-    batches = iter(lambda: list(islice(tiles, batch_size)) or None, None)
-    features = []
-    with torch.inference_mode():
-        for batch in read_ahead(batches):
-            pixels = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2) / 255
-            height, width = pixels.shape[-2:]
-            if size and (max(height, width) > size or (encoder.fixed_size and height != size)):
-                pixels = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-            features.append(encoder.pool(model((pixels - mean) / std)).float().cpu().numpy())
-    return np.concatenate(features)
 
 
 def check_tiled(X):
@@ -134,12 +72,26 @@ def check_tiled(X):
     return slides
 
 
-def _label(slide, position):
-    return slide.path if isinstance(slide, TiledSlide) else f"slide {position}"
-
-
 def _reason(slide):
     return getattr(slide, "reason", "") or "It has no tiles."
+
+
+def _failures(slides, reasons):
+    rows = [(label(slides[position], position), reasons[position]) for position in sorted(reasons)]
+    return failures_frame(rows)
+
+
+def _make_bag(slide, position, features, reason=""):
+    if not isinstance(slide, TiledSlide):
+        return FeatureBag(features, slide=label(slide, position), reason=reason)
+    return FeatureBag(
+        features,
+        slide.coords[: len(features)],
+        slide.path,
+        slide.size_level0,
+        slide.tile_edge_um,
+        reason,
+    )
 
 
 class FoundationFeaturizer(TransformerMixin, BaseEstimator):
@@ -161,15 +113,32 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
 
     store : str, path-like or None, default=None
         Folder that keeps the features, one HDF5 file a slide. What is there is not computed
-        again. Without one, every call of :meth:`transform` computes all: a search, which
-        transforms each slide many times, wants a store.
+        again, and bags are backed by these files. Without one, every call of :meth:`transform`
+        computes all and keeps it in memory: a search, which transforms each slide many times,
+        wants a store.
 
     device : str, default="auto"
         Torch device. "auto" takes a CUDA device if there is one.
 
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        Precision the model computes in; features are float32 always. "auto" is float32 on the
+        CPU, and on a CUDA device bfloat16 or, where it lacks that, float16, by torch's autocast.
+        It is part of what the store knows features by.
+
     batch_size : int, default=32
         Number of tiles in a batch. Batches do not cross slides, so the features of a slide
         do not depend on the others; another batch size changes them by rounding only.
+
+    compile : bool, default=False
+        Whether to compile the model by ``torch.compile``, which takes up to minutes and pays
+        for many tiles only. Smaller batches are filled up to `batch_size` then. It changes
+        features by rounding only.
+
+    num_workers : int or None, default=None
+        Number of processes that read tiles ahead of the model, across slides; 0 reads in a
+        thread of this process. None is 0 for a model on the CPU, which has use for all cores
+        itself, and else one process a core, up to 8. Processes are not started for few tiles,
+        nor within processes that may have no children, such as Dask's.
 
     errors : {"raise", "empty"}, default="raise"
         What to do about slides without tiles: "raise" names all of them before any tile is
@@ -177,12 +146,16 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         `failures_`, for slides that cannot be read as well.
 
     verbose : int, default=0
-        1 shows a progress bar on a terminal.
+        1 shows a progress bar on a terminal, with tiles a second and what limits them, and
+        writes a line at the end to standard error; 2 writes a line a slide too.
 
     Attributes
     ----------
     encoder_ : Encoder
         What is known about the encoder.
+
+    dtype_ : str
+        Precision the model computes in.
 
     weights_hash_ : str
         Hash of its weights.
@@ -192,6 +165,13 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
 
     failures_ : DataFrame with the columns ``slide`` and ``reason``
         Slides of the last call of :meth:`fit` or :meth:`transform` without features.
+
+    throughput_ : dict
+        Figures of the last call of :meth:`transform`: n_slides, of them n_stored (found in the
+        store) and n_encoded, n_tiles that were encoded, num_workers, seconds, of them
+        seconds_model and seconds_waiting (for tiles), tiles_per_second while encoding, and
+        bottleneck: "reading" if more than a tenth of that time was spent waiting for
+        tiles, else "model".
 
     See Also
     --------
@@ -203,11 +183,14 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
     Notes
     -----
     The store knows features again by the content of the slide, its tiles, the encoder, the
-    hash of its weights and the version of the format, so a changed file or parameter is
-    never served stale. Files are written under a temporary name and renamed: two processes
-    may share a store, and a killed run leaves no half-written file that looks whole.
+    hash of its weights, `dtype` and the version of the format, so a changed file or parameter
+    is never served stale. Files are written under a temporary name and renamed: two processes
+    may share a store, and a killed run loses no more than the slide in work.
 
     Weights are loaded once in a process, and not at all if the store has all features.
+
+    On Linux, the processes that read are forked, so a script needs no
+    ``if __name__ == "__main__"``; elsewhere it does where `num_workers` is 1 or more.
 
     Examples
     --------
@@ -225,7 +208,10 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         "weights": [str, os.PathLike, None],
         "store": [str, os.PathLike, None],
         "device": [str],
+        "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "compile": ["boolean"],
+        "num_workers": [Interval(Integral, 0, None, closed="left"), None],
         "errors": [StrOptions({"raise", "empty"})],
         "verbose": ["verbose"],
     }
@@ -237,7 +223,10 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         weights=None,
         store=None,
         device="auto",
+        dtype="auto",
         batch_size=32,
+        compile=False,
+        num_workers=None,
         errors="raise",
         verbose=0,
     ):
@@ -245,7 +234,10 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         self.weights = weights
         self.store = store
         self.device = device
+        self.dtype = dtype
         self.batch_size = batch_size
+        self.compile = compile
+        self.num_workers = num_workers
         self.errors = errors
         self.verbose = verbose
 
@@ -277,27 +269,20 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
             there, or slides have no tiles and `errors` is "raise".
         """
         slides = check_tiled(X)
-        pick_device(self.device)
+        device = pick_device(self.device)
         if self.store is not None and Path(self.store).exists() and not Path(self.store).is_dir():
             raise ValueError(f"store must be a folder, got the file {str(self.store)!r}.")
-        module = None if isinstance(self.encoder, str | Encoder) else self.encoder
-        if module is None:
-            known = isinstance(self.encoder, Encoder)
-            self.encoder_ = self.encoder if known else find_encoder(self.encoder)
-            self.weights_hash_ = hash_weights(find_weights(self.encoder_, self.weights))
-        elif self.weights is not None:
-            raise ValueError(
-                f"weights must be None where encoder is a module, got {self.weights!r}. Load them "
-                "into the module."
-            )
-        else:
-            self.encoder_ = describe_module(module)
-            self.weights_hash_ = hash_module(module)
-        self.n_features_out_ = measure_width(self.encoder_, module)
-        self._handle_empty(slides)
+        self.encoder_ = as_encoder(self.encoder, self.weights)
+        self.weights_hash_ = identify_weights(self.encoder_, self.weights)
+        self.n_features_out_ = measure_width(self.encoder_)
+        self.dtype_ = pick_dtype(self.dtype, device)
+        reasons = self._check_empty(slides)
+        self.failures_ = _failures(slides, reasons)
         if self.store is None:
             # Weights that do not fit show here; with a store they may never be needed.
-            self._load_model()
+            self._load_model(device)
+        else:
+            self._encoder_key()
         return self
 
     def transform(self, X):
@@ -321,104 +306,114 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         ValueError
             If slides have no tiles or cannot be read and `errors` is "raise".
         OSError
-            If the store cannot be written.
+            If the store cannot be written, or a slide cannot be found or opened and `errors` is
+            "raise".
+        RuntimeError
+            If a process that reads tiles is killed, or the model cannot be compiled.
         """
         check_is_fitted(self)
         slides = check_tiled(X)
-        failures = self._handle_empty(slides)
-        load = cache(self._load_model)
-        bags, n_tiles = [], 0
-        bar = progress(slides, desc="Encoding", verbose=self.verbose, unit="slide")
-        for position, slide in enumerate(bar):
-            features, reason = self._features(slide, load)
-            if reason and len(slide):
-                failures.append((_label(slide, position), reason))
-            bags.append(self._make_bag(slide, position, features, reason))
-            n_tiles += len(features)
-            bar.set_postfix(tiles=n_tiles)
-        self.failures_ = failures_frame(failures)
-        if self.errors == "empty":
-            warn_failures(failures, "features")
-        return bags
-
-    def _handle_empty(self, slides):
-        """Refuse slides without tiles, or note them in `failures_`."""
-        failures = [
-            (_label(slide, position), _reason(slide))
+        reasons = self._check_empty(slides)
+        job = EncodingJob(
+            slides,
+            look_up=self._look_up,
+            keep=self._keep,
+            batch_size=self.batch_size,
+            fail_fast=self.errors == "raise",
+            verbose=self.verbose,
+        )
+        device = pick_device(self.device)
+        try:
+            job.run(
+                partial(self._load_model, device),
+                transform=self.encoder_.transform,
+                num_workers=self.num_workers,
+                device=device,
+            )
+        finally:
+            self.throughput_ = job.throughput.summary()
+        if job.errors and self.errors == "raise":
+            raise job.errors[min(job.errors)]
+        reasons |= {position: str(error) for position, error in job.errors.items()}
+        self.failures_ = _failures(slides, reasons)
+        warn_failures(self.failures_.to_numpy().tolist(), "features")
+        nothing = np.empty((0, self.n_features_out_), dtype=np.float32)
+        return [
+            job.results[position]
+            if position in job.results
+            else _make_bag(slide, position, nothing, reasons[position])
             for position, slide in enumerate(slides)
-            if not len(slide)
         ]
-        if failures and self.errors == "raise":
-            lines = "\n".join(f"- {slide!r}: {reason}" for slide, reason in failures)
+
+    def _check_empty(self, slides):
+        """Refuse slides without tiles, or return position -> reason."""
+        reasons = {
+            position: _reason(slide) for position, slide in enumerate(slides) if not len(slide)
+        }
+        if reasons and self.errors == "raise":
+            rows = _failures(slides, reasons).to_numpy().tolist()
+            lines = "\n".join(f"- {slide!r}: {reason}" for slide, reason in rows)
             raise ValueError(
-                f"{len(failures)} of {len(slides)} slides have no tiles:\n{lines}\n"
+                f"{len(reasons)} of {len(slides)} slides have no tiles:\n{lines}\n"
                 'Drop them together with their expression, or pass errors="empty".'
             )
-        self.failures_ = failures_frame(failures)
-        return failures
+        return reasons
 
-    def _features(self, slide, load):
-        """Return the features of one slide, and why there are none."""
-        if not len(slide):
-            return self._nothing(), _reason(slide)
-        try:
-            path, key, features = self._look_up(slide)
-        except (OSError, ValueError) as error:
-            return self._give_up(error)
-        if features is None:
-            model, device = load()
-            try:
-                features = self._encode(slide, model, device)
-            except (OSError, ValueError) as error:
-                return self._give_up(error)
-            if path is not None:
-                name = self.encoder_.name
-                write_features(path, slide, features, key, name, self.weights_hash_)
-        return features, ""
-
-    def _look_up(self, slide):
-        """Return the place of a slide in the store, its key, and its features if they are there."""
+    def _look_up(self, slide, position):
+        """Return path and key of a slide in the store, and its bag, or None for either."""
         if self.store is None:
-            return None, None, None
+            return None, None
         key = store_key(slide, self._encoder_key())
         path = store_path(self.store, slide, key)
-        return path, key, read_stored(path, key, (len(slide), self.n_features_out_))
+        shape = (len(slide), self.n_features_out_)
+        return (path, key), open_stored(path, key, shape, label(slide, position))
 
-    def _give_up(self, error):
-        if self.errors == "raise":
-            raise error
-        return self._nothing(), str(error)
+    def _keep(self, slide, position, features, place):
+        """Put features into the store and a bag, or say why the slide is bad."""
+        n_bad = len(features) - int(np.isfinite(features).all(axis=1).sum())
+        if n_bad:
+            raise ValueError(
+                f"{label(slide, position)}: the encoder {self.encoder_.name!r} gave features that "
+                f"are not finite for {n_bad} of {len(features)} tiles, in {self.dtype_}. Check "
+                'the weights, or pass dtype="float32".'
+            )
+        bag = None
+        if place is not None:
+            path, key = place
+            if isinstance(slide, TiledSlide) and not self._is_unchanged(slide, key):
+                raise ValueError(
+                    f"Slide {slide.path!r} changed while it was read. Tile it again, once it is "
+                    "written to its end."
+                )
+            write_features(path, slide, features, key, self.encoder_.name, self.weights_hash_)
+            # Backed by the file, or the memory for many slides would not suffice.
+            bag = open_stored(path, key, features.shape, label(slide, position))
+        return _make_bag(slide, position, features) if bag is None else bag
 
-    def _encode(self, slide, model, device):
-        tiles = slide.iter_tiles() if isinstance(slide, TiledSlide) else iter(slide)
-        return encode_tiles(model, tiles, self.encoder_, batch_size=self.batch_size, device=device)
-
-    def _make_bag(self, slide, position, features, reason):
-        if not isinstance(slide, TiledSlide):
-            return FeatureBag(features, slide=_label(slide, position), reason=reason)
-        return FeatureBag(
-            features,
-            slide.coords[: len(features)],
-            slide.path,
-            slide.size_level0,
-            slide.tile_edge_um,
-            reason,
-        )
-
-    def _nothing(self):
-        return np.empty((0, self.n_features_out_), dtype=np.float32)
+    def _is_unchanged(self, slide, key):
+        try:
+            return store_key(slide, self._encoder_key()) == key
+        except OSError:
+            return False
 
     def _encoder_key(self):
-        encoder = self.encoder_
-        parts = (encoder.name, encoder.architecture, encoder.input_size, encoder.fixed_size)
-        return repr((*parts, encoder.mean, encoder.std, encoder.pooling, self.weights_hash_))
+        return repr((self.encoder_.key, self.weights_hash_, self.dtype_))
 
-    def _load_model(self):
-        device = pick_device(self.device)
-        if isinstance(self.encoder, str | Encoder):
-            path = find_weights(self.encoder_, self.weights)
-            return load_encoder(self.encoder_, path, device), device
-        return copy_module(self.encoder, device), device
+    def _load_model(self, device):
+        if identify_weights(self.encoder_, self.weights) != self.weights_hash_:
+            raise ValueError(
+                f"The weights of the encoder {self.encoder_.name!r} have changed since fit. Call "
+                "fit again."
+            )
+        path = find_weights(self.encoder_, self.weights)
+        return TileEncoder(
+            load_encoder(self.encoder_, path, device),
+            self.encoder_,
+            device=device,
+            dtype=self.dtype_,
+            compile=self.compile,
+            batch_size=self.batch_size,
+        )
 
     def __sklearn_tags__(self):
         """Tell scikit-learn that X is a list of slides."""

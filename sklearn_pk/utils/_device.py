@@ -1,4 +1,4 @@
-"""The torch device that a parameter names."""
+"""The torch device and the precision that parameters name."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -39,3 +39,37 @@ def pick_device(device):
             f"device={device!r} is not available here ({error}). Use 'auto' or 'cpu'."
         ) from error
     return device
+
+
+def pick_dtype(dtype, device):
+    """
+    Turn "auto" into the precision that suits a device.
+
+    Parameters
+    ----------
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        Precision; "auto" is float32, on a CUDA device bfloat16 where it has that and
+        else float16.
+    device : str
+        Torch device.
+
+    Returns
+    -------
+    str
+        Name of a torch dtype.
+
+    Examples
+    --------
+    >>> from sklearn_pk.utils._device import pick_dtype
+    >>> pick_dtype("auto", "cpu")
+    'float32'
+    """
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    if torch.device(device).type != "cuda":
+        return "float32"
+    # Emulated, it would be slower than float16.
+    fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if fast else "float16"

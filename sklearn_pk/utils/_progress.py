@@ -37,3 +37,15 @@ def progress(iterable=None, *, total=None, desc=None, verbose=0, unit="it"):
     """
     disable = not verbose or not sys.stderr.isatty()
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=disable, leave=False)
+
+
+def tell(text):
+    """
+    Write a line to standard error, above a progress bar if there is one.
+
+    Parameters
+    ----------
+    text : str
+        The line.
+    """
+    tqdm.write(text, file=sys.stderr)

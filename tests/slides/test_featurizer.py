@@ -4,6 +4,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_pk.slides import (
     Encoder,
@@ -25,7 +25,6 @@ from sklearn_pk.slides import (
     _featurizer,
     read_features,
 )
-from sklearn_pk.slides._featurizer import encode_tiles, read_ahead
 
 SCALE = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
 
@@ -46,16 +45,17 @@ def tiled(small_slides):
 
 
 @pytest.fixture
-def count_encodings(monkeypatch):
-    calls = []
-    encode = _featurizer.encode_tiles
+def encoded(monkeypatch):
+    """Names of the slides that are encoded and written to a store."""
+    names = []
+    write = _featurizer.write_features
 
-    def counted(model, tiles, encoder, **kwargs):
-        calls.append(encoder.name)
-        return encode(model, tiles, encoder, **kwargs)
+    def noted(path, slide, *args):
+        names.append(getattr(slide, "name", "tiles"))
+        return write(path, slide, *args)
 
-    monkeypatch.setattr(_featurizer, "encode_tiles", counted)
-    return calls
+    monkeypatch.setattr(_featurizer, "write_features", noted)
+    return names
 
 
 def test_features_are_those_of_the_tiles(tiled):
@@ -78,7 +78,7 @@ def test_default_encoder_on_a_real_slide(cmu_slide):
     assert bag.features.std(axis=0).max() > 0.1
 
 
-def test_own_tiles(tiled, tmp_path, count_encodings):
+def test_own_tiles(tiled, tmp_path, encoded):
     tiles = [np.stack(list(slide.iter_tiles())) for slide in tiled]
     featurizer = FoundationFeaturizer(mean_colours(), store=tmp_path)
     bags = featurizer.fit_transform(tiles)
@@ -87,64 +87,32 @@ def test_own_tiles(tiled, tmp_path, count_encodings):
         np.testing.assert_allclose(bag.features, other.features, atol=1e-6)
     assert (bags[1].slide, bags[1].coords) == ("slide 1", None)
     featurizer.transform(tiles[::-1])
-    assert len(count_encodings) == 6
+    assert encoded == ["tiles"] * 3
 
 
-def test_resizing():
-    tiles = np.random.default_rng(0).integers(0, 256, size=(2, 32, 32, 3), dtype=np.uint8)
-
-    def edge_seen(**kwargs):
-        seen = []
-
-        def model(pixels):
-            seen.append(tuple(pixels.shape))
-            return pixels.mean(dim=(2, 3))
-
-        encoder = Encoder("e", "", 3, **kwargs)
-        encode_tiles(model, iter(tiles), encoder, batch_size=2, device="cpu")
-        return seen
-
-    assert edge_seen(input_size=16) == [(2, 3, 16, 16)]
-    assert edge_seen(input_size=48) == [(2, 3, 48, 48)]
-    assert edge_seen(input_size=48, fixed_size=False) == [(2, 3, 32, 32)]
-    assert edge_seen(input_size=16, fixed_size=False) == [(2, 3, 16, 16)]
-    assert edge_seen(input_size=None) == [(2, 3, 32, 32)]
-
-
-def test_read_ahead_keeps_order_and_errors():
-    assert list(read_ahead(iter(range(1, 6)))) == [1, 2, 3, 4, 5]
-
-    def broken():
-        yield 1
-        raise ValueError("damaged tile")
-
-    with pytest.raises(ValueError, match="damaged tile"):
-        list(read_ahead(broken()))
-
-
-def test_second_run_computes_nothing(tiled, tmp_path, count_encodings, monkeypatch):
+def test_second_run_computes_nothing(tiled, tmp_path, encoded, monkeypatch):
     store = tmp_path / "new" / "store"
     first = FoundationFeaturizer(mean_colours(), store=store).fit_transform(tiled)
-    assert len(count_encodings) == len(list(store.iterdir())) == 3
-    monkeypatch.setattr(_featurizer, "copy_module", None)  # The model must not even be built.
+    assert len(encoded) == len(list(store.iterdir())) == 3
+    monkeypatch.setattr(_featurizer, "load_encoder", None)  # The model must not even be built.
     again = FoundationFeaturizer(mean_colours(), store=str(store)).fit_transform(tiled[::-1])
-    assert len(count_encodings) == 3
+    assert len(encoded) == 3
     for one, other in zip(first, again[::-1], strict=True):
         np.testing.assert_array_equal(one.features, other.features)
 
 
-def test_only_what_is_bad_is_computed_again(tiled, tmp_path, count_encodings):
+def test_only_what_is_bad_is_computed_again(tiled, tmp_path, encoded):
     featurizer = FoundationFeaturizer(mean_colours(), store=tmp_path)
     first = featurizer.fit_transform(tiled)
     [path] = tmp_path.glob("b-*.h5")
     path.write_bytes(path.read_bytes()[:300])
     again = featurizer.transform(tiled)
-    assert len(count_encodings) == 4
+    assert len(encoded) == 4
     np.testing.assert_array_equal(again[1].features, first[1].features)
     np.testing.assert_array_equal(read_features(path).features, first[1].features)
 
 
-def test_replaced_slide_is_computed_again(small_slides, tmp_path, count_encodings):
+def test_replaced_slide_is_computed_again(small_slides, tmp_path, encoded):
     path = shutil.copy(small_slides[0], tmp_path / "s.tiff")
     model = make_pipeline(
         SlideTiler(tile_size=64, tissue=None, random_state=0),
@@ -153,33 +121,17 @@ def test_replaced_slide_is_computed_again(small_slides, tmp_path, count_encoding
     [before] = model.fit_transform([path])
     shutil.copy(small_slides[2], path)
     [after] = model.transform([path])
-    assert len(count_encodings) == 2
+    assert len(encoded) == 2
     assert before.shape != after.shape
     assert len(list((tmp_path / "store").glob("s-*.h5"))) == 2
 
 
-def test_other_weights_are_other_features(tiled, tmp_path, count_encodings):
+def test_other_weights_are_other_features(tiled, tmp_path, encoded):
     torch.manual_seed(0)
     for _ in range(2):
         module = torch.nn.Sequential(*mean_colours(), torch.nn.Linear(3, 4))
         FoundationFeaturizer(module, store=tmp_path).fit_transform(tiled[:1])
-    assert len(count_encodings) == len(list(tmp_path.iterdir())) == 2
-
-
-def encode_one(paths, store):
-    slides = SlideTiler(tile_size=64, random_state=0).fit_transform(paths)
-    bags = FoundationFeaturizer(mean_colours(), store=store).fit_transform(slides)
-    return [bag.features for bag in bags]
-
-
-def test_two_processes_share_a_store(small_slides, tmp_path):
-    results = Parallel(n_jobs=2)(
-        delayed(encode_one)(paths, tmp_path) for paths in [small_slides, small_slides] * 2
-    )
-    for features in results[1:]:
-        for one, other in zip(results[0], features, strict=True):
-            np.testing.assert_array_equal(one, other)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(encoded) == len(list(tmp_path.iterdir())) == 2
 
 
 def test_slides_without_tiles(tiled):
@@ -204,6 +156,65 @@ def test_slide_that_cannot_be_read_any_more(small_slides, tmp_path):
     with pytest.warns(UserWarning, match=r"gone\.tiff"):
         bags = featurizer.transform(X)
     assert [len(bag) for bag in bags] == [0, len(X[1])]
+
+
+def damage(path):
+    """Overwrite the pixels of a slide, which opens all the same."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = b"\xff" * (
+        len(content) // 2 - len(content) // 3
+    )
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("spoil", [Path.unlink, damage])
+def test_bad_slide_loses_no_other(small_slides, tmp_path, spoil, num_workers):
+    paths = [shutil.copy(path, tmp_path) for path in small_slides]
+    X = SlideTiler(tile_size=64, random_state=0).fit_transform(paths)
+    spoil(tmp_path / "b.tiff")
+    store = tmp_path / "store"
+    featurizer = FoundationFeaturizer(
+        mean_colours(), store=store, batch_size=4, num_workers=num_workers
+    ).fit(X)
+    with pytest.raises((OSError, ValueError), match=r"b\.tiff"):
+        featurizer.transform(X)
+    assert [path.name[:2] for path in store.iterdir()] == ["a-"]
+    with pytest.warns(UserWarning, match=r"1 slides have no features.*b\.tiff"):
+        bags = featurizer.set_params(errors="empty").transform(X)
+    assert [len(bag) for bag in bags] == [len(X[0]), 0, len(X[2])]
+    figures = featurizer.throughput_
+    assert (figures["n_stored"], figures["n_encoded"]) == (1, 1)
+    expected = FoundationFeaturizer(mean_colours(), batch_size=4).fit_transform(X[::2])
+    for bag, other in zip(bags[::2], expected, strict=True):
+        np.testing.assert_array_equal(bag.features, other.features)
+
+
+def test_slide_that_changes_while_it_is_read(tiled, tmp_path):
+    path = Path(shutil.copy(tiled[0].path, tmp_path / "s.tiff"))
+
+    class Meddler(torch.nn.Module):
+        def forward(self, pixels):
+            with open(path, "ab") as file:
+                file.write(b"more")
+            return pixels.mean(dim=(2, 3))
+
+    [slide] = SlideTiler(tile_size=64, random_state=0).fit_transform([path])
+    encoder = Encoder("meddler", Meddler(), width=3)
+    featurizer = FoundationFeaturizer(encoder, store=tmp_path / "store").fit([slide])
+    with pytest.raises(ValueError, match=r"s\.tiff' changed while it was read"):
+        featurizer.transform([slide])
+    assert not (tmp_path / "store").exists()
+
+
+def test_bags_of_a_store_are_backed_by_its_files(tiled, tmp_path):
+    featurizer = FoundationFeaturizer(mean_colours(), store=tmp_path).fit(tiled)
+    for _ in range(2):
+        bags = featurizer.transform(tiled)
+        assert {Path(bag.path).parent for bag in bags} == {tmp_path}
+        assert [bag.slide for bag in bags] == [slide.path for slide in tiled]
+        for bag, slide in zip(bags, tiled, strict=True):
+            np.testing.assert_array_equal(bag.coords, slide.coords)
 
 
 def test_bad_weights_are_no_bad_slide(tiled, tmp_path):
@@ -298,11 +309,11 @@ def test_search(small_slides, pipeline, n_jobs, tmp_path):
     assert len(list((tmp_path / "store").iterdir())) == 3
 
 
-def test_search_encodes_each_slide_once(small_slides, pipeline, count_encodings):
+def test_search_encodes_each_slide_once(small_slides, pipeline, encoded):
     GridSearchCV(
         pipeline, {"ridge__alpha": [0.1, 1.0]}, cv=KFold(3), scoring="neg_mean_squared_error"
     ).fit(small_slides, np.arange(3.0))
-    assert len(count_encodings) == 3
+    assert len(encoded) == 3
 
 
 def test_metadata_routing(small_slides, pipeline):

@@ -1,0 +1,198 @@
+"""Many slides as one stream of batches, without batches that cross slides."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from contextlib import closing
+from itertools import chain, islice
+
+from ._loading import (
+    FEW_BATCHES,
+    TileBatches,
+    count_workers,
+    explain_lost_worker,
+    load_batches,
+    read_ahead,
+)
+from ._throughput import Throughput
+from ._tiled import TiledSlide
+
+# Slides that are looked up in the store before their turn.
+_LOOK_UPS_AHEAD = 8
+
+
+def label(slide, position):
+    """
+    Name a slide.
+
+    Parameters
+    ----------
+    slide : TiledSlide or ndarray
+        The slide.
+    position : int
+        Its position, which names what has no path.
+
+    Returns
+    -------
+    str
+        Path of the slide, or "slide" and its position.
+    """
+    return slide.path if isinstance(slide, TiledSlide) else f"slide {position}"
+
+
+class EncodingJob:
+    """
+    Slides to be encoded: what is known of them, what is done, what failed.
+
+    All dicts map the position of a slide.
+
+    Parameters
+    ----------
+    slides : list of TiledSlide or of ndarray of shape (n_tiles, height, width, 3), uint8
+        Slides.
+    look_up : callable
+        Function of (slide, position) that returns the place of its result in the store and the
+        result; None for what is not there. OSError and ValueError mean that the slide is bad.
+    keep : callable
+        Function of (slide, position, features, place) that returns the result. ValueError
+        means that the slide is bad.
+    batch_size : int
+        Number of tiles in a batch.
+    fail_fast : bool
+        Whether a bad slide ends the job, once all before it are done.
+    verbose : int, default=0
+        As for :class:`Throughput`.
+
+    Attributes
+    ----------
+    results : dict
+        What `look_up` or `keep` returned.
+    errors : dict
+        Errors of bad slides. Those without tiles are in neither.
+    throughput : Throughput
+        Counts and times.
+    """
+
+    def __init__(self, slides, *, look_up, keep, batch_size, fail_fast, verbose=0):
+        self.slides = slides
+        self.look_up = look_up
+        self.keep = keep
+        self.batch_size = batch_size
+        self.fail_fast = fail_fast
+        self.results, self.errors = {}, {}
+        self.throughput = Throughput(len(slides), verbose)
+        # The places in the store of what is to be encoded and not done yet.
+        self._in_work = {}
+
+    def run(self, load, *, transform, num_workers, device):
+        """
+        Encode what is not in the store, in order.
+
+        Parameters
+        ----------
+        load : callable
+            Returns the model as a function of a batch of tiles that gives a Tensor of shape
+            (n, n_features). It is not called if there is nothing to encode.
+        transform : callable or None
+            Function that prepares each tile for it.
+        num_workers : int or None
+            Number of processes that read, see :func:`count_workers`.
+        device : str
+            Torch device of the model.
+        """
+        try:
+            with explain_lost_worker(self._names_in_work), closing(self._plan()) as plan:
+                batches = self._read(plan, transform, num_workers, device)
+                with closing(batches):
+                    self._take(self.throughput.watch(batches), load)
+        finally:
+            self.throughput.close()
+
+    def _names_in_work(self):
+        return [label(self.slides[position], position) for position in sorted(self._in_work)]
+
+    def _stopped(self):
+        return self.fail_fast and bool(self.errors)
+
+    def _try_look_up(self, position):
+        try:
+            return self.look_up(self.slides[position], position)
+        except (OSError, ValueError) as error:
+            return error
+
+    def _plan(self):
+        """Look slides up and yield the batches of those that have to be encoded."""
+        positions = [position for position, slide in enumerate(self.slides) if len(slide)]
+        looked_up = self.throughput.plan(read_ahead(self._try_look_up, positions, _LOOK_UPS_AHEAD))
+        for position, found in zip(positions, looked_up, strict=True):
+            if isinstance(found, Exception):
+                self._fail(position, found)
+            elif found[1] is not None:
+                self._finish(position, found[1], stored=True)
+            else:
+                self._in_work[position] = found[0]
+                yield from self._cut(position)
+            if self._stopped():
+                return
+
+    def _cut(self, position):
+        n_tiles = len(self.slides[position])
+        for start in range(0, n_tiles, self.batch_size):
+            # The rest of a slide whose first batches could not be read is left out.
+            if position in self.errors:
+                return
+            yield position, start, min(start + self.batch_size, n_tiles)
+
+    def _read(self, plan, transform, num_workers, device):
+        """Read the batches of the plan ahead, by processes if they pay."""
+        first = list(islice(plan, FEW_BATCHES))
+        edges = [slide.tile_size for slide in self.slides if isinstance(slide, TiledSlide)]
+        # Tiles in memory need no reading.
+        if edges and len(first) == FEW_BATCHES:
+            n_bytes = self.batch_size * max(edges) ** 2 * 3 * (1 if transform is None else 4)
+            self.throughput.num_workers = count_workers(num_workers, device, n_bytes)
+        return load_batches(
+            TileBatches(self.slides, transform),
+            chain(first, plan),
+            num_workers=self.throughput.num_workers,
+            pin_memory=device.startswith("cuda"),
+        )
+
+    def _take(self, batches, load):
+        """Encode batches and put them together again to slides."""
+        import torch
+
+        encode, parts = None, []
+        for position, start, tiles in batches:
+            if position in self.errors:
+                continue
+            if isinstance(tiles, Exception):
+                self._fail(position, tiles)
+            else:
+                encode = encode or load()
+                with self.throughput.model(len(tiles)):
+                    parts = [*(parts if start else []), encode(tiles)]
+                if start + len(tiles) == len(self.slides[position]):
+                    self._keep(position, torch.cat(parts).cpu().numpy())
+            if position in self.errors and self.fail_fast:
+                return
+
+    def _keep(self, position, features):
+        try:
+            result = self.keep(self.slides[position], position, features, self._in_work[position])
+        except ValueError as error:
+            self._fail(position, error)
+        else:
+            self._finish(position, result)
+
+    def _finish(self, position, result, *, stored=False):
+        self.results[position] = result
+        self._count(position, stored=stored)
+
+    def _fail(self, position, error):
+        self.errors[position] = error
+        self._count(position, reason=str(error))
+
+    def _count(self, position, **outcome):
+        self._in_work.pop(position, None)
+        slide = self.slides[position]
+        self.throughput.finish(label(slide, position), len(slide), **outcome)

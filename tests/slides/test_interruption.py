@@ -1,0 +1,164 @@
+"""Runs that are killed, interrupted or out of disk, and runs side by side."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, read_features
+
+# Encodes the slides of a folder by the default encoder, or by a slow one, as a user's script.
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from sklearn_pk.slides import FoundationFeaturizer, SlideTiler
+
+class Slow(torch.nn.Module):
+    def forward(self, pixels):
+        time.sleep(0.1)
+        return pixels.mean(dim=(2, 3))
+
+folder, store, encoder, n_threads, num_workers = sys.argv[1:]
+torch.set_num_threads(int(n_threads))
+paths = sorted(Path(folder).glob("*.tiff"))
+slides = SlideTiler(tile_size=64, tissue=None, random_state=0).fit_transform(paths)
+FoundationFeaturizer(
+    Slow() if encoder == "slow" else encoder,
+    store=store, batch_size=4, num_workers=int(num_workers)
+).fit_transform(slides)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tissue_rgb, write_slide):
+    """Thirty small slides of different content and size."""
+    folder = tmp_path_factory.mktemp("thirty")
+    for number in range(30):
+        top, left, edge = 7 * number, 11 * number, 130 + 64 * (number % 4)
+        write_slide(folder / f"{number:02}.tiff", tissue_rgb[top : top + 140, left : left + edge])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiled(folder):
+    return SlideTiler(tile_size=64, tissue=None, random_state=0).fit_transform(
+        sorted(folder.glob("*.tiff"))
+    )
+
+
+@contextlib.contextmanager
+def running(folder, store, encoder="efficientnet-lite0", num_workers=1):
+    """Run the script in a process group of its own."""
+    command = [sys.executable, "-c", SCRIPT, folder, store, encoder]
+    command += [torch.get_num_threads(), num_workers]
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+
+
+def wait_for_files(store, number, process):
+    """Wait until the store has some files, which are whole once they have their name."""
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("*.h5"))) < number:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def contents(store):
+    return {path.name: path.read_bytes() for path in store.iterdir() if path.suffix == ".h5"}
+
+
+def test_killed_run_is_taken_up_where_it_ended(folder, tiled, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    featurizer = FoundationFeaturizer(store=undisturbed, batch_size=4, num_workers=1).fit(tiled)
+    bags = featurizer.transform(tiled)
+    with running(folder, killed) as process:
+        wait_for_files(killed, 8, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = contents(killed)
+    assert 8 <= len(before) < 30
+    again = featurizer.set_params(store=killed).transform(tiled)
+    figures = featurizer.throughput_
+    assert (figures["n_stored"], figures["n_encoded"]) == (len(before), 30 - len(before))
+    after = contents(killed)
+    assert {name: after[name] for name in before} == before
+    assert after == contents(undisturbed)
+    for bag, other in zip(bags, again, strict=True):
+        np.testing.assert_array_equal(bag.features, other.features)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_interrupted_run_ends_at_once_and_leaves_a_good_store(folder, tiled, tmp_path, num_workers):
+    with running(folder, tmp_path, "slow", num_workers) as process:
+        wait_for_files(tmp_path, 2, process)
+        # To all processes, as a terminal does.
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    assert err.count("Traceback") == 1
+    assert 2 <= len(contents(tmp_path)) < 30
+    assert len(list(tmp_path.iterdir())) == len(contents(tmp_path))
+    for path in tmp_path.iterdir():
+        assert read_features(path).shape[1] == 3
+
+
+def test_two_runs_at_once(folder, tiled, tmp_path):
+    featurizer = FoundationFeaturizer(store=tmp_path, batch_size=4, num_workers=0).fit(tiled)
+    with running(folder, tmp_path, num_workers=0) as process:
+        wait_for_files(tmp_path, 1, process)
+        bags = featurizer.transform(tiled)
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert len(list(tmp_path.iterdir())) == 30
+    featurizer.transform(tiled)
+    assert featurizer.throughput_["n_stored"] == 30
+    alone = featurizer.set_params(store=None).transform(tiled)
+    for bag, other in zip(bags, alone, strict=True):
+        np.testing.assert_array_equal(bag.features, other.features)
+
+
+@contextlib.contextmanager
+def largest_file(n_bytes):
+    """Let no file of this process grow beyond a size, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# h5py fails once more, in a destructor, when it lets go of a file that it could not write.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_full_disk(tiled, tmp_path):
+    small, large = tiled[0], tiled[3]
+    featurizer = FoundationFeaturizer(store=tmp_path, errors="empty").fit(tiled)
+    limit = 1280 * 4 * (len(small) + len(large)) // 2
+    with (
+        largest_file(limit),
+        pytest.raises(OSError, match=r"(?s)cannot be written.*03-\w+\.h5.*full"),
+    ):
+        featurizer.transform([small, large])
+    assert [path.name[:3] for path in tmp_path.iterdir()] == ["00-"]
+    bags = featurizer.transform([small, large])
+    assert featurizer.throughput_["n_stored"] == 1
+    assert [len(bag) for bag in bags] == [len(small), len(large)]
