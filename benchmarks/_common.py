@@ -42,8 +42,7 @@ def describe(device="cpu"):
 
 
 def write_results(results, path):
-    """Write a JSON file, with a line that says where it is."""
+    """Write a JSON file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"wrote {path}")

@@ -290,30 +290,34 @@ def main():
     share = 4 if arguments.quick else 1
     rng = np.random.default_rng(0)
     rows = []
+
+    def record(row):
+        print(row, flush=True)
+        rows.append(row)
+        results = describe(arguments.device) | {"slide": f"{SIZE[0]} x {SIZE[1]} px", "rows": rows}
+        write_results(results, arguments.out)
+
     with tempfile.TemporaryDirectory() as folder:
         layouts = {"pyramid": (1, 4, 16), "single level": (1,)}
         paths = {name: Path(folder) / f"{name}.tiff" for name in layouts}
         for name, levels in layouts.items():
             write_slide(paths[name], *SIZE, levels=levels)
         tiled, row = bench_tiling(str(paths["pyramid"]), 400 // share, rng)
-        rows.append(row)
-        rows.append(bench_reading(tiled, 2000 // share))
-        rows.extend(bench_memory(path, name) for name, path in paths.items())
+        record(row)
+        record(bench_reading(tiled, 2000 // share))
+        for name, path in paths.items():
+            record(bench_memory(path, name))
         encoders = {"efficientnet-lite0": (None, 768), "resnet50": ("", 192)}
         if arguments.device != "cpu":
             encoders["uni"] = ("", 3072)
         for name, (weights, n_tiles) in encoders.items():
             weights = make_weights(name, folder) if weights == "" else None
             some = replace(tiled, coords=tiled.coords[: n_tiles // share])
-            rows.append(bench_encoding(name, weights, some, rounds=5, device=arguments.device))
+            record(bench_encoding(name, weights, some, rounds=5, device=arguments.device))
         centres = rng.normal(size=(300, 1024))
         tiles = centres[rng.integers(300, size=4000)] + rng.normal(size=(4000, 1024))
-        rows.append(bench_supertiles(tiles.astype(np.float32)))
-        rows.append(bench_kill(folder, 30))
-    for row in rows:
-        print(row)
-    results = describe(arguments.device) | {"slide": f"{SIZE[0]} x {SIZE[1]} px", "rows": rows}
-    write_results(results, arguments.out)
+        record(bench_supertiles(tiles.astype(np.float32)))
+        record(bench_kill(folder, 30))
 
 
 if __name__ == "__main__":

@@ -131,10 +131,11 @@ def test_clam_has_each_slide_twice(tmp_path):
     write_torch(tmp_path / "pt_files" / "b.pt")
     write_h5(tmp_path / "c.h5")
     write_torch(tmp_path / "c.pt")
+    write_torch(tmp_path / "0.pt")
     bags = read_features(tmp_path)
-    assert sorted(bags.names) == ["a", "b", "c"]
+    assert bags.names == ["0", "c", "a", "b"]
     values = {bag.name: bag.features[0, 0] for bag in bags}
-    assert values == {"a": 7, "b": 8, "c": 7}
+    assert values == {"0": 8, "a": 7, "b": 8, "c": 7}
 
 
 def test_a_torch_file_stands_in_for_a_damaged_one(tmp_path):

@@ -183,6 +183,10 @@ def test_arrays_are_stored_without_places(tmp_path):
     write_features(tmp_path / "s.h5", tiles, features, key, "e", "hash")
     bag = open_stored(tmp_path / "s.h5", key, (3, 2), "slide 0")
     assert (bag.slide, bag.coords, bag.size_level0) == ("slide 0", None, None)
+    assert open_stored(tmp_path / "s.h5", key, (3, 3)) is None
+    assert open_stored(tmp_path / "s.h5", "another", (3, 2)) is None
+    write_features(tmp_path / "s.h5", tiles, features.astype(np.float64), key, "e", "hash")
+    assert open_stored(tmp_path / "s.h5", key, (3, 2)) is None
 
 
 def test_a_file_spoiled_after_it_was_opened(stored):

@@ -160,7 +160,7 @@ def test_wide_tiles_are_projected():
 
 def test_the_projection_keeps_the_distances():
     rng = np.random.default_rng(0)
-    tiles = 50 + rng.normal(size=(500, 40)) @ rng.normal(size=(40, 300))
+    tiles = 50 + rng.normal(size=(500, 64)) @ rng.normal(size=(64, 300))
     kept = project_tiles(tiles, 4, 0)
     expected = np.linalg.norm(tiles[:50] - tiles[50:100], axis=1)
     np.testing.assert_allclose(np.linalg.norm(kept[:50] - kept[50:100], axis=1), expected)
@@ -197,9 +197,31 @@ def test_duplicates_among_many_kinds_leave_no_hole():
     assert len(find_distinct(tiles)) == 30
 
 
+def test_tiles_that_differ_by_less_than_rounding():
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(3, 500)).astype(np.float32)
+    tiles = kinds[rng.integers(3, size=200)]
+    tiles[:, 0] = 1e-20 * np.arange(200)
+    assert len(find_distinct(tiles)) == 200
+    [found] = SuperTileClusterer(n_clusters=6, random_state=0).fit_transform([tiles])
+    present = np.isfinite(found).all(axis=1)
+    assert 3 <= present.sum() < 6
+    assert np.isnan(found[~present]).all()
+    distances = np.abs(found[present, np.newaxis, 1:] - kinds[:, 1:]).max(axis=2)
+    assert (distances.min(axis=1) < 1e-6).all()
+
+
+def test_slides_do_not_share_their_random_numbers():
+    tiles = shapeless(np.random.default_rng(0)).astype(np.float32)
+    # Twice as far apart, exactly: with the same numbers the clusters would be the same.
+    assert np.any(cluster_labels(tiles, 20, 0) != cluster_labels(2 * tiles, 20, 0))
+    np.testing.assert_array_equal(cluster_labels(tiles, 20, 0), cluster_labels(tiles, 20, 0))
+
+
 def test_of_equally_frequent_kinds_the_first_comes_first():
-    tiles = np.array([[3.0, 1.0], [1.0, 2.0], [3.0, 1.0], [1.0, 2.0], [2.0, 2.0]])
+    tiles = np.array([[1.0, 2.0], [3.0, 1.0], [1.0, 2.0], [3.0, 1.0], [2.0, 2.0]])
     assert find_distinct(tiles).tolist() == [0, 1, 4]
+    assert find_distinct(tiles[1:]).tolist() == [0, 1, 3]
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
@@ -105,8 +107,9 @@ def test_a_bag_that_is_read_loses_its_missing_tiles(stored):
 
 def test_what_stays_in_a_file(stored, tmp_path):
     in_memory = Stored([[1]], None)
-    kinds = [stored[0], in_memory, np.ones((1, 1)), tmp_path, "a.h5"]
-    assert [stays_in_file(kind) for kind in kinds] == [True, False, False, False, False]
+    slide = SimpleNamespace(path="a.svs")
+    kinds = [stored[0], in_memory, slide, np.ones((1, 1)), tmp_path, "a.h5"]
+    assert [stays_in_file(kind) for kind in kinds] == [True, False, False, False, False, False]
 
 
 def test_numbers_of_other_types():
