@@ -104,8 +104,11 @@ def change_attribute(name, value):
 
 def change_features(features):
     def change(path):
-        with h5py.File(path, "a") as file:
-            del file["features"]
+        with h5py.File(path) as file:
+            coords, attributes = file["coords"][()], dict(file.attrs)
+        with h5py.File(path, "w") as file:
+            file["coords"] = coords
+            file.attrs.update(attributes)
             if features is not None:
                 file["features"] = features
 
