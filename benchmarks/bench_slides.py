@@ -253,7 +253,7 @@ def bench_kill(folder, n_slides):
     slides = Path(folder) / "slides"
     slides.mkdir()
     for number in range(n_slides):
-        write_slide(slides / f"{number:02}.tiff", 4096, 2816, levels=(1, 4), tissue=1, seed=number)
+        write_slide(slides / f"{number:02}.tiff", 1024, 1408, levels=(1, 4), tissue=1, seed=number)
     stores = [Path(folder) / name for name in ("killed", "alone")]
 
     def command(store):
@@ -307,13 +307,13 @@ def main():
         record(bench_reading(tiled, 2000 // share))
         for name, path in paths.items():
             record(bench_memory(path, name))
-        encoders = {"efficientnet-lite0": (None, 768), "resnet50": ("", 192)}
+        encoders = {"efficientnet-lite0": (None, 256), "resnet50": ("", 96)}
         if arguments.device != "cpu":
             encoders["uni"] = ("", 3072)
         for name, (weights, n_tiles) in encoders.items():
             weights = make_weights(name, folder) if weights == "" else None
             some = replace(tiled, coords=tiled.coords[: n_tiles // share])
-            record(bench_encoding(name, weights, some, rounds=5, device=arguments.device))
+            record(bench_encoding(name, weights, some, rounds=3, device=arguments.device))
         centres = rng.normal(size=(300, 1024))
         tiles = centres[rng.integers(300, size=4000)] + rng.normal(size=(4000, 1024))
         record(bench_supertiles(tiles.astype(np.float32)))
