@@ -96,10 +96,11 @@ class TileEncoder:
 
         n_tiles = len(tiles)
         with torch.inference_mode():
-            pixels = prepare_tiles(tiles, self.encoder, self.device)
             if self._fill and n_tiles < self._fill:
-                rest = pixels.new_zeros((self._fill - n_tiles, *pixels.shape[1:]))
-                pixels = torch.cat([pixels, rest])
+                # Before the preparation, so that all batches are alike in memory too.
+                rest = tiles.new_zeros((self._fill - n_tiles, *tiles.shape[1:]))
+                tiles = torch.cat([tiles, rest])
+            pixels = prepare_tiles(tiles, self.encoder, self.device)
             with torch.autocast(
                 torch.device(self.device).type, self._dtype, enabled=self._dtype is not None
             ):

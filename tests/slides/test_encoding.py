@@ -85,6 +85,15 @@ def test_preparation_is_that_of_torchvision(tiles, kwargs, edge):
     assert torch.equal(tiles, before)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"), [((40, 20), 30, (30, 30)), ((20, 12), 30, (20, 12))]
+)
+def test_tiles_that_are_not_square(shape, size, expected):
+    tiles = torch.zeros((1, *shape, 3), dtype=torch.uint8)
+    encoder = Encoder("e", "", 3, input_size=size, fixed_size=False)
+    assert prepare_tiles(tiles, encoder, "cpu").shape[2:] == expected
+
+
 def test_transformed_tiles_are_left_as_they_are():
     pixels = torch.rand(2, 3, 8, 8)
     prepared = prepare_tiles(pixels, Encoder("e", "", 3, input_size=4), "cpu")
@@ -148,6 +157,21 @@ def test_compiled_model_gives_the_same(tiled):
     assert {len(slide) % 8 for slide in tiled} != {0}
     for one, other in zip(plain, compiled, strict=True):
         np.testing.assert_allclose(one.features, other.features, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_for_a_compiled_model_are_of_one_size(tiles, monkeypatch):
+    seen = []
+
+    def model(pixels):
+        seen.append((pixels.shape, pixels.stride()))
+        return pixels.mean(dim=(2, 3))
+
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
+    encoder = Encoder("e", "", 3, input_size=None)
+    encode = TileEncoder(model, encoder, compile=True, batch_size=5)
+    whole = encode(tiles)
+    assert torch.equal(encode(tiles[:2]), whole[:2])
+    assert seen == [((5, 3, 40, 40), (4800, 1, 120, 3))] * 2
 
 
 def test_model_that_cannot_be_compiled(tiles, monkeypatch):
@@ -234,6 +258,18 @@ def test_looking_into_the_store_is_no_reading():
     planned = throughput.plan(found())
     assert list(throughput.watch(iter(lambda: next(planned, None), None))) == [1, 2]
     assert throughput.seconds_planning > 0.2
+    assert throughput.seconds_waiting < 0.1
+
+
+def test_the_first_batch_cannot_be_read_ahead():
+    throughput = Throughput(1)
+
+    def batches():
+        time.sleep(0.2)
+        yield 1
+        yield 2
+
+    assert list(throughput.watch(batches())) == [1, 2]
     assert throughput.seconds_waiting < 0.1
 
 

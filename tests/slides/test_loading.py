@@ -10,12 +10,14 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, read_features
+from sklearn_pk.slides._job import EncodingJob
 from sklearn_pk.slides._loading import (
     FEW_BATCHES,
     TileBatches,
@@ -188,6 +190,59 @@ def test_slide_is_opened_again_after_an_error(tiled, tmp_path):
     dataset.close()
 
 
+def test_slide_is_opened_again_after_an_error_while_it_was_open(tiled, tmp_path):
+    path = tmp_path / "s.tiff"
+    content = Path(tiled[0].path).read_bytes()
+    path.write_bytes(content)
+    [slide] = SlideTiler(tile_size=64, random_state=0).fit_transform([path])
+    expected = np.stack(list(slide.iter_tiles()))
+    dataset = TileBatches([slide])
+    np.testing.assert_array_equal(dataset[0, 0, 1][2], expected[:1])
+    path.write_bytes(b"\0" * len(content))
+    assert isinstance(dataset[0, len(slide) - 1, len(slide)][2], ValueError)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(dataset[0, 1, 3][2], expected[1:3])
+    dataset.close()
+
+
+class Patchy:
+    """Tiles of which the first cannot be read."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, tiles):
+        if tiles.start == 0:
+            raise ValueError("damaged tile")
+        return np.ones((tiles.stop - tiles.start, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_rest_of_a_bad_slide_is_left_out(fail_fast, batch_size):
+    whole = np.full((3, 8, 8, 3), 5, dtype=np.uint8)
+    job = EncodingJob(
+        [whole, Patchy(), whole],
+        look_up=lambda slide, position: (None, None),
+        keep=lambda slide, position, features, place: features,
+        batch_size=batch_size,
+        fail_fast=fail_fast,
+    )
+    job.run(
+        lambda: lambda tiles: tiles.float().mean(dim=(1, 2)),
+        transform=None,
+        num_workers=0,
+        device="cpu",
+    )
+    assert {position: str(error) for position, error in job.errors.items()} == {1: "damaged tile"}
+    assert list(job.results) == ([0] if fail_fast else [0, 2])
+    for features in job.results.values():
+        np.testing.assert_array_equal(features, np.full((3, 3), 5))
+    figures = job.throughput.summary()
+    assert figures["n_encoded"] == len(job.results)
+    assert figures["n_tiles"] == 3 * len(job.results)
+
+
 def test_own_tiles_are_not_copied_unless_they_must_not_be_written_to():
     tiles = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     assert np.shares_memory(TileBatches([tiles])[0, 1, 3][2].numpy(), tiles)
@@ -293,6 +348,8 @@ def test_fault_of_a_transform_is_no_killed_worker(tiled, num_workers):
     with pytest.raises(RuntimeError, match="no stain vector") as caught:
         featurizer.transform(tiled)
     assert "killed" not in str(caught.value)
+    # The traceback is still there, and with it whatever it refers to.
+    assert multiprocessing.active_children() == []
 
 
 def test_processes_of_a_thread(tiled):
