@@ -113,19 +113,11 @@ class SlideSheetDisplay:
             If X is no list of slides.
         """
         panels, names, reasons = [], [], []
-        for thumbnail, mask, downsample, tiled in tiler.inspect_slides(X, size=size):
+        for inspected in tiler.inspect_slides(X, size=size):
+            thumbnail, tiled = inspected[0], inspected[-1]
             path = Path(tiled.path)
-            panel = None
-            if thumbnail is not None:
-                panel = TissueMaskDisplay(
-                    thumbnail,
-                    mask=mask,
-                    tiles=tiled.coords,
-                    tile_size=tiled.size_level0,
-                    downsample=downsample,
-                    mpp=tiled.slide_mpp,
-                )
-            panels.append(panel)
+            usable = thumbnail is not None
+            panels.append(TissueMaskDisplay._from_inspection(*inspected) if usable else None)
             names.append(path.stem)
             # The folder would fill the place of the picture.
             reasons.append(tiled.reason.replace(str(path), path.name))

@@ -3,7 +3,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import textwrap
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -101,16 +100,8 @@ class TileSheetDisplay:
         ValueError
             If the slide cannot be read or states no um/px.
         """
-        thumbnail, mask, downsample, tiled = tiler.inspect_slide(slide)
-        overview = TissueMaskDisplay(
-            thumbnail,
-            mask=mask,
-            tiles=tiled.coords,
-            tile_size=tiled.size_level0,
-            downsample=downsample,
-            mpp=tiled.slide_mpp,
-            title=Path(tiled.path).stem,
-        )
+        inspected = tiler.inspect_slide(slide)
+        overview, tiled = TissueMaskDisplay._from_inspection(*inspected), inspected[-1]
         n_shown = min(n_tiles, len(tiled))
         positions = np.linspace(0, len(tiled) - 1, n_shown).round().astype(int)
         with tiled.open_tiles() as read:

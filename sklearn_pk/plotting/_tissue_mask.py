@@ -111,8 +111,12 @@ class TissueMaskDisplay:
         ValueError
             If the slide cannot be read or states no um/px.
         """
-        thumbnail, mask, downsample, tiled = tiler.inspect_slide(slide, size=size)
-        display = cls(
+        return cls._from_inspection(*tiler.inspect_slide(slide, size=size)).plot(ax=ax)
+
+    @classmethod
+    def _from_inspection(cls, thumbnail, mask, downsample, tiled):
+        """Build a display, not drawn yet, of what ``SlideTiler.inspect_slide`` returns."""
+        return cls(
             thumbnail,
             mask=mask,
             tiles=tiled.coords,
@@ -121,7 +125,6 @@ class TissueMaskDisplay:
             mpp=tiled.slide_mpp,
             title=Path(tiled.path).stem,
         )
-        return display.plot(ax=ax)
 
     def plot(self, ax=None, *, legend=True, tile_kwargs=None, fontsize=None):
         """

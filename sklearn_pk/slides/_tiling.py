@@ -15,6 +15,26 @@ from ._tiled import TiledSlide
 from ._tissue import compute_mask, low_contrast, tissue_fractions
 
 
+def edge_um(info, geometry):
+    """
+    Compute the edge of a tile that is really read.
+
+    Parameters
+    ----------
+    info : SlideInfo
+        Header of the slide.
+    geometry : tuple of int
+        Level, edge to read at that level, edge in level-0 pixels.
+
+    Returns
+    -------
+    float
+        Edge in um.
+    """
+    level, read_size, _ = geometry
+    return read_size * info.level_downsamples[level] * info.mpp
+
+
 @dataclass(frozen=True, eq=False)
 class Survey:
     """
@@ -52,8 +72,7 @@ class Survey:
     @property
     def tile_edge_um(self):
         """Edge of a tile that is really read, in um."""
-        level, read_size, _ = self.geometry
-        return read_size * self.info.level_downsamples[level] * self.info.mpp
+        return edge_um(self.info, self.geometry)
 
     @property
     def tissue_mm2(self):
@@ -157,8 +176,8 @@ def survey_slide(row, params, reader):
     with open_slide(row.path, reader) as slide:
         info = slide_info(slide, row.path, row.mpp)
         geometry = level, read_size, size_level0 = tile_geometry(info, tile_size, mpp)
-        edge_um = read_size * info.level_downsamples[level] * info.mpp
-        mask, overview, scale = _find_mask(slide, info, source, mask_resolution(edge_um))
+        overview_mpp = mask_resolution(edge_um(info, geometry))
+        mask, overview, scale = _find_mask(slide, info, source, overview_mpp)
     step = max(1, round((tile_size - params["overlap"]) * size_level0 / tile_size))
     coords = tile_grid(info, level, read_size, size_level0, step, pad=params["pad"])
     survey = Survey(info, geometry, coords, "", source, mask, overview, scale)

@@ -2,9 +2,11 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import multiprocessing
 import os
 import re
 import shutil
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -72,12 +74,30 @@ def test_bad_slides_lose_no_other(bad_slides, cmu_slide, white_slide, n_jobs):
     assert report.size_bytes.isna().tolist() == [name == "missing" for name in report.index]
 
 
-def test_unreadable_slide(cmu_slide, tmp_path):
-    path = shutil.copy(cmu_slide, tmp_path / "locked.svs")
-    os.chmod(path, 0)
-    if os.access(path, os.R_OK):
-        pytest.skip("This user may read every file.")
-    report = check_slides([path, cmu_slide])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_unreadable_slide(cmu_slide):
+    # Root may read everything, so another user looks, in a folder that he may enter.
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        locked, good = (
+            shutil.copy(cmu_slide, f"{folder}/{name}.svs") for name in ("locked", "good")
+        )
+        os.chmod(locked, 0)
+        os.chmod(good, 0o644)
+        check_slides([good])  # Imports what is imported late, which he might not read either.
+        context = multiprocessing.get_context("fork")
+        reports = context.SimpleQueue()
+
+        def look():
+            if os.getuid() == 0:
+                os.setuid(65534)
+            reports.put(check_slides([locked, good]))
+
+        process = context.Process(target=look)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        report = reports.get()
     assert report.ok.tolist() == [False, True]
     assert "may not be read" in report.reason[0]
 
