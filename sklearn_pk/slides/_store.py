@@ -41,6 +41,9 @@ def store_key(slide, encoder_key):
     if isinstance(slide, TiledSlide):
         geometry = (slide.tile_size, slide.level, slide.read_size, slide.size_level0)
         resolution = (slide.mpp, slide.slide_mpp)
+        if slide.level_downsample % 1:
+            # Between two pixels of a level, the readers do not give quite the same.
+            resolution += (slide.reader,)
         digest.update(f"{fingerprint(slide.path)}\0{geometry}\0{resolution}\0".encode())
         digest.update(np.ascontiguousarray(slide.coords).tobytes())
     else:
@@ -92,6 +95,7 @@ def _slide_attributes(slide):
         "slide": Path(slide.path).name,
         "mpp": slide.mpp,
         "slide_mpp": slide.slide_mpp,
+        "reader": slide.reader,
         "level": slide.level,
         "read_size": slide.read_size,
         "tile_edge_um": slide.tile_edge_um,

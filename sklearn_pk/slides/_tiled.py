@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from ._inputs import check_coords
 from ._reader import open_slide, read_tile
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TiledSlide:
     """
     A slide file and the places of its tiles.
@@ -52,7 +52,7 @@ class TiledSlide:
     reason : str, default=""
         Why there is no tile; empty where there are tiles.
     reader : {"auto", "openslide", "tifffile"}, default="auto"
-        Library that reads the slide.
+        Library that reads the slide. SlideTiler notes the one that it found.
 
     See Also
     --------
@@ -69,7 +69,7 @@ class TiledSlide:
     """
 
     path: str
-    coords: np.ndarray = field(default=(), repr=False)
+    coords: np.ndarray = ()
     tile_size: int = 0
     mpp: float = np.nan
     slide_mpp: float = np.nan
@@ -80,7 +80,7 @@ class TiledSlide:
     read_size: int = 0
     size_level0: int = 0
     tile_edge_um: float = np.nan
-    params: tuple = field(default=(), repr=False)
+    params: tuple = ()
     reason: str = ""
     reader: str = "auto"
 
@@ -97,6 +97,13 @@ class TiledSlide:
     def __len__(self):
         """Count the tiles."""
         return len(self.coords)
+
+    def __repr__(self):
+        """Name the slide, and count its tiles."""
+        known = [f"path={self.path!r}", f"n_tiles={len(self)}"]
+        known += [f"{name}={getattr(self, name)!r}" for name in ("tile_size", "mpp")]
+        known += [f"reason={self.reason!r}"] if self.reason else []
+        return f"TiledSlide({', '.join(known)})"
 
     def iter_tiles(self):
         """

@@ -58,6 +58,8 @@ class Survey:
         Picture on which the mask was found; None where it was not needed.
     scale : float
         Level-0 pixels per pixel of both.
+    reader : {"openslide", "tifffile"}
+        Library that read the slide.
     """
 
     info: SlideInfo
@@ -68,6 +70,7 @@ class Survey:
     mask: np.ndarray
     overview: np.ndarray
     scale: float
+    reader: str
 
     @property
     def tile_edge_um(self):
@@ -180,7 +183,7 @@ def survey_slide(row, params, reader):
         mask, overview, scale = _find_mask(slide, info, source, overview_mpp)
     step = max(1, round((tile_size - params["overlap"]) * size_level0 / tile_size))
     coords = tile_grid(info, level, read_size, size_level0, step, pad=params["pad"])
-    survey = Survey(info, geometry, coords, "", source, mask, overview, scale)
+    survey = Survey(info, geometry, coords, "", source, mask, overview, scale, slide.name)
     if len(coords):
         coords, reason = _select(survey, params["min_tissue_fraction"])
         return replace(survey, coords=coords, reason=reason)
@@ -193,7 +196,7 @@ def survey_slide(row, params, reader):
     )
 
 
-def draw_tiles(survey, params, seed, reader):
+def draw_tiles(survey, params, seed):
     """
     Draw `max_tiles` of the tiles that were found.
 
@@ -205,8 +208,6 @@ def draw_tiles(survey, params, seed, reader):
         Parameters of SlideTiler that decide about tiles.
     seed : int
         Seed; together with the content of the slide it decides which tiles are drawn.
-    reader : {"auto", "openslide", "tifffile"}
-        Library that will read the tiles.
 
     Returns
     -------
@@ -235,7 +236,7 @@ def draw_tiles(survey, params, seed, reader):
         tile_edge_um=survey.tile_edge_um,
         params=tuple(said.items()),
         reason=survey.reason,
-        reader=reader,
+        reader=survey.reader,
     )
 
 
@@ -264,7 +265,7 @@ def tile_slide(row, params, seed, reader):
     OSError, ValueError
         If the slide or its mask cannot be read or used; the slide is named.
     """
-    return draw_tiles(survey_slide(row, params, reader), params, seed, reader)
+    return draw_tiles(survey_slide(row, params, reader), params, seed)
 
 
 def split_tiled(X):
@@ -322,10 +323,10 @@ def inspect_row(row, tiled, params, seed, reader, size):
     """
     survey = survey_slide(row, params, reader)
     if tiled is None:
-        tiled = draw_tiles(survey, params, seed, reader)
+        tiled = draw_tiles(survey, params, seed)
     else:
         check_same_tissue(tiled, survey)
-    return (*picture_slide(survey, reader, size), tiled)
+    return (*picture_slide(survey, size), tiled)
 
 
 def check_same_tissue(tiled, survey):
@@ -353,7 +354,7 @@ def check_same_tissue(tiled, survey):
         )
 
 
-def picture_slide(survey, reader, size):
+def picture_slide(survey, size):
     """
     Make a picture of a slide and put its mask on the same pixels.
 
@@ -361,8 +362,6 @@ def picture_slide(survey, reader, size):
     ----------
     survey : Survey
         What was found on the slide.
-    reader : {"auto", "openslide", "tifffile"}
-        Library that reads it.
     size : int
         Length of the longer side in pixels; a smaller slide is not enlarged.
 
@@ -384,7 +383,7 @@ def picture_slide(survey, reader, size):
     overview, scale = survey.overview, survey.scale
     downsample = max(1.0, max(info.size) / size)
     if overview is None or scale > downsample:
-        with open_slide(info.path, reader) as slide:
+        with open_slide(info.path, survey.reader) as slide:
             overview, scale = read_overview(slide, info, info.mpp * downsample)
     thumbnail = shrink(overview, scale, info.size, downsample)
     if survey.mask is None:

@@ -2,7 +2,6 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import copy
 import hashlib
 import pickle
 from dataclasses import replace
@@ -303,22 +302,3 @@ def hash_module(module):
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())
     return digest.hexdigest()
-
-
-def copy_module(module, device):
-    """
-    Copy a module for inference, so that the one of the user keeps its mode and device.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        The module.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    torch.nn.Module
-        The copy.
-    """
-    return _ready(copy.deepcopy(module), device)

@@ -123,6 +123,15 @@ def test_tiled_slide_pickles_and_reads(small_slides):
     assert len(list(slide.iter_tiles())) == len(slide) > 0
 
 
+def test_repr_of_a_tiled_slide(small_slides):
+    [slide] = SlideTiler(tile_size=64, tissue=None).fit_transform(small_slides[:1])
+    expected = f"TiledSlide(path={small_slides[0]!r}, n_tiles=30, tile_size=64, mpp=0.5)"
+    assert repr(slide) == expected
+    assert repr(TiledSlide("a.svs", reason="No.")).endswith(
+        "n_tiles=0, tile_size=0, mpp=nan, reason='No.')"
+    )
+
+
 def test_tiled_slide_is_frozen(small_slides):
     [slide] = SlideTiler(tile_size=64).fit_transform(small_slides[:1])
     with pytest.raises(ValueError, match="read-only"):

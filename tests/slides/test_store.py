@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import dataclasses
 import shutil
 
 import h5py
@@ -74,6 +75,16 @@ def test_key_depends_on_all_that_matters(small_slides, tmp_path, tiled):
     others.append(store_key(tiled, "another encoder"))
     others.append(store_key(SlideTiler(tile_size=64).fit_transform(small_slides[1:2])[0], "e"))
     assert len({key, *others}) == 7
+
+
+def test_key_depends_on_the_reader_where_pixels_do(tiled):
+    # Between two pixels of a level OpenSlide interpolates, tifffile takes the nearest.
+    for downsample, n_keys in [(1.0, 1), (2.0, 1), (2.0005, 2)]:
+        slides = [
+            dataclasses.replace(tiled, level_downsample=downsample, reader=reader)
+            for reader in ("openslide", "tifffile")
+        ]
+        assert len({store_key(slide, "encoder") for slide in slides}) == n_keys
 
 
 def test_arrays_have_keys_too():

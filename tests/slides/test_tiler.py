@@ -220,7 +220,7 @@ def test_reader_does_not_change_the_tiles(tissue, small_slides, cmu_slide):
         np.testing.assert_array_equal(one.coords, other.coords)
         np.testing.assert_array_equal(one.coords, third.coords)
         assert one.params == other.params == third.params
-        assert (one.reader, other.reader, third.reader) == ("auto", "openslide", "tifffile")
+        assert (one.reader, other.reader, third.reader) == ("tifffile", "openslide", "tifffile")
 
 
 def test_reader_is_used(cmu_slide, bad_slides):
