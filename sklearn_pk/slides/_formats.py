@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ._reader import MPP_RANGE
+from ._seal import check_seal
 from ._tensors import load_tensor
 
 TORCH_ENDINGS = {".pt", ".pth"}
@@ -67,6 +68,8 @@ class FeatureFile:
         Key of a file of our own store, which tells its content; empty for other files.
     stamp : tuple of int
         Size in bytes and time of the last change, in ns.
+    sealed : bool
+        Whether the file has a seal, see :func:`make_seal`.
     """
 
     path: str
@@ -81,6 +84,7 @@ class FeatureFile:
     coords_in_um: bool = False
     key: str = ""
     stamp: tuple = ()
+    sealed: bool = False
 
     def read_features(self):
         """
@@ -107,7 +111,9 @@ class FeatureFile:
             if features.shape != self.shape:
                 raise self._changed()
             if self.key and file.attrs.get("checksum") != checksum([features]):
-                raise _damaged(self.path, "features")
+                raise ValueError(
+                    f"{self.path!r} is damaged: its features do not match their checksum."
+                )
         return features.astype(np.float32, copy=False)
 
     def read_coords(self):
@@ -132,8 +138,6 @@ class FeatureFile:
             coords = _squeeze(file["coords"])
             if coords.shape != (self.shape[0], 2):
                 raise self._changed()
-            if self.key and file.attrs.get("coords_checksum", "") not in ("", checksum([coords])):
-                raise _damaged(self.path, "coordinates")
         if not np.isfinite(coords).all():
             raise ValueError(f"{self.path!r}: its coords contain NaN or infinity.")
         if self.coords_scale != 1 or coords.dtype.kind == "f":
@@ -150,11 +154,7 @@ class FeatureFile:
             Whether their checksum holds. They are read in blocks.
         """
         with self._open() as file:
-            found = checksum(_blocks(file[self.dataset]))
-            if file.attrs.get("checksum") != found:
-                return False
-            expected = file.attrs.get("coords_checksum")
-            return expected is None or checksum([file["coords"][()]]) == expected
+            return file.attrs.get("checksum") == checksum(_blocks(file[self.dataset]))
 
     @contextmanager
     def _open(self):
@@ -166,6 +166,8 @@ class FeatureFile:
             if not self.dataset:
                 yield load_tensor(self.path)
                 return
+            if self.sealed:
+                check_seal(self.path)
             with h5py.File(self.path, "r", locking=False) as file:
                 if self.key and file.attrs.get("key") != self.key:
                     raise self._changed()
@@ -241,8 +243,9 @@ def open_features(path, *, features=None, mpp=None):
     with _name_errors(path):
         if path.suffix.lower() in TORCH_ENDINGS:
             return _describe_torch(path)
+        sealed = check_seal(path)
         with h5py.File(path, "r", locking=False) as file:
-            return _describe_hdf5(file, path, features, mpp)
+            return replace(_describe_hdf5(file, path, features, mpp), sealed=sealed)
 
 
 @contextmanager
@@ -273,10 +276,6 @@ def _name_errors(path):
 def _stamp(path):
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
-
-
-def _damaged(path, what):
-    return ValueError(f"{path!r} is damaged: its {what} do not match their checksum.")
 
 
 def _squeeze(stored):

@@ -14,9 +14,10 @@ import numpy as np
 from ._bags import FileBag
 from ._formats import checksum, open_features
 from ._reader import fingerprint
+from ._seal import USER_BLOCK, make_seal
 from ._tiled import TiledSlide
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def store_key(slide, encoder_key):
@@ -105,6 +106,29 @@ def _slide_attributes(slide):
     return _known(coords), _known(own)
 
 
+def _pack(slide, features, key, encoder, weights_hash):
+    """Return the content of a file in two parts: its seal, and what HDF5 makes of the features."""
+    # In memory, because the HDF5 library crashes later on once it could not write to a disk.
+    memory = {"driver": "core", "backing_store": False, "userblock_size": USER_BLOCK}
+    with h5py.File("features", "w", **memory) as file:
+        place = file.create_dataset("features", data=features)
+        own = {}
+        if isinstance(slide, TiledSlide):
+            coords, own = _slide_attributes(slide)
+            file.create_dataset("coords", data=slide.coords).attrs.update(coords)
+        file.attrs.update(own)
+        file.attrs["encoder"] = encoder
+        file.attrs["weights_hash"] = weights_hash
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["checksum"] = checksum([features])
+        file.attrs["key"] = key
+        file.attrs["complete"] = True
+        file.flush()
+        start = place.id.get_offset()
+        image = file.id.get_file_image()
+    return make_seal(image, start, start + features.nbytes), image
+
+
 def write_features(path, slide, features, key, encoder, weights_hash):
     """
     Write the features of one slide, so that the file is there whole or not at all.
@@ -131,28 +155,18 @@ def write_features(path, slide, features, key, encoder, weights_hash):
         behind.
     """
     path = Path(path)
+    content = _pack(slide, features, key, encoder, weights_hash)
     # The same folder, because a rename is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
-            file.create_dataset("features", data=features)
-            own = {}
-            if isinstance(slide, TiledSlide):
-                coords, own = _slide_attributes(slide)
-                file.create_dataset("coords", data=slide.coords).attrs.update(coords)
-                file.attrs["coords_checksum"] = checksum([slide.coords])
-            file.attrs.update(own)
-            file.attrs["encoder"] = encoder
-            file.attrs["weights_hash"] = weights_hash
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["checksum"] = checksum([features])
-            file.attrs["key"] = key
-            file.attrs["complete"] = True
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        with open(temporary, "wb") as file:
+            for part in content:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise OSError(
             f"Features cannot be written to the store: {str(path)!r} ({error}). Look for a full "
             "disk or missing permission, or choose another store."
@@ -187,7 +201,7 @@ def open_stored(path, key, shape, slide=None):
     try:
         file = open_features(path)
         # The shape first, so that a forged one costs no memory.
-        if (file.key, file.shape, file.dtype) != (key, tuple(shape), "float32"):
+        if not file.sealed or (file.key, file.shape, file.dtype) != (key, tuple(shape), "float32"):
             return None
         return FileBag(file, slide) if file.is_intact() else None
     except (OSError, ValueError):

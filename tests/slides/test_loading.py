@@ -345,11 +345,12 @@ def test_worker_that_is_killed(tiled, tmp_path):
 def test_fault_of_a_transform_is_no_killed_worker(tiled, num_workers):
     encoder = Encoder("mine", mean_colours(), width=3, transform=faulty)
     featurizer = FoundationFeaturizer(encoder, batch_size=4, num_workers=num_workers).fit(tiled)
+    before = set(multiprocessing.active_children())
     with pytest.raises(RuntimeError, match="no stain vector") as caught:
         featurizer.transform(tiled)
     assert "killed" not in str(caught.value)
     # The traceback is still there, and with it whatever it refers to.
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_processes_of_a_thread(tiled):

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import dataclasses
+import re
 import shutil
 
 import h5py
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from sklearn_pk.slides import SlideTiler, _store, read_features
+from sklearn_pk.slides._seal import USER_BLOCK, make_seal
 from sklearn_pk.slides._store import (
     open_stored,
     store_key,
@@ -102,6 +104,18 @@ def spoil_bytes(path):
     path.write_bytes(content)
 
 
+def reseal(path):
+    """Seal a file again, so that what lies behind the seal is looked at."""
+    with h5py.File(path) as file:
+        assert file.userblock_size == USER_BLOCK
+        start = stop = USER_BLOCK
+        if "features" in file:
+            start = file["features"].id.get_offset()
+            stop = start + file["features"].nbytes
+    content = path.read_bytes()[USER_BLOCK:]
+    path.write_bytes(make_seal(content, start, stop) + content)
+
+
 def change_attribute(name, value):
     def change(path):
         with h5py.File(path, "a") as file:
@@ -109,6 +123,7 @@ def change_attribute(name, value):
                 del file.attrs[name]
             else:
                 file.attrs[name] = value
+        reseal(path)
 
     return change
 
@@ -117,11 +132,12 @@ def change_features(features):
     def change(path):
         with h5py.File(path) as file:
             coords, attributes = file["coords"][()], dict(file.attrs)
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
             file["coords"] = coords
             file.attrs.update(attributes)
             if features is not None:
                 file["features"] = features
+        reseal(path)
 
     return change
 
@@ -212,20 +228,20 @@ def test_a_file_spoiled_after_it_was_opened(stored):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "text"),
     [
-        lambda path: path.write_bytes(path.read_bytes()[:-200]),
-        change_attribute("key", "of another slide"),
-        change_features(np.zeros((3, 5), dtype=np.float32)),
-        change_features(None),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "is damaged"),
+        (change_attribute("key", "of another slide"), "has changed"),
+        (change_features(np.zeros((3, 5), dtype=np.float32)), "has changed"),
+        (change_features(None), "is not a readable HDF5 file"),
     ],
     ids=["truncated", "foreign-key", "other-shape", "no-features"],
 )
-def test_a_file_replaced_after_it_was_opened(stored, spoil):
+def test_a_file_replaced_after_it_was_opened(stored, spoil, text):
     path, key, features = stored
     bag = open_stored(path, key, features.shape)
     spoil(path)
-    with pytest.raises(ValueError, match=rf"{path.name}' (has changed|is not a readable)"):
+    with pytest.raises(ValueError, match=rf"{path.name}' {text}"):
         bag.features  # noqa: B018
 
 
@@ -242,8 +258,40 @@ def test_spoiled_places_are_noticed(stored, tiled):
     with h5py.File(path, "a") as file:
         file["coords"][0, 0] += 1
     assert open_stored(path, key, features.shape) is None
-    with pytest.raises(ValueError, match="damaged: its coordinates do not match"):
-        read_features(path).coords  # noqa: B018
+    with pytest.raises(ValueError, match=r"a-.*\.h5' is damaged: it is not what was written"):
+        read_features(path)
+
+
+def test_what_is_sealed(stored, tiled):
+    path, _, features = stored
+    content = path.read_bytes()
+    _, start, stop = map(int, re.match(rb"sklearn_pk seal (1) (\d+) (\d+) ", content).groups())
+    assert content[start:stop] == features.tobytes()
+    # HDF5 of any tool finds the file behind the seal.
+    assert content[USER_BLOCK:].startswith(b"\x89HDF")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["coords"], tiled.coords)
+
+
+def test_no_bit_may_flip(stored):
+    # Without the seal, some of these let the HDF5 library run for ever.
+    path, key, features = stored
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    sizes = {len(content): 400, 4096: 200}  # The header more often than its share.
+    for limit, n_flips in sizes.items():
+        for position in rng.integers(len(b"sklearn_pk seal 1 "), limit, n_flips).tolist():
+            spoiled = bytearray(content)
+            spoiled[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(spoiled)
+            assert open_stored(path, key, features.shape) is None
+
+
+def test_a_file_without_its_seal_is_computed_again(stored):
+    path, key, features = stored
+    path.write_bytes(path.read_bytes()[USER_BLOCK:])
+    assert open_stored(path, key, features.shape) is None
+    np.testing.assert_array_equal(read_features(path).features, features)
 
 
 def test_a_file_of_an_unfinished_run_is_named(stored):

@@ -1,0 +1,85 @@
+"""A seal on files of the store: damage is noticed before HDF5 looks at a file."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import hashlib
+import os
+import re
+
+# The smallest user block that HDF5 allows; its library passes over it.
+USER_BLOCK = 512
+_MAGIC = b"sklearn_pk seal 1 "
+_SEAL = re.compile(re.escape(_MAGIC) + rb"(\d{1,18}) (\d{1,18}) ([0-9a-f]{32})\n\0*")
+
+
+def _digest(head, tail, start, stop):
+    """Digest what is before and after the features, and where they are."""
+    digest = hashlib.blake2b(f"{start} {stop} ".encode(), digest_size=16)
+    digest.update(head)
+    digest.update(tail)
+    return digest.hexdigest()
+
+
+def make_seal(image, start, stop):
+    """
+    Make the user block of an HDF5 file, which says what all else in it should be.
+
+    On a file with flipped bits the HDF5 library can run for ever or crash. What it computes
+    with is small, so this is digested and compared before the library opens the file. The bytes
+    of the features are left out, because reading all of them would take long; they have a
+    checksum of their own.
+
+    Parameters
+    ----------
+    image : bytes
+        The file after its user block of 512 bytes.
+    start, stop : int
+        First byte of the features in the file, and the one after their last.
+
+    Returns
+    -------
+    bytes
+        The user block.
+    """
+    head, tail = image[: start - USER_BLOCK], image[stop - USER_BLOCK :]
+    seal = _MAGIC + f"{start} {stop} {_digest(head, tail, start, stop)}\n".encode()
+    return seal.ljust(USER_BLOCK, b"\0")
+
+
+def check_seal(path):
+    """
+    Compare a file with its seal.
+
+    Parameters
+    ----------
+    path : path-like
+        File, which need not be HDF5.
+
+    Returns
+    -------
+    bool
+        Whether the file has a seal.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it has one and is not what it says; the file is named.
+    """
+    with open(path, "rb") as file:
+        block = file.read(USER_BLOCK)
+        if not block.startswith(_MAGIC):
+            return False
+        found = _SEAL.fullmatch(block)
+        if found:
+            start, stop = int(found[1]), int(found[2])
+            if USER_BLOCK <= start <= stop <= os.fstat(file.fileno()).st_size:
+                head = file.read(start - USER_BLOCK)
+                file.seek(stop)
+                if _digest(head, file.read(), start, stop).encode() == found[3]:
+                    return True
+    raise ValueError(
+        f"{str(path)!r} is damaged: it is not what was written to the store. There, it is computed "
+        "again by the next run; a copy has to be made again."
+    )
