@@ -11,7 +11,6 @@ from _common import RESULTS, describe, timed, write_results
 from scipy import stats
 
 from sklearn_pk.metrics import significance_report
-from sklearn_pk.prior import CoexpressionGraph
 from sklearn_pk.regression._aggregators import make_aggregator
 
 
@@ -50,25 +49,6 @@ def bench_significance(n_slides, n_genes, rng):
     agree = np.array_equal(significance_report(*few)["significant"], verdicts)
     _, ours = timed(significance_report, y_true, y_pred, y_baseline)
     return ours, reference * n_genes / few[0].shape[1], agree
-
-
-def corrcoef_graph(X, threshold):
-    """Build the graph from the whole correlation matrix in float32."""
-    r = np.corrcoef(X, dtype=np.float32)
-    np.fill_diagonal(r, 0)
-    return np.argwhere(r > threshold)
-
-
-def bench_graph(n_patients, n_genes, rng):
-    """Co-expression graph against np.corrcoef and a threshold."""
-    modules = rng.normal(size=(n_genes // 20, n_patients))
-    X = np.repeat(modules, 20, axis=0) + 0.5 * rng.normal(size=(n_genes // 20 * 20, n_patients))
-    pairs, reference = timed(corrcoef_graph, X, 0.8)
-    graph, ours = timed(CoexpressionGraph(threshold=0.8).fit_transform, X)
-    found = set(map(tuple, np.argwhere(graph.tocsr()[:2000] > 0).tolist()))
-    expected = {tuple(pair) for pair in pairs.tolist() if pair[0] < 2000}
-    # float32 alone misplaces pairs at the threshold.
-    return ours, reference, len(found ^ expected) <= 1e-3 * len(expected)
 
 
 class HeadByHead(torch.nn.Module):
@@ -126,9 +106,6 @@ def main():
     rows = {
         f"significance report, {n_genes:,} genes x 1,133 slides": bench_significance(
             1133, n_genes, rng
-        ),
-        f"co-expression graph, {n_genes // 4:,} genes x 816 patients": bench_graph(
-            816, n_genes // 4, rng
         ),
         "summary mixing layer, batch 16, 100 tiles, width 1,024": bench_summary_mixing(16, 1024),
     }

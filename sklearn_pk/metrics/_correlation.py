@@ -4,35 +4,15 @@
 
 import numpy as np
 from scipy import special
+from sklearn.utils import gen_batches
 
 from ..utils import check_expression
+from ..utils._rows import centre_rows
 
-# Relative to the mean: what rounding leaves of a constant column, in float64.
-_CONSTANT = 1e-13
 # Two correlations of one variable with (nearly) the same direction differ by rounding alone.
 _COLLINEAR = 1e-14
-_BLOCK = 512
-
-
-def column_blocks(n_columns, size=_BLOCK):
-    """Yield slices that cover the columns, so that float64 copies stay small."""
-    for start in range(0, n_columns, size):
-        yield slice(start, min(start + size, n_columns))
-
-
-def centre_rows(rows):
-    """
-    Return centred rows, their Euclidean norms and means; constant rows get norm 0.
-
-    Centring comes before any product: on expression with a mean of 20,000 and a standard
-    deviation of 0.01, products of raw values would leave no correct digit of a correlation.
-    """
-    means = rows.mean(axis=1)
-    centred = rows - means[:, np.newaxis]
-    norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
-    constant = norms <= _CONSTANT * np.abs(means) * np.sqrt(rows.shape[1])
-    norms[constant] = 0.0
-    return centred, norms, means
+# Genes that are worked on together, so that float64 copies stay small.
+GENES = 512
 
 
 def correlate_rows(a, a_norms, b, b_norms):
@@ -132,7 +112,7 @@ def pearson_by_gene(y_true, y_pred):
     """
     true, pred, _ = check_same_table(y_true, y_pred, "y_true", "y_pred")
     r = np.empty(true.shape[1])
-    for genes in column_blocks(true.shape[1]):
+    for genes in gen_batches(true.shape[1], GENES):
         a, a_norms, _ = centre_rows(np.array(true[:, genes].T, dtype=np.float64, order="C"))
         b, b_norms, _ = centre_rows(np.array(pred[:, genes].T, dtype=np.float64, order="C"))
         r[genes] = correlate_rows(a, a_norms, b, b_norms)

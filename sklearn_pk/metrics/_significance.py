@@ -7,14 +7,15 @@ from numbers import Real
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
+from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
 from ..utils import check_groups
-from ..utils._patients import patient_averager
+from ..utils._patients import PatientAverager
+from ..utils._rows import centre_rows
 from ._correlation import (
-    centre_rows,
+    GENES,
     check_same_table,
-    column_blocks,
     correlate_rows,
     pearson_pvalue,
     steiger_test,
@@ -66,7 +67,7 @@ def _gather_statistics(true, pred, base, averager):
         _block_statistics(
             *(None if a is None else _gene_rows(a, genes, averager) for a in (true, pred, base))
         )
-        for genes in column_blocks(true.shape[1])
+        for genes in gen_batches(true.shape[1], GENES)
     ]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -273,8 +274,8 @@ def significance_report(
     genes = _index_of_genes(gene_names, found, true.shape[1])
     averager = None
     if groups is not None:
-        averager, _ = patient_averager(check_groups(groups, y_true))
-    n = true.shape[0] if averager is None else averager.shape[0]
+        averager = PatientAverager(check_groups(groups, y_true))
+    n = true.shape[0] if averager is None else len(averager.patients)
     if n < FEWEST_SAMPLES:
         what = "samples" if groups is None else "patients"
         raise ValueError(

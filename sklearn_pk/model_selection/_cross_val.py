@@ -25,7 +25,7 @@ from ..metrics import pearson_by_gene, significance_report
 from ..metrics._scorer import predict_with_untrained
 from ..metrics._significance import FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
-from ..utils._patients import patient_averager
+from ..utils._patients import PatientAverager
 from ._folds import make_folds, warn_of_repeats
 
 
@@ -66,7 +66,7 @@ def _scale(transformer, values, groups, train):
         return values, None
     training = values[train]
     if groups is not None:
-        training = patient_averager(groups[train])[0] @ training
+        training = PatientAverager(groups[train]) @ training
     transformer = clone(transformer).fit(training)
     return np.asarray(transformer.transform(values)), transformer
 

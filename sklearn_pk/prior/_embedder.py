@@ -6,6 +6,7 @@ import warnings
 from numbers import Integral, Real
 
 import numpy as np
+from scipy import sparse
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -17,46 +18,63 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import squared_norm
 from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
 
-from ._nmf import factorize, project
+from ..utils import pick_device
+from ..utils._neighborhood import check_graph, count_kept
+from ..utils._scaling import unit_scale
+from ._nmf import factorize, nonempty, project
+from ._recognition import canonical, edge_keys
+
+# What a gene gets whose edges no component covers, relative to the scale of the embedding.
+_TRACE = 1e-6
 
 
-def embedding_scale(W, scaling):
+def residual_norm(X, W, H):
     """
-    Compute the factors that bring an embedding to a defined scale.
+    Compute the Frobenius norm of X - W H without building it.
 
     Parameters
     ----------
-    W : ndarray of shape (n_genes, n_components)
-        Embedding; rows that are all zero do not count.
-    scaling : {"init", "columns"} or None
-        "init" gives the root mean square of a freshly drawn linear layer,
-        ``1 / sqrt(3 * n_components)``, to the whole embedding, "columns" to each
-        component; None changes nothing.
+    X : {ndarray, CSR array} of shape (n_rows, n_columns)
+        Matrix.
+    W : ndarray of shape (n_rows, n_components)
+        First factor.
+    H : ndarray of shape (n_components, n_columns)
+        Second factor.
 
     Returns
     -------
-    scale : ndarray of shape (n_components,)
-        Factor for each column of `W`.
+    float
+        The norm.
     """
-    n_components = W.shape[1]
-    scale = np.ones(n_components, dtype=W.dtype)
-    connected = W[W.any(axis=1)]
-    if scaling is None or not len(connected):
-        return scale
-    mean_square = np.mean(np.square(connected, dtype=np.float64), axis=0)
-    if scaling == "init":
-        mean_square[:] = mean_square.mean()
-    used = mean_square > 0
-    scale[used] = 1 / np.sqrt(3 * n_components * mean_square[used])
-    return scale
-
-
-def _residual(X, W, H):
-    """Frobenius norm of X - W H without building it."""
     cross = np.sum(np.asarray(X @ H.T) * W, dtype=np.float64)
     product = np.sum((W.T @ W) * (H @ H.T), dtype=np.float64)
-    norm = squared_norm(X.data if hasattr(X, "data") and not isinstance(X, np.ndarray) else X)
+    norm = squared_norm(X.data if sparse.issparse(X) else X)
     return float(np.sqrt(max(norm - 2 * cross + product, 0.0)))
+
+
+def _without_loops(X, own):
+    X = X.tocoo()
+    others = X.col != own[X.row]
+    return sparse.csr_array((X.data[others], (X.row[others], X.col[others])), shape=X.shape)
+
+
+def _inverse_norms(factor):
+    norms = np.linalg.norm(factor, axis=0)
+    return 1 / np.where(norms > 0, norms, 1)
+
+
+def _average_equal_rows(X, *factors):
+    """Give genes that have the same edges the same embedding: their mean."""
+    codes = np.unique(edge_keys(X), return_inverse=True)[1]
+    counts = np.bincount(codes)
+    repeated = np.flatnonzero(counts[codes] > 1)
+    if not repeated.size:
+        return
+    where = (codes[repeated], np.arange(repeated.size))
+    weights = (1 / counts[codes[repeated]]).astype(factors[0].dtype)
+    mean = sparse.csr_array((weights, where), shape=(len(counts), repeated.size))
+    for factor in factors:
+        factor[repeated] = (mean @ factor[repeated])[codes[repeated]]
 
 
 class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -65,7 +83,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     The adjacency matrix M of a gene-gene graph is factorised as
     ``M ~ G @ components_`` with non-negative factors; the rows of G are the gene
-    embeddings. Genes without edges get a row of zeros, so that a model which
+    embeddings [1]_. Genes without edges get a row of zeros, so that a model which
     uses G falls back to what it learned by itself for them.
 
     Parameters
@@ -74,15 +92,24 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Width of the embeddings. Components beyond the number of connected genes
         are zero.
 
-    solver : {"cd", "mu"}, default="cd"
-        Solver of :func:`sklearn.decomposition.non_negative_factorization`, which
-        is run on the connected part of the graph.
+    factors : {"left", "both"}, default="both"
+        What becomes the embedding of M ~ W H. "left" is W, as published. "both" is the sum of W
+        and the transpose of H, their components scaled to unit length: two genes with an
+        edge then are near to each other, which W alone brings about only for genes with
+        the same neighbours. Needs a symmetric graph.
+
+    solver : {"hals", "cd", "mu"}, default="hals"
+        "hals" is hierarchical alternating least squares, made of matrix products; "cd" and
+        "mu" are the solvers of :func:`sklearn.decomposition.non_negative_factorization`. All run
+        on the connected part of the graph. Iterations of "hals" and "cd" take the same steps.
 
     init : {"random", "nndsvd", "nndsvda", "nndsvdar"}, default="random"
-        Initialisation of the factors.
+        Start of the factors, as in :class:`sklearn.decomposition.NMF`. "nndsvd" is of no use to
+        "mu", which never leaves a zero.
 
     tol : float, default=1e-4
-        Tolerance of the stopping condition.
+        "hals" stops when ten iterations bring the residual norm down by less than `tol` times
+        the norm of the graph. For the others see scikit-learn.
 
     max_iter : int, default=500
         Largest number of iterations.
@@ -94,29 +121,48 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ``1 / sqrt(3 * n_components)``, "columns" does so for each component, and
         None leaves the factors as the solver gives them.
 
+    n_neighbors : int, default=100
+        Size of the neighbourhoods that :meth:`score` and ``explained_neighbors_`` compare.
+
+    compute_neighbors : bool, default=False
+        Whether to compute ``explained_neighbors_``.
+
+    device : str, default="cpu"
+        Where "hals" computes: "cpu", "cuda" or another torch device, "auto" for the GPU if there
+        is one. Devices agree up to rounding.
+
     random_state : int, RandomState instance or None, default=None
-        Seed of the initialisation.
+        Seed of the start.
 
     verbose : int, default=0
-        Verbosity of the solver.
+        Whether to show progress.
 
     Attributes
     ----------
     embedding_ : ndarray of shape (n_genes, n_components)
         G for the genes of :meth:`fit`, in the dtype of X.
 
-    components_ : ndarray of shape (n_components, n_neighbors)
-        The other factor.
+    components_ : ndarray of shape (n_components, n_genes)
+        The other factor: ``embedding_ @ components_`` is near to the graph. With
+        ``factors="both"``, that holds for the part of the embedding that comes from W.
 
     reconstruction_err_ : float
-        Frobenius norm of ``M - embedding_ @ components_``.
+        Frobenius norm of the graph minus the product of its factors.
 
     n_iter_ : int
-        Number of iterations. `max_iter` means that `tol` was not reached, which for
-        graphs is the rule and no cause for a warning.
+        Number of iterations. `max_iter` means that `tol` was not reached, of which there is no
+        warning: a graph is embedded well long before.
+
+    n_uncovered_genes_ : int
+        Number of genes with edges that no component covers.
+
+    explained_neighbors_ : ndarray of shape (n_genes,)
+        Share of a gene's neighbours in the graph, at most `n_neighbors`, that are among its
+        `n_neighbors` nearest in the embedding by cosine; NaN for genes without edges. Defined
+        only with ``compute_neighbors=True``.
 
     n_features_in_ : int
-        Number of columns of X.
+        Number of genes.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of X. Defined only when X is a DataFrame with strings
@@ -125,21 +171,29 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     See Also
     --------
     CoexpressionGraph : Makes the graph.
+    EigengeneEmbedder : Gene embeddings from expression without a graph.
     sklearn_pk.metrics.neighborhood_preservation : How well G keeps the graph.
-    sklearn.decomposition.TruncatedSVD : Another way from genes to embeddings.
 
     Notes
     -----
-    :meth:`transform` solves a non-negative least squares problem for each row, and
-    :meth:`fit_transform` returns the same solution for the rows it was given, so
-    the two agree to the tolerance of that solver and the embedding of a gene
-    depends on its own edges and `components_` alone. With few components, a gene
-    whose neighbours none of them covers gets a row of zeros, too.
+    A row of G is zero exactly where a gene has no edges. With few components, some genes
+    have edges that none of them covers; such a gene gets the same tiny value, a millionth of the
+    embedding's scale, in each component.
+
+    Genes with the same edges get the same embedding. :meth:`transform` knows the genes of
+    :meth:`fit` again by their edges, so that it agrees with :meth:`fit_transform`; for other
+    rows it solves a non-negative least squares problem each.
+
+    As a step of a search, cross-validation holds out *genes*: the graph of the others is
+    factorised, and :meth:`score` asks whether held-out genes, embedded by their edges to those,
+    come to lie near their neighbours.
 
     References
     ----------
     .. [1] "Prior knowledge injection into deep learning models predicting gene
        expression from whole slide images", AAAI 2025.
+    .. [2] Cichocki and Phan, "Fast local algorithms for large scale nonnegative matrix and
+       tensor factorizations", IEICE Transactions E92-A:708 (2009), for "hals".
 
     Examples
     --------
@@ -156,11 +210,15 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
-        "solver": [StrOptions({"cd", "mu"})],
+        "factors": [StrOptions({"left", "both"})],
+        "solver": [StrOptions({"hals", "cd", "mu"})],
         "init": [StrOptions({"random", "nndsvd", "nndsvda", "nndsvdar"})],
         "tol": [Interval(Real, 0, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "scaling": [StrOptions({"init", "columns"}), None],
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "compute_neighbors": ["boolean"],
+        "device": [str],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -169,20 +227,28 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self,
         n_components=1024,
         *,
-        solver="cd",
+        factors="both",
+        solver="hals",
         init="random",
         tol=1e-4,
         max_iter=500,
         scaling="init",
+        n_neighbors=100,
+        compute_neighbors=False,
+        device="cpu",
         random_state=None,
         verbose=0,
     ):
         self.n_components = n_components
+        self.factors = factors
         self.solver = solver
         self.init = init
         self.tol = tol
         self.max_iter = max_iter
         self.scaling = scaling
+        self.n_neighbors = n_neighbors
+        self.compute_neighbors = compute_neighbors
+        self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
@@ -192,8 +258,8 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_genes, n_neighbors)
-            Non-negative weights of the edges; one row a gene.
+        X : {array-like, sparse matrix} of shape (n_genes, n_genes)
+            Non-negative weights of the edges.
         y : None
             Ignored, present for API consistency.
 
@@ -205,7 +271,8 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Raises
         ------
         ValueError
-            If X has negative entries.
+            If X has negative entries, is not square, or, with ``factors="both"``, is not
+            symmetric.
         """
         self.fit_transform(X)
         return self
@@ -217,8 +284,8 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_genes, n_neighbors)
-            Non-negative weights of the edges; one row a gene.
+        X : {array-like, sparse matrix} of shape (n_genes, n_genes)
+            Non-negative weights of the edges.
         y : None
             Ignored, present for API consistency.
 
@@ -228,13 +295,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             Gene embeddings; zero rows for genes without edges.
         """
         X = self._validate(X, reset=True)
-        if not X.sum():
-            warnings.warn(
-                "NMFGeneEmbedder: the graph has no edges, so every gene embedding is zero. Lower "
-                "the threshold of the graph or use another source.",
-                UserWarning,
-                stacklevel=2,
-            )
+        self._check_graph(X)
         W, H, self.n_iter_ = factorize(
             X,
             self.n_components,
@@ -243,13 +304,78 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             tol=self.tol,
             max_iter=self.max_iter,
             random_state=check_random_state(self.random_state),
+            device=pick_device(self.device),
             verbose=self.verbose,
         )
-        scale = embedding_scale(W, self.scaling)
-        self.components_ = H / scale[:, np.newaxis]
-        self.embedding_ = project(X, self.components_).astype(X.dtype, copy=False)
-        self.reconstruction_err_ = _residual(X, self.embedding_, self.components_)
+        self.reconstruction_err_ = residual_norm(X, W, H)
+        self._set_embedding(X, W, H)
+        if hasattr(self, "explained_neighbors_"):
+            del self.explained_neighbors_
+        if self.compute_neighbors:
+            graph = check_graph(X, X.shape[0])
+            kept, size = count_kept(graph, self.embedding_, k=self.n_neighbors)
+            self.explained_neighbors_ = kept / np.where(size > 0, size, np.nan)
         return self.embedding_.copy()
+
+    def _check_graph(self, X):
+        if X.shape[0] != X.shape[1]:
+            raise ValueError(
+                "NMFGeneEmbedder is fitted on a graph, a square matrix with one row and one column "
+                f"a gene, got shape {X.shape}. CoexpressionGraph makes one of expression."
+            )
+        if self.solver == "mu" and self.init == "nndsvd":
+            raise ValueError(
+                "init='nndsvd' starts with zeros, which solver='mu' never leaves. Use "
+                "init='nndsvda' or solver='hals'."
+            )
+        if self.factors == "both" and abs(X - X.T).max() > 1e-6 * X.max():
+            raise ValueError(
+                "factors='both' needs a symmetric graph, but X differs from its transpose. Use "
+                "(X + X.T) / 2 or factors='left'."
+            )
+        if not X.sum():
+            warnings.warn(
+                "NMFGeneEmbedder: the graph has no edges, so every gene embedding is zero. Lower "
+                "the threshold of the graph or use another source.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _set_embedding(self, X, W, H):
+        """Make the embedding of the factors, and the factors that embed other rows alike."""
+        W, V = W.astype(X.dtype, copy=True), H.T.astype(X.dtype, copy=True)
+        both = self.factors == "both"
+        if both:
+            weights = [_inverse_norms(factor) for factor in (W, V)]
+            _average_equal_rows(X, W, V)
+            embedding = W * weights[0] + V * weights[1]
+        else:
+            weights = [np.ones(W.shape[1], dtype=X.dtype)]
+            _average_equal_rows(X, W)
+            embedding = W
+        covered = embedding[embedding.any(axis=1)]
+        size = np.sqrt(np.mean(np.square(covered, dtype=np.float64))) if len(covered) else 1.0
+        self._trace = np.full(W.shape[1], _TRACE * size)
+        self.n_uncovered_genes_ = self._fill_uncovered(X, embedding)
+        scale = np.ones(W.shape[1])
+        if self.scaling is not None:
+            scale = unit_scale(embedding, columns=self.scaling == "columns")
+        embedding *= scale
+        self._trace *= scale
+        # X ~ W H is also X ~ (W s) (H / s), so rows solved against H / s come out as W s.
+        self.components_ = (H / (scale * weights[0])[:, np.newaxis]).astype(X.dtype)
+        self._other_components = None
+        if both:
+            self._other_components = (W / (scale * weights[1])).T.astype(X.dtype)
+        self.embedding_ = embedding
+        keys = edge_keys(X)
+        self._known = {key: position for position, key in enumerate(keys)}
+        self._own_positions = np.array([self._known[key] for key in keys], dtype=np.intp)
+
+    def _fill_uncovered(self, X, embedding):
+        uncovered = nonempty(X)[0] & (embedding < self._trace).all(axis=1)
+        embedding[uncovered] = self._trace
+        return int(np.count_nonzero(uncovered))
 
     def transform(self, X):
         """
@@ -257,7 +383,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_rows, n_neighbors)
+        X : {array-like, sparse matrix} of shape (n_rows, n_genes)
             Non-negative weights of the edges; one row a gene.
 
         Returns
@@ -265,9 +391,65 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         G : ndarray of shape (n_rows, n_components)
             Gene embeddings; zero rows for genes without edges.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "embedding_")
         X = self._validate(X, reset=False)
-        return project(X, self.components_).astype(X.dtype, copy=False)
+        return self._embed(X, self._positions(X))
+
+    def score(self, X, y=None):
+        """
+        Measure how many neighbours of genes in a graph are neighbours in the embedding.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_rows, n_genes)
+            Non-negative weights of edges to the genes of :meth:`fit`: the graph of :meth:`fit`, or
+            rows of genes that it has not seen.
+        y : None
+            Ignored, present for API consistency.
+
+        Returns
+        -------
+        score : float
+            NP(`n_neighbors`) by cosine, see
+            :func:`~sklearn_pk.metrics.neighborhood_preservation`; the neighbours are
+            genes of :meth:`fit`.
+
+        Raises
+        ------
+        ValueError
+            If X has no edge.
+        """
+        check_is_fitted(self, "embedding_")
+        X = self._validate(X, reset=False)
+        positions = self._positions(X)
+        # The rows of fit in their order; elsewhere, genes with the same edges are one.
+        if np.array_equal(positions, self._own_positions):
+            positions = np.arange(len(positions))
+        graph = _without_loops(canonical(X), positions)
+        if not graph.nnz:
+            raise ValueError("X must hold at least one edge to a gene of fit, got none.")
+        queries = self._embed(X, positions)
+        kept, size = count_kept(
+            graph, self.embedding_, k=self.n_neighbors, queries=queries, own=positions
+        )
+        return float(np.mean(kept[size > 0]) / self.n_neighbors)
+
+    def _positions(self, X):
+        """Find the rows of X among those of fit; -1 for others."""
+        keys = edge_keys(X)
+        return np.array([self._known.get(key, -1) for key in keys], dtype=np.intp)
+
+    def _embed(self, X, positions):
+        embedding = np.empty((X.shape[0], self.components_.shape[0]), dtype=X.dtype)
+        known, new = positions >= 0, positions < 0
+        embedding[known] = self.embedding_[positions[known]]
+        if new.any():
+            rows = project(X[new], self.components_)
+            if self._other_components is not None:
+                rows += project(X[new], self._other_components)
+            self._fill_uncovered(X[new], rows)
+            embedding[new] = rows
+        return embedding
 
     def _validate(self, X, *, reset):
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset)
@@ -281,6 +463,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
+        tags.input_tags.pairwise = True
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

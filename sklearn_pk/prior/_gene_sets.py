@@ -2,12 +2,16 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+from ._aliases import match_genes
+from ._correlation import MAX_PAIRS
 
 CGN_PATH = files("sklearn_pk") / "datasets" / "data" / "c4.cgn.v2024.1.Hs.symbols.gmt"
 
@@ -83,10 +87,12 @@ def centre_member_edges(gene_sets):
     """
     listed = [name.partition("_")[2] in genes for name, genes in gene_sets.items()]
     if np.mean(listed) < 0.5:
+        n_pairs = sum(len(columns) for _, columns in _clique_blocks(*_membership(gene_sets)))
         raise ValueError(
             f"Only {sum(listed)} of {len(listed)} gene sets contain the gene their name ends in "
-            "(PREFIX_GENE), so they are not neighbourhoods of a centre gene. Give the graph as "
-            "an edge DataFrame with the columns gene_a and gene_b."
+            "(PREFIX_GENE), so they are not neighbourhoods of a centre gene. edges='clique' "
+            f"would connect all genes of a set with each other, {n_pairs:,} distinct edges; or "
+            "give the graph as an edge DataFrame with the columns gene_a and gene_b."
         )
     edges = {
         tuple(sorted((name.partition("_")[2], gene)))
@@ -97,34 +103,164 @@ def centre_member_edges(gene_sets):
     return pd.DataFrame(sorted(edges), columns=["gene_a", "gene_b"], dtype=object)
 
 
-def load_edges(external):
+def clique_edges(gene_sets):
+    """
+    List the distinct pairs of genes that share a set.
+
+    Parameters
+    ----------
+    gene_sets : dict of str to list of str
+        Gene sets.
+
+    Returns
+    -------
+    edges : DataFrame with columns gene_a, gene_b
+        One row a distinct undirected pair, gene_a < gene_b.
+
+    Raises
+    ------
+    ValueError
+        If there are more pairs than a graph can hold.
+    """
+    genes, membership = _membership(gene_sets)
+    found, n_pairs = [], 0
+    for rows, columns in _clique_blocks(genes, membership):
+        found.append((rows, columns))
+        n_pairs += len(rows)
+        if n_pairs > MAX_PAIRS:
+            raise ValueError(
+                f"external: as cliques, these {len(gene_sets):,} gene sets connect more than "
+                f"{MAX_PAIRS:,} pairs of genes. Leave out the largest sets."
+            )
+    rows, columns = (np.concatenate(ends) for ends in zip(*found, strict=True))
+    return pd.DataFrame({"gene_a": genes[rows], "gene_b": genes[columns]})
+
+
+def _membership(gene_sets):
+    """Return the sorted genes and the 0/1 matrix of genes by sets."""
+    genes = np.array(sorted({gene for members in gene_sets.values() for gene in members}), object)
+    sets = np.repeat(np.arange(len(gene_sets)), [len(set(each)) for each in gene_sets.values()])
+    members = [gene for each in gene_sets.values() for gene in set(each)]
+    positions = pd.Index(genes).get_indexer(members)
+    shape = (len(genes), len(gene_sets))
+    ones = np.ones(len(positions), dtype=np.float32)
+    return genes, sparse.csr_array((ones, (positions, sets)), shape=shape)
+
+
+def _clique_blocks(genes, membership, block_size=1024):
+    """Yield the pairs of genes that share a set, some genes at a time."""
+    sets_by_genes = sparse.csr_array(membership.T)
+    for start in range(0, len(genes), block_size):
+        shared = (membership[start : start + block_size] @ sets_by_genes).tocoo()
+        rows, columns = shared.row + start, shared.col
+        yield rows[rows < columns], columns[rows < columns]
+
+
+def load_edges(external, *, edges="star", threshold=0.85, absolute=False):
     """
     Turn any description of external knowledge into an edge list.
 
     Parameters
     ----------
-    external : {"cgn"}, str, path-like or DataFrame
-        The shipped CGN collection, the path of a GMT file with centre genes, or a
-        DataFrame with the columns gene_a and gene_b.
+    external : {"cgn"}, str, path-like, DataFrame, tuple or networkx graph
+        The shipped CGN collection; the path of a GMT file; a DataFrame with the columns gene_a
+        and gene_b, and r if edges are to be chosen by it; a sparse adjacency matrix with the
+        names of its genes; a graph whose nodes are genes and whose edges may have an attribute r.
+    edges : {"star", "clique"}, default="star"
+        How a gene set of a GMT file is read: as edges from its centre gene to its members, or
+        between all of its members.
+    threshold : float, default=0.85
+        Edges with a smaller or equal r, where r is given, are left out.
+    absolute : bool, default=False
+        Whether abs(r) counts instead of r.
 
     Returns
     -------
     edges : DataFrame with columns gene_a, gene_b
         One row a pair.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a table lacks a column, a matrix does not fit its names, or a GMT file has no centre
+        genes.
     """
-    if isinstance(external, pd.DataFrame):
-        missing = {"gene_a", "gene_b"} - set(external.columns)
-        if missing:
+    if isinstance(external, str | os.PathLike):
+        return _edges_of_file(external, edges)
+    if isinstance(external, tuple):
+        if len(external) != 2:
             raise ValueError(
-                f"external: an edge DataFrame needs the columns gene_a and gene_b, "
-                f"got {list(external.columns)!r}."
+                "external: a tuple holds a sparse adjacency matrix and the names of its genes, got "
+                f"{len(external)} items."
             )
-        return external[["gene_a", "gene_b"]]
-    path = CGN_PATH if isinstance(external, str) and external == "cgn" else Path(external)
-    return centre_member_edges(read_gmt(path))
+        return _edges_of_matrix(*external)
+    if not isinstance(external, pd.DataFrame):
+        table = pd.DataFrame(list(external.edges(data="r")), columns=["gene_a", "gene_b", "r"])
+        external = table if table["r"].notna().any() else table[["gene_a", "gene_b"]]
+    return _edges_of_table(external, threshold, absolute)
 
 
-def edges_to_graph(edges, gene_names):
+def _edges_of_file(external, edges):
+    path = CGN_PATH if external == "cgn" else Path(external)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"external: there is no file {os.fspath(path)!r}. Expected the path of a GMT file, "
+            "or 'cgn' for the shipped collection."
+        )
+    gene_sets = read_gmt(path)
+    if not gene_sets:
+        raise ValueError(f"external: {os.fspath(path)!r} holds no gene sets.")
+    return centre_member_edges(gene_sets) if edges == "star" else clique_edges(gene_sets)
+
+
+def _edges_of_table(external, threshold, absolute):
+    missing = {"gene_a", "gene_b"} - set(external.columns)
+    if missing:
+        raise ValueError(
+            f"external: an edge DataFrame needs the columns gene_a and gene_b, "
+            f"got {list(external.columns)!r}."
+        )
+    if "r" in external:
+        r = pd.to_numeric(external["r"], errors="coerce").to_numpy(dtype=np.float64)
+        if np.isnan(r).any():
+            first = external[["gene_a", "gene_b"]].iloc[np.flatnonzero(np.isnan(r))[0]]
+            raise ValueError(
+                f"external: {int(np.isnan(r).sum())} of {len(r)} edges have no number as their r, "
+                f"the first {tuple(first)!r}. Give all of them one, or none."
+            )
+        external = external[(np.abs(r) if absolute else r) > threshold]
+    edges = external[["gene_a", "gene_b"]]
+    unnamed = int(edges.isna().any(axis=1).sum())
+    if unnamed:
+        raise ValueError(
+            f"external: {unnamed} of {len(edges)} edges lack the name of a gene. Drop them, for "
+            "example with edges.dropna(subset=['gene_a', 'gene_b'])."
+        )
+    return edges
+
+
+def _edges_of_matrix(matrix, names):
+    names = np.asarray(names, dtype=object)
+    if not sparse.issparse(matrix) or matrix.shape != (len(names), len(names)):
+        raise ValueError(
+            "external: a tuple holds a sparse adjacency matrix of shape (n, n) and the names of "
+            f"its n genes, got {type(matrix).__name__} of shape {getattr(matrix, 'shape', None)} "
+            f"and {len(names)} names."
+        )
+    matrix = sparse.coo_array(matrix)
+    if not (matrix.data >= 0).all():
+        raise ValueError(
+            "external: an adjacency matrix must not hold negative values or NaN. Every positive "
+            "value is an edge; pass correlations as a DataFrame with the columns gene_a, gene_b "
+            "and r."
+        )
+    rows, columns = matrix.row[matrix.data != 0], matrix.col[matrix.data != 0]
+    return pd.DataFrame({"gene_a": names[rows], "gene_b": names[columns]}, dtype=object)
+
+
+def edges_to_graph(edges, gene_names, aliases):
     """
     Make the adjacency matrix of an edge list over given genes.
 
@@ -134,6 +270,8 @@ def edges_to_graph(edges, gene_names):
         Undirected pairs; direction, repetition and self loops do not count.
     gene_names : ndarray of shape (n_genes,)
         Genes of the graph; pairs with a gene that is not among them are left out.
+    aliases : dict of str to str
+        Other names of genes.
 
     Returns
     -------
@@ -142,13 +280,13 @@ def edges_to_graph(edges, gene_names):
     unmatched : ndarray of str
         Genes of the edges that are not in `gene_names`, sorted.
     """
-    index = pd.Index(gene_names)
-    rows = index.get_indexer(edges["gene_a"])
-    columns = index.get_indexer(edges["gene_b"])
-    mentioned = pd.unique(pd.concat([edges["gene_a"], edges["gene_b"]]))
-    unmatched = np.sort(mentioned[index.get_indexer(mentioned) < 0].astype(str))
+    mentioned = pd.Index(pd.unique(pd.concat([edges["gene_a"], edges["gene_b"]])), dtype=object)
+    positions = match_genes(mentioned, gene_names, aliases)
+    unmatched = np.sort(mentioned[positions < 0].to_numpy().astype(str))
+    rows = positions[mentioned.get_indexer(edges["gene_a"])]
+    columns = positions[mentioned.get_indexer(edges["gene_b"])]
     keep = (rows >= 0) & (columns >= 0) & (rows != columns)
-    return pairs_to_graph(rows[keep], columns[keep], len(index)), unmatched
+    return pairs_to_graph(rows[keep], columns[keep], len(gene_names)), unmatched
 
 
 def pairs_to_graph(rows, columns, n_genes):
@@ -173,3 +311,21 @@ def pairs_to_graph(rows, columns, n_genes):
     graph.sum_duplicates()
     graph.data[:] = 1.0
     return graph
+
+
+def upper_pairs(graph):
+    """
+    List the edges of a symmetric graph, each once.
+
+    Parameters
+    ----------
+    graph : CSR array of shape (n_genes, n_genes)
+        Adjacency matrix.
+
+    Returns
+    -------
+    rows, columns : ndarray of int
+        Ends of the edges, rows < columns.
+    """
+    upper = sparse.triu(graph, k=1).tocoo()
+    return upper.row, upper.col

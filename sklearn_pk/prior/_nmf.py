@@ -3,13 +3,36 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import warnings
+from contextlib import closing
+from functools import partial
 
 import numpy as np
+from scipy import sparse
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import gen_batches, gen_even_slices
+from sklearn.utils.extmath import randomized_svd
+
+from ..utils import progress
+from ..utils._device import full_precision
+from ..utils._threads import blas_threads
+
+# Most rows that one task updates: few enough for the cache, many enough for their vectors not to be
+# done before Python has called the next. Not the number of threads, which must not change numbers.
+_ROWS = 1536
+# Components that are updated between two large matrix products, and between two small ones.
+_COMPONENTS = 256
+_FEW = 32
+# Iterations between two looks at the objective.
+_PERIOD = 10
+# Relative to the scale of a random start: no entry falls below this while HALS runs. It keeps
+# components from dying, and numbers from becoming subnormal, which are a hundred times slower.
+_FLOOR = 1e-8
 
 
-def factorize(X, n_components, *, solver, init, tol, max_iter, random_state, verbose=0):
+def factorize(
+    X, n_components, *, solver, init, tol, max_iter, random_state, device="cpu", verbose=0
+):
     """
     Factorise X into non-negative W and H, leaving out its empty rows and columns.
 
@@ -20,12 +43,21 @@ def factorize(X, n_components, *, solver, init, tol, max_iter, random_state, ver
     n_components : int
         Width of the factors. The rank is at most the number of non-empty rows or
         columns; components beyond it are zero.
-    solver : {"cd", "mu"}
-        Solver of :func:`sklearn.decomposition.non_negative_factorization`.
-    init : str
-        Initialisation of the same function.
-    tol, max_iter, random_state, verbose
-        As there.
+    solver : {"hals", "cd", "mu"}
+        "hals" is :func:`hals`, the others are those of
+        :func:`sklearn.decomposition.non_negative_factorization`.
+    init : {"random", "nndsvd", "nndsvda", "nndsvdar"}
+        Start, see :func:`initialize`.
+    tol : float
+        Tolerance of the stopping condition of the solver.
+    max_iter : int
+        Largest number of iterations.
+    random_state : RandomState
+        Source of randomness.
+    device : str, default="cpu"
+        Torch device, for "hals".
+    verbose : int, default=0
+        Whether to show progress.
 
     Returns
     -------
@@ -43,19 +75,26 @@ def factorize(X, n_components, *, solver, init, tol, max_iter, random_state, ver
         return W, H, 0
     # More components than rows or columns reconstruct no better: the rest stay zero.
     rank = min(n_components, np.count_nonzero(rows), np.count_nonzero(columns))
-    with warnings.catch_warnings():
-        # Reaching max_iter is the method's usual end; the caller has n_iter to tell.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        W[rows, :rank], H[:rank, columns], n_iter = non_negative_factorization(
-            X[rows][:, columns],
-            n_components=rank,
-            solver=solver,
-            init=init,
-            tol=tol,
-            max_iter=max_iter,
-            random_state=random_state,
-            verbose=verbose,
-        )
+    X = X[rows][:, columns]
+    start = initialize(X, rank, init, random_state)
+    if solver == "hals":
+        options = {"device": device, "verbose": verbose}
+        solution = hals(sparse.csr_array(X), *start, tol=tol, max_iter=max_iter, **options)
+    else:
+        with warnings.catch_warnings():
+            # Reaching max_iter is the method's usual end; the caller has n_iter to tell.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solution = non_negative_factorization(
+                X,
+                *start,
+                n_components=rank,
+                init="custom",
+                solver=solver,
+                tol=tol,
+                max_iter=max_iter,
+                verbose=verbose,
+            )
+    W[rows, :rank], H[:rank, columns], n_iter = solution
     return W, H, n_iter
 
 
@@ -78,7 +117,254 @@ def nonempty(X):
     return tuple(np.asarray(X.sum(axis=axis)).ravel() > 0 for axis in (1, 0))
 
 
-def project(X, H, *, tol=1e-6, max_iter=1000, block_size=256):
+def initialize(X, n_components, init, random_state):
+    """
+    Make the factors that a solver starts from.
+
+    Parameters
+    ----------
+    X : {ndarray, CSR array} of shape (n_rows, n_columns), float32 or float64
+        Non-negative matrix.
+    n_components : int
+        Number of components, at most min(n_rows, n_columns).
+    init : {"random", "nndsvd", "nndsvda", "nndsvdar"}
+        "random" draws absolute normal numbers at the scale of X. The others take the dominant
+        half of each singular vector pair [1]_ and leave its zeros ("nndsvd"), fill them with the
+        mean of X ("nndsvda") or with small random numbers ("nndsvdar").
+    random_state : RandomState
+        Source of randomness.
+
+    Returns
+    -------
+    W : ndarray of shape (n_rows, n_components)
+        First factor.
+    H : ndarray of shape (n_components, n_columns)
+        Second factor.
+
+    References
+    ----------
+    .. [1] Boutsidis and Gallopoulos, "SVD based initialization: a head start for nonnegative
+       matrix factorization", Pattern Recognition 41:1350 (2008).
+    """
+    mean = X.sum(dtype=np.float64) / np.prod(X.shape, dtype=np.float64)
+    if init == "random":
+        scale = np.sqrt(mean / n_components)
+        shapes = (n_components, X.shape[1]), (X.shape[0], n_components)
+        H, W = (np.abs(scale * random_state.standard_normal(size=shape)) for shape in shapes)
+        return W.astype(X.dtype), H.astype(X.dtype)
+    U, singular, Vt = randomized_svd(X, n_components, random_state=random_state)
+    halves = []
+    for sign in (1, -1):
+        left, right = np.maximum(sign * U, 0).T, np.maximum(sign * Vt, 0)
+        norms = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
+        halves.append((left, right, *norms, norms[0] * norms[1]))
+    (left, right, a, b, weight), (other_left, other_right, c, d, other_weight) = halves
+    other = other_weight > weight
+    left[other], right[other] = other_left[other], other_right[other]
+    a[other], b[other] = c[other], d[other]
+    size = np.sqrt(singular * np.maximum(weight, other_weight))[:, np.newaxis]
+    W = (left / np.maximum(a, np.finfo(a.dtype).tiny)[:, np.newaxis] * size).T
+    H = right / np.maximum(b, np.finfo(b.dtype).tiny)[:, np.newaxis] * size
+    for factor in (W, H):
+        empty = factor < 1e-6
+        fill = {"nndsvd": 0.0, "nndsvda": mean}.get(init)
+        if fill is None:
+            fill = np.abs(mean / 100 * random_state.standard_normal(np.count_nonzero(empty)))
+        factor[empty] = fill
+    return np.ascontiguousarray(W, dtype=X.dtype), np.ascontiguousarray(H, dtype=X.dtype)
+
+
+def hals(X, W, H, *, tol, max_iter, device="cpu", verbose=0):
+    """
+    Factorise a sparse matrix by hierarchical alternating least squares.
+
+    Each component is updated in turn by its exact minimiser, all rows at once, which are the
+    steps of coordinate descent in the same order. All but the steps inside a block of
+    components are matrix products.
+
+    Parameters
+    ----------
+    X : CSR array of shape (n_rows, n_columns), float32 or float64
+        Non-negative matrix without empty rows or columns.
+    W : ndarray of shape (n_rows, n_components)
+        Start, in the dtype of X.
+    H : ndarray of shape (n_components, n_columns)
+        Start.
+    tol : float
+        Stop when ten iterations have brought the residual norm down by less than this share of the
+        norm of X.
+    max_iter : int
+        Largest number of iterations.
+    device : str, default="cpu"
+        "cpu" computes with numpy, any other torch device with torch.
+    verbose : int, default=0
+        Whether to show a progress bar with the residual norm.
+
+    Returns
+    -------
+    W, H : ndarray
+        The factors.
+    n_iter : int
+        Number of iterations.
+
+    Notes
+    -----
+    On the CPU the numbers are the same for any number of threads.
+
+    References
+    ----------
+    .. [1] Cichocki and Phan, "Fast local algorithms for large scale nonnegative matrix and tensor
+       factorizations", IEICE Transactions E92-A:708 (2009).
+    """
+    norm = float(np.sqrt(np.square(X.data, dtype=np.float64).sum()))
+    mean = X.sum(dtype=np.float64) / np.prod(X.shape, dtype=np.float64)
+    floor = float(_FLOOR * np.sqrt(mean / W.shape[1]))
+    left, right = np.maximum(W, floor), np.maximum(np.ascontiguousarray(H.T), floor)
+    iterate = _iterate_numpy if device == "cpu" else partial(_iterate_torch, device=device)
+    errors, n_iter = [norm], 0
+    with (
+        progress(total=max_iter, desc="NMF", unit="iteration", verbose=verbose) as bar,
+        closing(iterate(X, left, right, floor)) as steps,
+    ):
+        for cross, product in steps:
+            n_iter += 1
+            error = np.sqrt(max(norm**2 - 2 * cross + product, 0.0))
+            bar.set_postfix_str(f"residual {error:.4g} of {norm:.4g}", refresh=False)
+            bar.update()
+            if n_iter % _PERIOD == 0:
+                errors.append(error)
+            if n_iter >= max_iter or (not n_iter % _PERIOD and errors[-2] - error < tol * norm):
+                break
+    # What sits on the floor stands for zero.
+    left, right = (np.where(factor > floor, factor, 0) for factor in (left, right))
+    return left, np.ascontiguousarray(right.T), n_iter
+
+
+def sweep(W, target, gram, clip):
+    """
+    Update each component once, in place, by its exact minimiser.
+
+    Parameters
+    ----------
+    W : {ndarray, Tensor} of shape (n_components, n_rows)
+        A factor, transposed.
+    target, gram : {ndarray, Tensor} of shapes of W and (n_components, n_components)
+        Products of X and of the other factor with the other factor, each row divided by the
+        diagonal of the latter.
+    clip : callable
+        Brings a vector to its lower bound, in place.
+    """
+    for outer in gen_batches(len(W), _COMPONENTS):
+        rows, within = W[outer], gram[outer, outer]
+        residual = target[outer] - gram[outer] @ W
+        moved = residual + 0
+        for inner in gen_batches(len(rows), _FEW):
+            first = inner.start
+            steps = residual[inner]
+            if first:
+                steps -= within[inner, :first] @ moved[:first]
+            for component in range(first, min(inner.stop, len(rows))):
+                row, new = rows[component], steps[component - first]
+                if component > first:
+                    new -= within[component, first:component] @ moved[first:component]
+                new += row
+                clip(new)
+                moved[component] = new - row
+                row[:] = new
+
+
+def _inverse_diagonal(gram):
+    """Return one over the diagonal as a column; 1 for a component that is all zero, which stays."""
+    diagonal = gram.diagonal()
+    return (1 / np.where(diagonal > 0, diagonal, 1))[:, np.newaxis]
+
+
+def _row_blocks(n_rows):
+    """Split rows evenly, in a way that depends on their number alone."""
+    n_blocks = -(-n_rows // _ROWS)
+    # An even number keeps two threads, the fewest that anyone has, equally busy.
+    return list(gen_even_slices(n_rows, n_blocks + n_blocks % 2 if n_blocks > 1 else 1))
+
+
+class _Factor:
+    """A factor: all of its rows, some at a time as columns, and its product with itself."""
+
+    def __init__(self, values, run):
+        self.values, self.run = values, run
+        self.blocks = _row_blocks(len(values))
+        self.columns = [np.ascontiguousarray(values[block].T) for block in self.blocks]
+        self.gram = sum(run(lambda block: block @ block.T, self.columns))
+
+    def update(self, X_blocks, other, clip):
+        """Update all rows in place, and return the inner product of X and both factors."""
+        scale = _inverse_diagonal(other.gram)
+        gram = other.gram * scale
+
+        def update_rows(task):
+            rows, X, columns = task
+            product = np.ascontiguousarray((X @ other.values).T)
+            sweep(columns, product * scale, gram, clip)
+            self.values[rows] = columns.T
+            return columns @ columns.T, float(np.vdot(product, columns))
+
+        tasks = zip(self.blocks, X_blocks, self.columns, strict=True)
+        grams, products = zip(*self.run(update_rows, tasks), strict=True)
+        # In the order of the blocks, whichever thread was first.
+        self.gram = sum(grams)
+        return sum(products)
+
+
+def _iterate_numpy(X, left, right, floor):
+    """Update both factors in place, for ever; yield <X, W H> and ||W H||^2."""
+    clip = partial(_clip_numpy, floor=X.dtype.type(floor))
+    transposed = X.T.tocsr()
+    with blas_threads() as run:
+        W, V = _Factor(left, run), _Factor(right, run)
+        rows, columns = [X[block] for block in W.blocks], [transposed[block] for block in V.blocks]
+        while True:
+            W.update(rows, V, clip)
+            product = V.update(columns, W, clip)
+            yield product, float(np.vdot(W.gram, V.gram))
+
+
+def _clip_numpy(values, floor):
+    np.maximum(values, floor, out=values)
+
+
+def _iterate_torch(X, left, right, floor, device):
+    """Do the same on another device, in one block of rows; the factors come back at the end."""
+    import torch
+
+    def to_device(matrix):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+            parts = (matrix.indptr, matrix.indices, matrix.data)
+            parts = [torch.from_numpy(part.copy()) for part in parts]
+            return torch.sparse_csr_tensor(
+                *parts, size=matrix.shape, device=device, check_invariants=True
+            )
+
+    def update(matrix, factor, other, gram):
+        product = (matrix @ other).T.contiguous()
+        scale = (1 / torch.where(gram.diagonal() > 0, gram.diagonal(), 1))[:, None]
+        sweep(factor, product * scale, gram * scale, lambda values: values.clamp_(min=floor))
+        return float((product * factor).sum(dtype=torch.float64))
+
+    rows, columns = to_device(X), to_device(X.T.tocsr())
+    # Components are rows there, as sweep wants them.
+    W, H = (torch.as_tensor(factor.T.copy(), device=device) for factor in (left, right))
+    try:
+        with full_precision():
+            while True:
+                update(rows, W, H.T, H @ H.T)
+                gram = W @ W.T
+                cross = update(columns, H, W.T, gram)
+                yield cross, float((gram * (H @ H.T)).sum(dtype=torch.float64))
+    finally:
+        left[:], right[:] = W.T.cpu().numpy(), H.T.cpu().numpy()
+
+
+def project(X, H, *, tol=1e-5, max_iter=200):
     """
     Solve min ||X - W H|| for non-negative W, each row by itself.
 
@@ -92,12 +378,10 @@ def project(X, H, *, tol=1e-6, max_iter=1000, block_size=256):
         Non-negative matrix.
     H : ndarray of shape (n_components, n_columns)
         Non-negative factor.
-    tol : float, default=1e-6
+    tol : float, default=1e-5
         Relative step at which a row is done.
-    max_iter : int, default=1000
+    max_iter : int, default=200
         Largest number of sweeps over the components.
-    block_size : int, default=256
-        Number of rows that are worked on together, few enough for the cache.
 
     Returns
     -------
@@ -105,29 +389,36 @@ def project(X, H, *, tol=1e-6, max_iter=1000, block_size=256):
         Non-negative coefficients.
     """
     H = H.astype(np.float64, copy=False)
-    gram = H @ H.T
-    target = np.asarray(X @ H.T, dtype=np.float64)
-    W = np.zeros_like(target)
-    todo = np.flatnonzero(target.any(axis=1))
-    for start in range(0, len(todo), block_size):
-        rows = todo[start : start + block_size]
-        W[rows] = _solve_rows(target[rows], gram, tol, max_iter)
+    W = np.zeros((X.shape[0], len(H)))
+    todo = np.flatnonzero(nonempty(X)[0])
+    if not todo.size:
+        return W
+    tasks = [todo[block] for block in _row_blocks(len(todo))]
+    with blas_threads() as run:
+        gram = H @ H.T
+        scale = _inverse_diagonal(gram)
+
+        def solve(rows):
+            target = np.asarray(X[rows] @ H.T, dtype=np.float64).T * scale
+            W[rows] = _solve(np.ascontiguousarray(target), gram * scale, tol, max_iter).T
+
+        for _ in run(solve, tasks):
+            pass
     return W
 
 
-def _solve_rows(target, gram, tol, max_iter):
+def _solve(target, gram, tol, max_iter):
+    clip = partial(_clip_numpy, floor=0.0)
     solved = np.zeros_like(target)
-    active = np.arange(len(target))
-    used = np.flatnonzero(gram.diagonal() > 0)
-    for _ in range(max_iter):
-        old = solved[active]
-        new, goal = old.copy(), target[active]
-        for j in used:
-            step = (goal[:, j] - new @ gram[:, j]) / gram[j, j]
-            new[:, j] = np.maximum(new[:, j] + step, 0.0)
-        solved[active] = new
-        moved = np.abs(new - old).max(axis=1) > tol * new.max(axis=1)
-        active = active[moved]
+    active, W = np.arange(target.shape[1]), np.zeros_like(target)
+    for number in range(1, max_iter + 1):
+        old = W.copy()
+        sweep(W, target, gram, clip)
+        if number % 5 and number < max_iter:
+            continue
+        moving = np.abs(W - old).max(axis=0) > tol * W.max(axis=0)
+        solved[:, active] = W
+        active, W, target = active[moving], W[:, moving], target[:, moving]
         if not active.size:
             break
     return solved

@@ -10,7 +10,8 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
-from ..utils._patients import patient_averager
+from ..utils._patients import PatientAverager
+from ..utils._scaling import unit_scale
 
 # Below this share of the genes, a prior says hardly more than zeros do.
 _FEW_KNOWN = 0.1
@@ -34,11 +35,13 @@ def expression_by_patient(values, groups, gene_names=None):
     expression : ndarray or DataFrame of shape (n_genes, n_patients)
         A DataFrame if there are gene names; its columns are the patients as text.
     """
-    averager, patients = patient_averager(groups)
+    averager = PatientAverager(groups)
     collapsed = averager @ values
     if gene_names is None:
         return collapsed.T
-    return pd.DataFrame(collapsed.T, index=gene_names, columns=[str(name) for name in patients])
+    return pd.DataFrame(
+        collapsed.T, index=gene_names, columns=[str(name) for name in averager.patients]
+    )
 
 
 def seed_prior(prior, seed):
@@ -146,7 +149,7 @@ def align_embeddings(prior, n_genes, gene_names):
     return prior.reindex(gene_names, fill_value=0.0).to_numpy(dtype=np.float64)
 
 
-def check_embeddings(embeddings, n_genes):
+def check_embeddings(embeddings, n_genes, *, scale):
     """
     Check what a prior gave.
 
@@ -156,6 +159,8 @@ def check_embeddings(embeddings, n_genes):
         Gene embeddings.
     n_genes : int
         Number of genes.
+    scale : bool
+        Whether to bring them to the scale of freshly drawn weights.
 
     Returns
     -------
@@ -169,25 +174,7 @@ def check_embeddings(embeddings, n_genes):
         )
     if not np.isfinite(embeddings).all():
         raise ValueError("prior: the gene embeddings contain NaN or infinity.")
-    return embeddings.astype(np.float32)
-
-
-def unit_scale(embeddings):
-    """
-    Bring embeddings to the root mean square of freshly drawn weights, 1 / sqrt(3 d).
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n_genes, d)
-        Gene embeddings. Rows of zeros do not count and stay zero.
-
-    Returns
-    -------
-    ndarray of shape (n_genes, d), float32
-        The embeddings times one factor.
-    """
-    known = embeddings[embeddings.any(axis=1)]
-    if not len(known):
-        return embeddings
-    mean_square = np.mean(np.square(known, dtype=np.float64))
-    return embeddings * np.float32(1 / np.sqrt(3 * embeddings.shape[1] * mean_square))
+    embeddings = embeddings.astype(np.float32)
+    if scale:
+        embeddings *= unit_scale(embeddings)
+    return embeddings

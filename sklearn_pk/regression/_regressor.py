@@ -31,7 +31,6 @@ from ._prior import (
     expression_by_patient,
     learn_embeddings,
     seed_prior,
-    unit_scale,
 )
 from ._training import (
     BagDataset,
@@ -407,8 +406,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             self.prior_, embeddings = learn(seed_prior(self.prior, self._seed), expression)
         else:
             embeddings = align_embeddings(self.prior, n_genes, gene_names)
-        embeddings = check_embeddings(embeddings, n_genes)
-        return unit_scale(embeddings) if self.scale_embeddings else embeddings
+        return check_embeddings(embeddings, n_genes, scale=self.scale_embeddings)
 
     def _describe_module(self, bags, values):
         mean, scale = np.zeros(self.n_features_in_), np.ones(self.n_features_in_)

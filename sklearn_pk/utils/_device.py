@@ -2,6 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from contextlib import contextmanager
+
 
 def pick_device(device):
     """
@@ -28,6 +30,8 @@ def pick_device(device):
     >>> pick_device("cpu")
     'cpu'
     """
+    if device == "cpu":
+        return device
     import torch
 
     if device == "auto":
@@ -73,3 +77,23 @@ def pick_dtype(dtype, device):
     # Emulated, it would be slower than float16.
     fast = torch.cuda.get_device_capability(device) >= (8, 0)
     return "bfloat16" if fast else "float16"
+
+
+@contextmanager
+def full_precision():
+    """
+    Keep torch from multiplying float32 in TensorFloat-32 or bfloat16, whatever the user has set.
+
+    Yields
+    ------
+    None
+        The setting comes back at the end.
+    """
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

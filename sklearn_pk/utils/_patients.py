@@ -6,26 +6,36 @@ import numpy as np
 from scipy import sparse
 
 
-def patient_averager(groups):
+class PatientAverager:
     """
-    Make the matrix that turns one row a sample into one row a patient.
+    Turn one row a sample into one row a patient.
+
+    Rows of a patient that are equal give exactly that row. A plain mean would be off by a
+    rounding error now and then, and among values that were tied, ranks would see it.
 
     Parameters
     ----------
     groups : array-like of shape (n_samples,)
         Patient of each sample.
 
-    Returns
-    -------
-    averager : CSR array of shape (n_patients, n_samples), float64
-        ``averager @ values`` holds the mean of the rows of each patient.
+    Attributes
+    ----------
     patients : ndarray of shape (n_patients,)
         The patients, sorted.
     """
-    patients, codes = np.unique(groups, return_inverse=True)
-    weights = 1 / np.bincount(codes)[codes]
-    shape = (len(patients), len(codes))
-    return sparse.csr_array((weights, (codes, np.arange(len(codes)))), shape=shape), patients
+
+    def __init__(self, groups):
+        self.patients, first, codes = np.unique(groups, return_index=True, return_inverse=True)
+        self._first, self._codes = first, codes
+        weights = 1 / np.bincount(codes)[codes]
+        shape = (len(first), len(codes))
+        where = (codes, np.arange(len(codes)))
+        self._weights = sparse.csr_array((weights, where), shape=shape)
+
+    def __matmul__(self, values):
+        """Return the mean of the rows of each patient, in float64."""
+        first = values[self._first]
+        return first + self._weights @ (values - first[self._codes])
 
 
 def infer_groups(values):

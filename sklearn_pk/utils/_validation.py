@@ -94,7 +94,7 @@ def _values_of_array(y, input_name):
     return array.astype(_float_dtype([array.dtype]), copy=False)
 
 
-def _check_finite(values, gene_names, sample_names, input_name):
+def check_finite(values, gene_names, sample_names, input_name):
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(values.sum()):
             return
@@ -184,7 +184,7 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
         )
     if is_1d:
         values = values[:, np.newaxis]
-    _check_finite(values, gene_names, sample_names, input_name)
+    check_finite(values, gene_names, sample_names, input_name)
     return values, gene_names, is_1d
 
 

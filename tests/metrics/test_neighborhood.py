@@ -98,6 +98,23 @@ def test_no_dense_matrix_of_genes_by_genes():
     assert graph.nnz <= 3000
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ties_do_not_depend_on_the_block(monkeypatch, dtype):
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(10, 64)).astype(dtype).repeat(51, axis=0)
+    graph = np.kron(np.eye(10), np.ones((51, 51))) * (rng.uniform(size=(510, 510)) < 0.4)
+    scores = set()
+    for queries in (256, 100, 17, 1):
+        monkeypatch.setattr("sklearn_pk.utils._neighborhood._QUERIES", queries)
+        scores.add(neighborhood_preservation(graph, embedding, k=20))
+    assert len(scores) == 1
+
+
+def test_directed_graph_over_two_hops():
+    graph = np.triu(np.eye(4)[::-1], 1)
+    assert neighborhood_preservation(graph, np.eye(4) + 0.1, k=2, hops=2) >= 0
+
+
 def test_bad_input():
     graph, embedding = random_graph(), np.ones((80, 3))
     with pytest.raises(ValueError, match=r"adjacency matrix.*\(80, 80\) and \(79"):
@@ -121,3 +138,28 @@ def test_boolean_graph():
     expected = neighborhood_preservation(graph.astype(float), embedding, k=5)
     for same in (graph, sparse.csr_array(graph)):
         assert neighborhood_preservation(same, embedding, k=5) == expected
+
+
+@pytest.mark.parametrize("k", [3, 30])
+def test_second_hop_against_a_plain_loop(k):
+    graph = random_graph(n_genes=60, density=0.03)
+    adjacency = graph.toarray() > 0
+    shared = adjacency.astype(int) @ adjacency.astype(int)
+    embedding = np.random.default_rng(1).normal(size=(60, 5))
+    shares, sizes = [], []
+    for gene in np.flatnonzero(adjacency.any(axis=1)):
+        weight = np.where(adjacency[gene], 1e6 + graph.toarray()[gene], shared[gene])
+        weight[gene] = 0
+        around = sorted(np.flatnonzero(weight), key=lambda other: (-weight[other], other))[:k]
+        distances = cdist(embedding[[gene]], embedding)[0]
+        distances[gene] = np.inf
+        shares.append(len(set(around) & set(np.argsort(distances)[:k])))
+        sizes.append(len(around))
+    arguments = {"k": k, "hops": 2, "metric": "euclidean"}
+    assert_allclose(neighborhood_preservation(graph, embedding, **arguments), np.mean(shares) / k)
+    assert_allclose(
+        neighborhood_preservation(graph, embedding, normalize="degree", **arguments),
+        np.mean(np.divide(shares, sizes)),
+    )
+    with pytest.raises(ValueError, match="'hops' parameter"):
+        neighborhood_preservation(graph, embedding, hops=3)

@@ -55,6 +55,6 @@ def test_graph_is_symmetric_without_loops_or_weights():
     edges = pd.DataFrame(
         [("A", "B"), ("B", "A"), ("A", "A"), ("C", "Z"), ("B", "C")], columns=["gene_a", "gene_b"]
     )
-    graph, unmatched = edges_to_graph(edges, np.array(["C", "A", "B"], dtype=object))
+    graph, unmatched = edges_to_graph(edges, np.array(["C", "A", "B"], object), {})
     assert graph.toarray().tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
     assert unmatched.tolist() == ["Z"]
