@@ -111,8 +111,12 @@ def test_ties_do_not_depend_on_the_block(monkeypatch, dtype):
 
 
 def test_directed_graph_over_two_hops():
-    graph = np.triu(np.eye(4)[::-1], 1)
-    assert neighborhood_preservation(graph, np.eye(4) + 0.1, k=2, hops=2) >= 0
+    graph = np.triu(np.eye(4)[::-1], 1)  # from gene 0 to 3 and from 1 to 2, and no further
+    embedding = np.array([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [0.2, 1.0]])
+    # The nearest of gene 0 is 3, those of gene 1 are 2 and 3.
+    assert neighborhood_preservation(graph, embedding, k=1, hops=2) == 1.0
+    assert neighborhood_preservation(graph, embedding, k=2, hops=2) == 0.5
+    assert neighborhood_preservation(graph, embedding[[0, 1, 3, 2]], k=1, hops=2) == 0.0
 
 
 def test_bad_input():
