@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..utils import check_groups, pick_device
+from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._patients import PatientAverager, infer_groups
 from ..utils._validation import check_finite
 from ._aliases import load_aliases
@@ -481,6 +482,12 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
                 "the shipped collection HGNC symbols; a table in `aliases` can lead from one to "
                 "the other."
             )
+
+    def __getstate__(self):
+        return freeze_frames(super().__getstate__())
+
+    def __setstate__(self, state):
+        super().__setstate__(thaw_frames(state))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -9,7 +9,7 @@ from scipy import sparse
 
 
 def _digest(data):
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def row_digests(X):
@@ -23,7 +23,7 @@ def row_digests(X):
 
     Returns
     -------
-    list of bytes
+    list of str
         One digest a row.
     """
     with np.errstate(over="ignore"):
@@ -39,7 +39,7 @@ def positions_by_value(X, known):
     ----------
     X : ndarray of shape (n_rows, n_columns)
         Values.
-    known : list of bytes
+    known : list of str
         Digests of the known rows.
 
     Returns
@@ -90,7 +90,7 @@ def edge_keys(X):
 
     Returns
     -------
-    list of bytes
+    list of str
         One digest a row.
     """
     X = canonical(X)

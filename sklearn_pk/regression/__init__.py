@@ -2,7 +2,16 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from ._inject import inject_prior_knowledge
 from ._layer import PriorKnowledgeLinear
+from ._path import PriorKnowledgeRegressorCV
 from ._regressor import PriorKnowledgeRegressor
+from ._sequoia import load_sequoia
 
-__all__ = ["PriorKnowledgeLinear", "PriorKnowledgeRegressor"]
+__all__ = [
+    "PriorKnowledgeLinear",
+    "PriorKnowledgeRegressor",
+    "PriorKnowledgeRegressorCV",
+    "inject_prior_knowledge",
+    "load_sequoia",
+]

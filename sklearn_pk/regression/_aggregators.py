@@ -2,9 +2,14 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import inspect
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+# HE2RNA averages the highest scores of so many tiles.
+KS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def masked_mean(x, mask):
@@ -51,6 +56,9 @@ class MLPAggregator(nn.Module):
 class Attention(nn.Module):
     """Pre-norm multi-head self-attention without biases."""
 
+    # Written out in full where torch has no batching rule for its fused product.
+    fused = True
+
     def __init__(self, dim, n_heads, head_dim):
         super().__init__()
         self.n_heads = n_heads
@@ -64,7 +72,13 @@ class Attention(nn.Module):
         qkv = self.to_qkv(self.norm(x)).reshape(batch, tiles, 3, self.n_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         keys = None if mask is None else mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        if self.fused:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        else:
+            scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+            if keys is not None:
+                scores = scores.masked_fill(~keys, -torch.inf)
+            out = scores.softmax(dim=-1) @ v
         return self.to_out(out.transpose(1, 2).reshape(batch, tiles, -1))
 
 
@@ -138,25 +152,159 @@ class SummaryMixingAggregator(ResidualAggregator):
     mixer = SummaryMixing
 
 
+class TopKAggregator(nn.Module):
+    """
+    The two hidden layers of HE2RNA, which sees each tile by itself.
+
+    Its output are tiles, not a slide: every gene picks those with its highest scores
+    (:func:`top_k_mean`), after the last layer.
+    """
+
+    per_tile = True
+
+    def __init__(self, dim):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
+
+    def forward(self, x, mask=None):
+        """Map (batch, tiles, dim) to the same shape."""
+        return self.net(x)
+
+
+def top_k_mean(scores, mask, ks):
+    """
+    Average the highest scores of a gene over tiles, for several numbers of tiles.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (batch, tiles, n_genes)
+        Score of each tile for each gene.
+    mask : Tensor of shape (batch, tiles), bool, or None
+        True where there is a tile; None if none is missing.
+    ks : sequence of int
+        Numbers of tiles. A slide with fewer is averaged over all its tiles.
+
+    Returns
+    -------
+    Tensor of shape (batch, n_genes)
+        Mean over `ks` of the means of the k highest scores.
+    """
+    n_tiles = scores.shape[1]
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(-1), -torch.inf)
+    top = scores.topk(min(max(ks), n_tiles), dim=1).values
+    counts = scores.new_full((len(scores), 1), n_tiles)
+    if mask is not None:
+        top = top.masked_fill(torch.isneginf(top), 0.0)
+        counts = mask.sum(dim=1, keepdim=True).to(scores.dtype)
+    sums = top.cumsum(dim=1)
+    means = [sums[:, min(k, n_tiles) - 1] / counts.clamp(max=k) for k in ks]
+    return torch.stack(means).mean(dim=0)
+
+
+class BagByBag(nn.Module):
+    """Give a module that knows of no mask its bags without their missing tiles."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x, mask=None):
+        """Map (batch, tiles, dim) to (batch, d)."""
+        if mask is None:
+            return self.module(x)
+        return torch.cat([self.module(x[[row], here]) for row, here in enumerate(mask)])
+
+
+def is_own_aggregator(aggregator):
+    """
+    Tell a module, or class of modules, from the name of an aggregator.
+
+    Parameters
+    ----------
+    aggregator : str, torch.nn.Module or class
+        The aggregator.
+
+    Returns
+    -------
+    bool
+        Whether it is the user's.
+
+    Raises
+    ------
+    TypeError
+        If it is a class of something else.
+    """
+    if isinstance(aggregator, type) and not issubclass(aggregator, nn.Module):
+        raise TypeError(
+            f"aggregator: expected a subclass of torch.nn.Module, got {aggregator!r}, a class of "
+            "something else."
+        )
+    return not isinstance(aggregator, str)
+
+
+def adopt_aggregator(aggregator, dim, n_tiles):
+    """
+    Take a user's module as an aggregator.
+
+    Parameters
+    ----------
+    aggregator : torch.nn.Module or class of modules
+        A class is called with `dim`. An instance is used as it is, with its weights.
+    dim : int
+        Width of the tiles.
+    n_tiles : int
+        Length of a bag to try it with.
+
+    Returns
+    -------
+    module : torch.nn.Module
+        Maps (batch, tiles, dim) and a mask (batch, tiles) to (batch, d).
+    d : int
+        Width of the slide embedding.
+
+    Raises
+    ------
+    ValueError
+        If it gives something else than one vector a bag.
+    """
+    module = aggregator(dim) if isinstance(aggregator, type) else aggregator
+    if "mask" not in inspect.signature(module.forward).parameters:
+        module = BagByBag(module)
+    module.eval()
+    with torch.no_grad():
+        w = module(torch.zeros(1, n_tiles, dim))
+    if not isinstance(w, torch.Tensor) or w.ndim != 2 or len(w) != 1:
+        raise ValueError(
+            f"aggregator: expected a module that maps (batch, tiles, {dim}) to (batch, d), got "
+            f"{tuple(w.shape) if isinstance(w, torch.Tensor) else type(w).__name__} for an input "
+            f"of shape {(1, n_tiles, dim)}."
+        )
+    return module.train(), w.shape[1]
+
+
 def make_aggregator(name, dim, *, depth, n_heads, head_dim):
     """
     Build an aggregator by name.
 
     Parameters
     ----------
-    name : {"mlp", "transformer", "summary_mixing"}
+    name : {"mlp", "transformer", "summary_mixing", "topk"}
         Which one.
     dim : int
         Width of the tiles and of the slide embedding.
     depth, n_heads, head_dim : int
-        Number of blocks, heads and width of a head; not used by "mlp".
+        Number of blocks, heads and width of a head; not used by "mlp" and "topk".
 
     Returns
     -------
     torch.nn.Module
-        Maps (batch, tiles, dim) and a mask (batch, tiles) to (batch, dim).
+        Maps (batch, tiles, dim) and a mask (batch, tiles) to (batch, dim), "topk" to
+        (batch, tiles, dim).
     """
     if name == "mlp":
         return MLPAggregator(dim)
+    if name == "topk":
+        return TopKAggregator(dim)
     kinds = {"transformer": TransformerAggregator, "summary_mixing": SummaryMixingAggregator}
     return kinds[name](dim, depth=depth, n_heads=n_heads, head_dim=head_dim)

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+# As measured: above, one product with a fused weight is faster than two without.
+_FEWEST_ROWS_TO_FUSE = 128
+
 
 class PriorKnowledgeLinear(nn.Linear):
     """
@@ -13,8 +16,8 @@ class PriorKnowledgeLinear(nn.Linear):
 
     For slide embeddings w of shape (batch, d) the output is
     ``(1 - lambda_) * w @ A.T + lambda_ * w @ G.T + b``, with learned A (`weight`)
-    and b (`bias`) and fixed G (`embeddings`). Computed as one product with the
-    fused weight ``(1 - lambda_) * A + lambda_ * G``.
+    and b (`bias`) and fixed G (`embeddings`). For large batches it is computed as one product
+    with the fused weight ``(1 - lambda_) * A + lambda_ * G``.
 
     Parameters
     ----------
@@ -85,7 +88,24 @@ class PriorKnowledgeLinear(nn.Linear):
         """
         if self.embeddings is None or self.lambda_ == 0:
             return F.linear(w, self.weight, self.bias)
-        return F.linear(w, torch.lerp(self.weight, self.embeddings, self.lambda_), self.bias)
+        if w[..., 0].numel() >= _FEWEST_ROWS_TO_FUSE:
+            return F.linear(w, self.fused_weight(), self.bias)
+        # For few slides, making the fused weight and its gradient costs more than a product.
+        learned = F.linear((1 - self.lambda_) * w, self.weight, self.bias)
+        return learned + F.linear(self.lambda_ * w, self.embeddings)
+
+    def fused_weight(self):
+        """
+        Compute ``(1 - lambda_) * A + lambda_ * G``.
+
+        Returns
+        -------
+        Tensor of shape (out_features, in_features)
+            The weight that the product uses; A itself without embeddings.
+        """
+        if self.embeddings is None or self.lambda_ == 0:
+            return self.weight
+        return torch.lerp(self.weight, self.embeddings, self.lambda_)
 
     def extra_repr(self):
         """

@@ -6,7 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ._aggregators import make_aggregator
+from ._aggregators import (
+    KS,
+    adopt_aggregator,
+    is_own_aggregator,
+    make_aggregator,
+    masked_mean,
+    top_k_mean,
+)
 from ._layer import PriorKnowledgeLinear
 
 
@@ -16,7 +23,7 @@ class ExpressionModule(nn.Module):
 
     Parameters
     ----------
-    aggregator : {"mlp", "transformer", "summary_mixing"}
+    aggregator : {"mlp", "transformer", "summary_mixing", "topk"}, torch.nn.Module or class
         How tiles become one slide embedding.
     feature_mean, feature_scale : Tensor of shape (n_features,)
         What is subtracted from tile features, and what they are divided by.
@@ -32,6 +39,12 @@ class ExpressionModule(nn.Module):
         Sizes of the aggregator.
     embed_dim : int or None
         Width tile features are projected to in front of the aggregator.
+    n_tiles : int
+        Tiles in the longest bag of the training part.
+    init_scale : float
+        Factor of the learned weights of the layer.
+    use_positions : bool
+        Whether to add a learned vector to each tile, by its position in the bag.
     """
 
     def __init__(
@@ -48,6 +61,9 @@ class ExpressionModule(nn.Module):
         n_heads,
         head_dim,
         embed_dim,
+        n_tiles,
+        init_scale,
+        use_positions,
     ):
         super().__init__()
         self.register_buffer("feature_mean", feature_mean)
@@ -59,9 +75,14 @@ class ExpressionModule(nn.Module):
         if embed_dim is not None:
             self.tile_projection = nn.Linear(width, embed_dim)
             width = embed_dim
-        self.aggregator = make_aggregator(
-            aggregator, width, depth=depth, n_heads=n_heads, head_dim=head_dim
-        )
+        self.positions = nn.Parameter(torch.randn(n_tiles, width)) if use_positions else None
+        if is_own_aggregator(aggregator):
+            self.aggregator, width = adopt_aggregator(aggregator, width, n_tiles)
+        else:
+            self.aggregator = make_aggregator(
+                aggregator, width, depth=depth, n_heads=n_heads, head_dim=head_dim
+            )
+        self.per_tile = getattr(self.aggregator, "per_tile", False)
         self.slide_projection = nn.Identity()
         if embeddings is not None:
             excess = embeddings.shape[1] - width
@@ -72,42 +93,81 @@ class ExpressionModule(nn.Module):
             embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
         self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_)
+        with torch.no_grad():
+            self.layer.weight.mul_(init_scale)
+            self.layer.bias.mul_(init_scale)
 
-    def embed(self, X):
+    def learned_state(self):
+        """
+        Return what training may change, and nothing that was given.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The parameters, and the buffers of the aggregator.
+        """
+        given = {"feature_mean", "feature_scale", "target_mean", "target_scale", "layer.embeddings"}
+        return {name: value for name, value in self.state_dict().items() if name not in given}
+
+    def embed(self, X, mask=None):
         """
         Compute the slide embeddings w.
 
         Parameters
         ----------
         X : Tensor of shape (batch, tiles, n_features)
-            Tile features; missing tiles are rows of NaN.
+            Tile features; missing tiles hold anything that is finite.
+        mask : Tensor of shape (batch, tiles), bool, or None
+            True where there is a tile; None if none is missing.
+
+        Returns
+        -------
+        Tensor of shape (batch, d), or (batch, tiles, d) where genes pick their tiles
+            Slide embeddings, or tile embeddings.
+        """
+        x = self.tile_projection((X - self.feature_mean) / self.feature_scale)
+        if self.positions is not None:
+            x = x + self.positions[: x.shape[1]]
+        return self.norm(self.slide_projection(self.aggregator(x, mask)))
+
+    def embed_slide(self, X, mask=None):
+        """
+        Compute one vector a slide, the mean of its tile embeddings where genes pick tiles.
+
+        Parameters
+        ----------
+        X, mask : Tensor
+            As in :meth:`embed`.
 
         Returns
         -------
         Tensor of shape (batch, d)
             Slide embeddings.
         """
-        mask = ~torch.isnan(X[..., 0])
-        X = (X - self.feature_mean) / self.feature_scale
-        if mask.all():
-            mask = None
-        else:
-            X = X.masked_fill(~mask.unsqueeze(-1), 0.0)
-        w = self.aggregator(self.tile_projection(X), mask)
-        return self.norm(self.slide_projection(w))
+        w = self.embed(X, mask)
+        return masked_mean(w, mask) if self.per_tile else w
 
-    def forward(self, X):
+    def forward(self, X, mask=None, weight=None):
         """
         Predict expression.
 
         Parameters
         ----------
-        X : Tensor of shape (batch, tiles, n_features)
-            Tile features; missing tiles are rows of NaN.
+        X, mask : Tensor
+            As in :meth:`embed`.
+        weight : Tensor of shape (n_genes, d), default=None
+            The fused weight of the layer, where it has been computed before.
 
         Returns
         -------
         Tensor of shape (batch, n_genes)
             Predicted expression.
         """
-        return self.target_mean + self.target_scale * self.layer(self.embed(X))
+        w = self.embed(X, mask)
+        output = self.layer(w) if weight is None else F.linear(w, weight, self.layer.bias)
+        if self.per_tile:
+            ks = KS
+            if self.training:
+                ks = [KS[int(torch.randint(len(KS), ()))]]
+            output = top_k_mean(output, mask, ks)
+        return self.target_mean + self.target_scale * output

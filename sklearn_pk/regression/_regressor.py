@@ -3,46 +3,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
-import warnings
 from numbers import Integral, Real
 
-import numpy as np
-import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, check_memory
-from skorch import NeuralNetRegressor
-from skorch.helper import predefined_split
 
-from ..utils import (
-    check_expression,
-    check_groups,
-    check_sample_names,
-    pick_device,
-    validate_bags,
+from ..utils import pick_device
+from ._aggregators import is_own_aggregator
+from ._fitting import (
+    check_training_data,
+    prepare,
+    warn_of_constant_genes,
 )
-from ..utils._patients import infer_groups
-from ._module import ExpressionModule
-from ._prior import (
-    align_embeddings,
-    check_embeddings,
-    expression_by_patient,
-    learn_embeddings,
-    seed_prior,
-)
-from ._training import (
-    BagDataset,
-    KeepBestWeights,
-    identity,
-    pad_bags,
-    split_groups,
-    tile_statistics,
-)
+from ._predictor import ExpressionPredictor
+from ._training import train_alone
 
 
-class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
+class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator):
     """
     Predict the expression of all genes from the tiles of a slide, with prior knowledge.
 
@@ -66,9 +44,17 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         DataFrame is matched by gene name, with zeros for genes that it lacks.
         None gives the plain linear layer.
 
-    aggregator : {"mlp", "transformer", "summary_mixing"}, default="mlp"
+    aggregator : {"mlp", "transformer", "summary_mixing", "topk"}, torch.nn.Module or class of \
+            modules, default="mlp"
         How the tiles become one slide embedding. "mlp" is Linear - ReLU -
-        Linear on each tile, then the mean; the other two let tiles see each other.
+        Linear on each tile, then the mean; "transformer" and "summary_mixing" let tiles see
+        each other. "topk" is HE2RNA: two hidden layers, then the last layer on each tile,
+        of which each gene averages its k highest scores, with a random k of 1, 2, 5, 10, 20,
+        50 and 100 for a batch and the mean over all k in predictions.
+        A module maps (batch, tiles, d) to (batch, d); a class is called with d, an instance
+        is copied and starts with the weights it has. If its ``forward`` has a parameter
+        `mask`, that is (batch, tiles) and True where there is a tile, or None; otherwise bags
+        with missing tiles are given to it one by one.
 
     lambda_ : float, default=0.5
         Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer.
@@ -97,14 +83,21 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Whether to centre and scale every feature by its mean and standard deviation
         over the training tiles.
 
+    init_scale : float, default=0.1
+        Factor of the learned weights of the last layer before training. With less than 1,
+        as published, training starts closer to the mean of each gene.
+
     max_epochs : int, default=200
         Largest number of epochs.
 
     batch_size : int, default=16
         Number of slides in a training step.
 
-    lr : float, default=1e-3
-        Learning rate of AdamW.
+    lr : float, default=3e-4
+        Learning rate of AdamW. 1e-3 is the published one.
+
+    lr_schedule : {"constant", "cosine"}, default="constant"
+        "cosine" lets the learning rate fall to 0 over `max_epochs`, as half a cosine.
 
     weight_decay : float, default=0.0
         Weight decay of AdamW.
@@ -113,13 +106,27 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Share of the training patients, not slides, that is held out for early
         stopping. With 0 the training loss is watched.
 
-    early_stopping : {"loss"} or None, default="loss"
+    early_stopping : {"loss+corr", "loss"} or None, default="loss+corr"
         "loss" stops when the loss of the held-out patients has not improved for
-        `patience` epochs. With None all epochs are trained. Either way the weights
-        of the best epoch are restored.
+        `patience` epochs. "loss+corr" then goes on for the epoch with the highest mean
+        correlation per gene, among those whose loss is within `loss_tolerance` of the
+        lowest, until `patience` epochs have brought no higher one, or so many had
+        a larger loss than that. With None all epochs are trained. Either way the weights
+        of the best epoch are restored; with None, it is the one with the lowest loss.
 
     patience : int, default=20
-        Epochs without a lower loss before training stops.
+        Epochs without a better one before training stops.
+
+    loss_tolerance : float, default=0.5
+        How far above the lowest loss an epoch may be chosen for its correlation, in the
+        unit of y squared.
+
+    dtype : {"float32", "bfloat16"}, default="float32"
+        Precision of the products in training. "bfloat16" is meant for GPUs; weights, losses
+        and predictions stay float32.
+
+    compile : bool, default=False
+        Whether to train with :func:`torch.compile`, which takes a minute to start with.
 
     device : str, default="auto"
         Torch device. "auto" takes the GPU if there is one.
@@ -128,12 +135,25 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Cache for fitted priors, so that a search over `lambda_` does not
         factorise the same graph again.
 
+    positive : bool, default=False
+        Whether predictions below 0, which log2(x + 1) cannot be, become 0.
+
+    callbacks : list of skorch.callbacks.Callback or None, default=None
+        Called while `net_` is trained.
+
+    compat : {"sequoia"} or None, default=None
+        "sequoia" trains the network as released with SEQUOIA: each tile gets a learned vector,
+        drawn from N(0, 1), by its position in the bag, so that the order of tiles matters and
+        no bag may be longer than those trained on; features and expression
+        are taken as they are, without `standardize` and without the shift and scale of Notes.
+
     random_state : int, RandomState instance or None, default=None
         Seed of the weights, the order of the slides, the held-out patients, and of each
         step of `prior` whose own ``random_state`` is None.
 
     verbose : int, default=0
-        Whether to show a progress bar.
+        Whether to show a progress bar with the losses and the mean correlation. It is shown on
+        terminals only, and not in the workers of a parallel search.
 
     Attributes
     ----------
@@ -147,10 +167,18 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         The gene embeddings G, scaled.
 
     history_ : DataFrame
-        Epoch, train_loss, valid_loss (if patients were held out) and dur (seconds).
+        One row an epoch: epoch, train_loss (mean while training), valid_loss and valid_r (if
+        patients were held out; valid_r is the mean over genes of Pearson's r) and dur
+        (seconds).
 
     best_epoch_ : int
         The epoch whose weights were kept, counted from 1.
+
+    seed_ : int
+        What was drawn from `random_state` for weights, order and prior.
+
+    versions_ : dict of str to str
+        Versions of the packages that trained it.
 
     validation_indices_ : ndarray of int
         Positions of the samples that were held out for early stopping.
@@ -167,18 +195,23 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
 
     See Also
     --------
+    PriorKnowledgeRegressorCV : The same with `lambda_` chosen by cross-validation.
+    load_sequoia : One with published weights.
     sklearn_pk.prior.CoexpressionGraph : Co-expression graph as a prior.
     sklearn_pk.prior.NMFGeneEmbedder : Gene embeddings from that graph.
     sklearn_pk.metrics.significance_scorer : Counts significantly predicted genes.
 
     Notes
     -----
-    A and b of the layer are drawn from U(-1/sqrt(d), 1/sqrt(d)). The output of the
-    layer is shifted by the mean expression of each gene in the training samples and
-    scaled by one number, the root of the mean variance of all genes: the weight
-    of a gene in the loss does not change, but training need not
-    first find the level of each gene in tiny steps. A gene that is constant in
-    training is predicted by its value.
+    A and b of the layer are drawn from U(-1/sqrt(d), 1/sqrt(d)), and multiplied by
+    `init_scale`. The output of the layer is shifted by the mean expression of each gene in the
+    training samples and scaled by one number, the root of the mean variance of all genes: the
+    weight of a gene in the loss does not change, but training need not first find the level
+    of each gene in tiny steps. A gene that is constant in
+    training is predicted by its value, and named in a warning.
+
+    The defaults of `lr` and `init_scale` were chosen on 884 real patients. The published
+    training is ``PriorKnowledgeRegressor(lr=1e-3, init_scale=1.0, compat="sequoia")``.
 
     Slides are predicted one by one, so that a prediction does not depend on the
     slides beside it.
@@ -189,6 +222,11 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     ``search.fit(X, y, groups=patients, priorknowledgeregressor__groups=patients)``.
     Without groups, samples whose expression is identical are taken as one patient,
     unless y is a single gene, which may be equal by chance.
+
+    A fitted regressor is saved with skops, joblib or pickle, as arrays, and loads where there
+    is no such device as it was trained on. Bags of :meth:`FeatureBag.from_file
+    <sklearn_pk.slides.FeatureBag.from_file>` are read batch by batch, one batch ahead, so
+    that a cohort may be larger than memory.
 
     The patients held out for early stopping choose the epoch alone: the prior, the means
     and the scales are computed from all patients passed to :meth:`fit`, as published.
@@ -222,7 +260,11 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
 
     _parameter_constraints: dict = {
         "prior": [HasMethods(["fit_transform", "get_params"]), "array-like", None],
-        "aggregator": [StrOptions({"mlp", "transformer", "summary_mixing"})],
+        "aggregator": [
+            StrOptions({"mlp", "transformer", "summary_mixing", "topk"}),
+            torch.nn.Module,
+            type,
+        ],
         "lambda_": [Interval(Real, 0, 1, closed="both")],
         "depth": [Interval(Integral, 1, None, closed="left")],
         "n_heads": [Interval(Integral, 1, None, closed="left")],
@@ -230,15 +272,23 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         "embed_dim": [Interval(Integral, 1, None, closed="left"), None],
         "scale_embeddings": ["boolean"],
         "standardize": ["boolean"],
+        "init_scale": [Interval(Real, 0, None, closed="neither")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "lr": [Interval(Real, 0, None, closed="neither")],
+        "lr_schedule": [StrOptions({"constant", "cosine"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-        "early_stopping": [StrOptions({"loss"}), None],
+        "early_stopping": [StrOptions({"loss+corr", "loss"}), None],
         "patience": [Interval(Integral, 1, None, closed="left")],
+        "loss_tolerance": [Interval(Real, 0, None, closed="left")],
+        "dtype": [StrOptions({"float32", "bfloat16"})],
+        "compile": ["boolean"],
         "device": [str],
         "memory": [str, HasMethods(["cache"]), os.PathLike, None],
+        "positive": ["boolean"],
+        "callbacks": [list, tuple, None],
+        "compat": [StrOptions({"sequoia"}), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -255,15 +305,23 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         embed_dim=None,
         scale_embeddings=True,
         standardize=True,
+        init_scale=0.1,
         max_epochs=200,
         batch_size=16,
-        lr=1e-3,
+        lr=3e-4,
+        lr_schedule="constant",
         weight_decay=0.0,
         validation_fraction=0.1,
-        early_stopping="loss",
+        early_stopping="loss+corr",
         patience=20,
+        loss_tolerance=0.5,
+        dtype="float32",
+        compile=False,
         device="auto",
         memory=None,
+        positive=False,
+        callbacks=None,
+        compat=None,
         random_state=None,
         verbose=0,
     ):
@@ -276,15 +334,23 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         self.embed_dim = embed_dim
         self.scale_embeddings = scale_embeddings
         self.standardize = standardize
+        self.init_scale = init_scale
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.lr = lr
+        self.lr_schedule = lr_schedule
         self.weight_decay = weight_decay
         self.validation_fraction = validation_fraction
         self.early_stopping = early_stopping
         self.patience = patience
+        self.loss_tolerance = loss_tolerance
+        self.dtype = dtype
+        self.compile = compile
         self.device = device
         self.memory = memory
+        self.positive = positive
+        self.callbacks = callbacks
+        self.compat = compat
         self.random_state = random_state
         self.verbose = verbose
 
@@ -298,7 +364,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
             Tile features. A table is one tile a slide; missing tiles of an array
             are rows of NaN; a list holds an array or feature bag of shape
-            (tiles_i, n_features) for each slide.
+            (tiles_i, n_features) for each slide. Bags in files are read while training.
         y : array-like or DataFrame of shape (n,) or (n, n_genes)
             Expression, usually log2(x + 1). The columns of a DataFrame are genes.
         groups : array-like of shape (n,), default=None
@@ -318,180 +384,10 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             prior does not match the genes, or if `device` is not there.
         """
         device = pick_device(self.device)
-        values, gene_names, self._y_is_1d = check_expression(y, estimator_name="fit")
-        bags = validate_bags(self, X, reset=True)
-        check_sample_names(X, y)
-        groups = self._check_groups(groups, y, values)
-        if gene_names is not None:
-            self.gene_names_out_ = gene_names
-        elif hasattr(self, "gene_names_out_"):
-            del self.gene_names_out_
-        random_state = check_random_state(self.random_state)
-        self._seed = int(random_state.randint(np.iinfo(np.int32).max))
-        self.embeddings_ = self._fit_prior(values, gene_names, groups)
-        self._module_params = self._describe_module(bags, values)
-        train, self.validation_indices_ = split_groups(
-            groups, self.validation_fraction, random_state
-        )
-        self._train(
-            BagDataset(bags, values, train),
-            BagDataset(bags, values, self.validation_indices_),
-            device,
-        )
+        is_own_aggregator(self.aggregator)
+        data = check_training_data(self, X, y, groups)
+        warn_of_constant_genes(data)
+        train, valid = prepare(self, data)
+        del data
+        train_alone(self, train, valid, device)
         return self
-
-    def predict(self, X):
-        """
-        Predict expression.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
-            Tile features, as in :meth:`fit`.
-
-        Returns
-        -------
-        ndarray of shape (n,) or (n, n_genes), float64
-            Predicted expression, in the unit of the y of :meth:`fit`.
-        """
-        check_is_fitted(self)
-        return self._predict(self.net_.module_, X)
-
-    def predict_untrained(self, X):
-        """
-        Predict expression with the network as it was before training.
-
-        The untrained twin has the same architecture, gene embeddings, lambda and
-        initial weights; significance tests compare against it.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
-            Tile features, as in :meth:`fit`.
-
-        Returns
-        -------
-        ndarray of shape (n,) or (n, n_genes), float64
-            Predictions of the untrained twin.
-        """
-        check_is_fitted(self)
-        return self._predict(self._build_module().to(self.net_.device), X)
-
-    def _check_groups(self, groups, y, values):
-        if groups is not None:
-            return check_groups(groups, y)
-        groups = infer_groups(values)
-        n_repeats = len(groups) - groups.max() - 1
-        if n_repeats:
-            warnings.warn(
-                f"{n_repeats} samples repeat the expression of an earlier one and are taken as "
-                "slides of the same patient, inside this fit: for early stopping and the prior. "
-                "Folds around it need groups of their own. Pass them: fit(X, y, groups=patients), "
-                "or through a pipeline fit(X, y, priorknowledgeregressor__groups=patients).",
-                UserWarning,
-                stacklevel=3,
-            )
-        return groups
-
-    def _fit_prior(self, values, gene_names, groups):
-        self.prior_ = None
-        if self.prior is None:
-            return None
-        n_genes = values.shape[1]
-        if hasattr(self.prior, "fit_transform"):
-            memory = self.memory
-            memory = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory)
-            learn = memory.cache(learn_embeddings)
-            expression = expression_by_patient(values, groups, gene_names)
-            self.prior_, embeddings = learn(seed_prior(self.prior, self._seed), expression)
-        else:
-            embeddings = align_embeddings(self.prior, n_genes, gene_names)
-        return check_embeddings(embeddings, n_genes, scale=self.scale_embeddings)
-
-    def _describe_module(self, bags, values):
-        mean, scale = np.zeros(self.n_features_in_), np.ones(self.n_features_in_)
-        if self.standardize:
-            mean, scale = tile_statistics(bags)
-        variances = values.var(axis=0, dtype=np.float64)
-        target_scale = np.where(np.ptp(values, axis=0) > 0, np.sqrt(variances.mean()), 0.0)
-        return {
-            "feature_mean": torch.as_tensor(mean, dtype=torch.float32),
-            "feature_scale": torch.as_tensor(scale, dtype=torch.float32),
-            "target_mean": torch.as_tensor(values.mean(axis=0), dtype=torch.float32),
-            "target_scale": torch.as_tensor(target_scale, dtype=torch.float32),
-            "lambda_": self.lambda_,
-            "aggregator": self.aggregator,
-            "depth": self.depth,
-            "n_heads": self.n_heads,
-            "head_dim": self.head_dim,
-            "embed_dim": self.embed_dim,
-        }
-
-    def _build_module(self):
-        embeddings = None if self.embeddings_ is None else torch.from_numpy(self.embeddings_)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            return ExpressionModule(embeddings=embeddings, **self._module_params)
-
-    def _train(self, train, valid, device):
-        keeper = KeepBestWeights(
-            monitor="valid_loss" if len(valid) else "train_loss",
-            patience=self.patience if self.early_stopping == "loss" else None,
-            max_epochs=self.max_epochs,
-            verbose=self.verbose,
-        )
-        self.net_ = NeuralNetRegressor(
-            self._build_module(),
-            criterion=torch.nn.MSELoss,
-            optimizer=torch.optim.AdamW,
-            optimizer__weight_decay=self.weight_decay,
-            optimizer__fused=True,
-            lr=self.lr,
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
-            iterator_train__shuffle=True,
-            iterator_train__generator=torch.Generator().manual_seed(self._seed),
-            iterator_train__collate_fn=identity,
-            iterator_valid__collate_fn=identity,
-            iterator_valid__generator=torch.Generator(),
-            train_split=predefined_split(valid) if len(valid) else None,
-            callbacks=[("keeper", keeper)],
-            callbacks__print_log=None,
-            device=device,
-            verbose=0,
-        )
-        try:
-            self.net_.fit(train, y=None)
-        finally:
-            keeper.finish(self.net_)
-        epochs = self.net_.history
-        if len(epochs) < self.max_epochs and not keeper.stopped_:
-            raise KeyboardInterrupt  # skorch swallowed the user's Ctrl-C
-        if not keeper.best_epoch_:
-            raise ValueError(
-                f"Training did not reach a finite {keeper.monitor} in any epoch. Look for huge "
-                f"values in X or y, or use a smaller learning rate than lr={self.lr!r}."
-            )
-        self.net_.set_params(train_split=None)
-        columns = ["epoch", "train_loss", *(["valid_loss"] if len(valid) else []), "dur"]
-        self.history_ = pd.DataFrame([[row[key] for key in columns] for row in epochs])
-        self.history_.columns = columns
-        self.best_epoch_ = int(keeper.best_epoch_)
-
-    def _predict(self, module, X):
-        bags = validate_bags(self, X, reset=False)
-        module.eval()
-        with torch.inference_mode():
-            # One slide at a time: no padding, and no other slide, has any part in its sums.
-            predicted = [module(pad_bags([bag]).to(self.net_.device)).cpu() for bag in bags]
-        predicted = torch.cat(predicted).numpy().astype(np.float64)
-        return predicted[:, 0] if self._y_is_1d else predicted
-
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "net_")
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        tags.target_tags.multi_output = True
-        return tags

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import multiprocessing
 import sys
 
 from tqdm.auto import tqdm
@@ -35,7 +36,9 @@ def progress(iterable=None, *, total=None, desc=None, verbose=0, unit="it"):
     >>> sum(progress(range(4)))
     6
     """
-    disable = not verbose or not sys.stderr.isatty()
+    # Bars of several workers would overwrite each other.
+    is_worker = multiprocessing.parent_process() is not None
+    disable = not verbose or is_worker or not sys.stderr.isatty()
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=disable, leave=False)
 
 

@@ -1,0 +1,254 @@
+"""What a fit works on before any training: the prior, the scales, the network before training."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import copy
+import os
+import warnings
+from importlib.metadata import version
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_memory
+
+from ..utils import check_expression, check_groups, check_sample_names, validate_bags
+from ..utils._patients import infer_groups
+from ..utils._validation import name_some
+from ._data import BagDataset, split_groups, tile_statistics
+from ._module import ExpressionModule
+from ._prior import (
+    align_embeddings,
+    check_embeddings,
+    expression_by_patient,
+    learn_embeddings,
+    seed_prior,
+)
+
+HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_r", "dur")
+_PACKAGES = ("sklearn_pk", "torch", "skorch", "scikit-learn", "numpy")
+
+
+class TrainingData(NamedTuple):
+    """
+    Checked input of a fit.
+
+    Parameters
+    ----------
+    bags : list of array-like of shape (tiles_i, n_features)
+        Tile features; those in files are not read yet.
+    values : ndarray of shape (n_samples, n_genes)
+        Expression.
+    gene_names : ndarray of shape (n_genes,), object, or None
+        Names of the genes.
+    groups : ndarray of shape (n_samples,)
+        Patient of each sample.
+    """
+
+    bags: list
+    values: np.ndarray
+    gene_names: np.ndarray | None
+    groups: np.ndarray
+
+    def take(self, rows):
+        """Return some of the samples."""
+        return self._replace(
+            bags=[self.bags[row] for row in rows],
+            values=self.values[rows],
+            groups=self.groups[rows],
+        )
+
+
+def check_training_data(model, X, y, groups):
+    """
+    Check the input of a fit, and note names and widths on the model.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        Gets `n_features_in_`, `feature_names_in_` and `gene_names_out_`.
+    X, y, groups : object
+        What the user passed.
+
+    Returns
+    -------
+    TrainingData
+        The input.
+    """
+    values, gene_names, model._y_is_1d = check_expression(y, estimator_name="fit")
+    bags = validate_bags(model, X, reset=True, lazy=True)
+    check_sample_names(X, y)
+    if groups is None:
+        groups = infer_groups(values)
+        _warn_of_repeats(len(groups) - groups.max() - 1)
+    else:
+        groups = check_groups(groups, y)
+    if gene_names is not None:
+        model.gene_names_out_ = gene_names
+    elif hasattr(model, "gene_names_out_"):
+        del model.gene_names_out_
+    return TrainingData(bags, values, gene_names, groups)
+
+
+def _warn_of_repeats(n_repeats):
+    if n_repeats:
+        warnings.warn(
+            f"{n_repeats} samples repeat the expression of an earlier one and are taken as "
+            "slides of the same patient, inside this fit: for early stopping and the prior. "
+            "Folds around it need groups of their own. Pass them: fit(X, y, groups=patients), "
+            "or through a pipeline fit(X, y, priorknowledgeregressor__groups=patients).",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def warn_of_constant_genes(data):
+    """
+    Say once which genes do not vary.
+
+    Parameters
+    ----------
+    data : TrainingData
+        The samples.
+    """
+    constant = np.flatnonzero(np.ptp(data.values, axis=0) == 0)
+    n_samples, n_genes = data.values.shape
+    if len(constant) and n_samples > 1:
+        names = constant if data.gene_names is None else data.gene_names[constant]
+        warnings.warn(
+            f"{len(constant)} of {n_genes} genes have the same value in all {n_samples} training "
+            f"samples, and are predicted by it: {name_some(names)}.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def prepare(model, data):
+    """
+    Fit the prior, describe the network and hold patients out.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        Gets `prior_`, `embeddings_`, `validation_indices_` and what
+        :func:`build_module` needs.
+    data : TrainingData
+        The samples.
+
+    Returns
+    -------
+    train, valid : BagDataset
+        The samples to train on, and those held out for early stopping.
+    """
+    random_state = check_random_state(model.random_state)
+    model.seed_ = int(random_state.randint(np.iinfo(np.int32).max))
+    model.prior_, model.embeddings_ = _fit_prior(model, data)
+    train, model.validation_indices_ = split_groups(
+        data.groups, model.validation_fraction, random_state
+    )
+    targets = data.values.astype(np.float32, copy=False)
+    datasets = [BagDataset(data.bags, targets, rows) for rows in (train, model.validation_indices_)]
+    model._module_params = _describe_module(model, data, train)
+    return datasets
+
+
+def _fit_prior(model, data):
+    if model.prior is None:
+        return None, None
+    n_genes, fitted = data.values.shape[1], None
+    if hasattr(model.prior, "fit_transform"):
+        memory = model.memory
+        memory = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory)
+        learn = memory.cache(learn_embeddings)
+        expression = expression_by_patient(data.values, data.groups, data.gene_names)
+        fitted, embeddings = learn(seed_prior(model.prior, model.seed_), expression)
+    else:
+        embeddings = align_embeddings(model.prior, n_genes, data.gene_names)
+    return fitted, check_embeddings(embeddings, n_genes, scale=model.scale_embeddings)
+
+
+def _describe_module(model, data, train):
+    n_features, n_genes = model.n_features_in_, data.values.shape[1]
+    feature_mean, feature_scale = np.zeros(n_features), np.ones(n_features)
+    target_mean, target_scale = np.zeros(n_genes), np.ones(n_genes)
+    as_published = model.compat == "sequoia"
+    if model.standardize and not as_published:
+        feature_mean, feature_scale = tile_statistics(data.bags)
+    if not as_published:
+        target_mean = data.values.mean(axis=0, dtype=np.float64)
+        spread = np.sqrt(data.values.var(axis=0, dtype=np.float64).mean())
+        target_scale = np.where(np.ptp(data.values, axis=0) > 0, spread, 0.0)
+    return {
+        "feature_mean": feature_mean.astype(np.float32),
+        "feature_scale": feature_scale.astype(np.float32),
+        "target_mean": target_mean.astype(np.float32),
+        "target_scale": target_scale.astype(np.float32),
+        "n_tiles": max(data.bags[row].shape[0] for row in train),
+    }
+
+
+def build_module(model):
+    """
+    Build the network of a model as it is before training.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        After :func:`prepare`.
+
+    Returns
+    -------
+    ExpressionModule
+        The network, on the CPU. The same each time.
+    """
+    arrays = {
+        name: torch.tensor(value) if isinstance(value, np.ndarray) else value
+        for name, value in model._module_params.items()
+    }
+    embeddings = None if model.embeddings_ is None else torch.from_numpy(model.embeddings_)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.seed_)
+        return ExpressionModule(
+            aggregator=copy.deepcopy(model.aggregator),
+            embeddings=embeddings,
+            lambda_=model.lambda_,
+            depth=model.depth,
+            n_heads=model.n_heads,
+            head_dim=model.head_dim,
+            embed_dim=model.embed_dim,
+            init_scale=model.init_scale,
+            use_positions=model.compat == "sequoia",
+            **arrays,
+        )
+
+
+def note_training(model, epochs, rule):
+    """
+    Keep what is worth knowing about a training.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        Gets `history_`, `best_epoch_` and `versions_`.
+    epochs : list of dict
+        What was recorded of each epoch.
+    rule : StoppingRule
+        The rule that chose the best epoch.
+
+    Raises
+    ------
+    ValueError
+        If the loss was not finite in any epoch.
+    """
+    columns = [name for name in HISTORY_COLUMNS if name in epochs[0]]
+    if not rule.best_epoch:
+        monitored = "valid_loss" if "valid_loss" in columns else "train_loss"
+        raise ValueError(
+            f"Training did not reach a finite {monitored} in any epoch. Look for huge values in "
+            f"X or y, or use a smaller learning rate than lr={model.lr!r}."
+        )
+    model.history_ = pd.DataFrame({name: [row[name] for row in epochs] for name in columns})
+    model.best_epoch_ = int(rule.best_epoch)
+    model.versions_ = {name: version(name) for name in _PACKAGES}

@@ -1,0 +1,340 @@
+"""The skorch net around the network."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import math
+from functools import partial
+
+import torch
+from skorch import NeuralNetRegressor
+from skorch.callbacks import Callback, LRScheduler
+from skorch.helper import predefined_split
+
+from ._data import Batches
+from ._stopping import mean_correlation
+
+# Asking all callbacks after each step would take as long as a small network does.
+PER_BATCH = ("on_batch_begin", "on_grad_computed", "on_batch_end")
+
+
+class ExpressionNet(NeuralNetRegressor):
+    """
+    Train an :class:`ExpressionModule` on batches of bags.
+
+    An epoch is recorded as a whole, not batch by batch, and the correlation is that of the
+    whole validation set.
+
+    Parameters
+    ----------
+    module : ExpressionModule
+        The network.
+    *args, **kwargs : object
+        As in :class:`skorch.NeuralNetRegressor`.
+    seed : int, default=0
+        Shuffles the slides.
+    dtype : {"float32", "bfloat16"}, default="float32"
+        Precision of the products in training.
+    compiled : bool, default=False
+        Whether to train with ``torch.compile``.
+    """
+
+    def __init__(self, module, *args, seed=0, dtype="float32", compiled=False, **kwargs):
+        super().__init__(module, *args, **kwargs)
+        self.seed = seed
+        self.dtype = dtype
+        self.ended_by_callback_ = False
+        self._heard = set(PER_BATCH)
+        self.compiled = compiled
+
+    def get_iterator(self, dataset, training=False):
+        """
+        Return the batches of a data set, shuffled for training.
+
+        Parameters
+        ----------
+        dataset : BagDataset
+            The slides.
+        training : bool, default=False
+            Whether they are trained on.
+
+        Returns
+        -------
+        Batches
+            The batches.
+        """
+        generator = torch.Generator().manual_seed(self.seed) if training else None
+        return Batches(dataset, self.batch_size, generator)
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """
+        Go through all batches once, and record the mean loss and correlation.
+
+        Parameters
+        ----------
+        iterator : Batches or None
+            The batches; None does nothing.
+        training : bool
+            Whether to train on them.
+        prefix : {"train", "valid"}
+            Under which name to record the loss.
+        step_fn : callable
+            What to do with a batch.
+        **fit_params : dict
+            Passed on to `step_fn`.
+        """
+        if iterator is None:
+            return
+        total, n_slides, predicted = 0.0, 0, []
+        self._set_training(training)
+        self._heard = {name for name in PER_BATCH if self._is_heard(name)}
+        for batch in iterator:
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            # Not .item(), which would wait for the device after each step.
+            total = total + step["loss"].detach() * len(batch[1])
+            n_slides += len(batch[1])
+            if not training:
+                predicted.append(step["y_pred"])
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        self.history.record(f"{prefix}_loss", float(total) / n_slides)
+        if not training:
+            truth = torch.from_numpy(iterator.dataset.targets[iterator.dataset.indices])
+            r = mean_correlation(truth.to(self.device), torch.cat(predicted))
+            self.history.record(f"{prefix}_r", float(r))
+
+    def train_step(self, batch, **fit_params):
+        """
+        Make one step; :meth:`run_single_epoch` has put the network into its training mode.
+
+        Parameters
+        ----------
+        batch : tuple
+            Bags and expression.
+        **fit_params : dict
+            Passed on to the network.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``y_pred``.
+        """
+        self.optimizer_.zero_grad()
+        step = self._evaluate(batch, True, **fit_params)
+        step["loss"].backward()
+        self.notify(
+            "on_grad_computed",
+            named_parameters=self.module_.named_parameters(),
+            batch=batch,
+            training=True,
+        )
+        self.optimizer_.step()
+        return step
+
+    def validation_step(self, batch, **fit_params):
+        """
+        Predict held-out slides.
+
+        Parameters
+        ----------
+        batch : tuple
+            Bags and expression.
+        **fit_params : dict
+            Passed on to the network.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``y_pred``.
+        """
+        with torch.no_grad():
+            return self._evaluate(batch, False, **fit_params)
+
+    def _evaluate(self, batch, training, **fit_params):
+        bags, y = batch
+        y_pred = self.infer(bags, **fit_params)
+        return {"loss": self.get_loss(y_pred, y, X=bags, training=training), "y_pred": y_pred}
+
+    def notify(self, method_name, **cb_kwargs):
+        """
+        Call the callbacks, and note when one of them ends the training.
+
+        Parameters
+        ----------
+        method_name : str
+            What happened.
+        **cb_kwargs : dict
+            Passed on to the callbacks.
+        """
+        if method_name in PER_BATCH and method_name not in self._heard:
+            return
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt:
+            self.ended_by_callback_ = method_name == "on_epoch_end"
+            raise
+
+    def _is_heard(self, method_name):
+        nobody = getattr(Callback, method_name)
+        return any(getattr(type(each), method_name) is not nobody for _, each in self.callbacks_)
+
+    def infer(self, x, **fit_params):
+        """
+        Predict a batch.
+
+        Parameters
+        ----------
+        x : tuple
+            Features and mask, as of :func:`pad_bags`.
+        **fit_params : dict
+            Passed on to the network.
+
+        Returns
+        -------
+        Tensor of shape (batch, n_genes)
+            Predicted expression.
+        """
+        network = self._compiled_module() if self.compiled else self.module_
+        with autocast(self, self.device):
+            return network(*to_device(x, self.device), **fit_params)
+
+    def _compiled_module(self):
+        # Beside the module, which is saved and predicts, as it is.
+        if self.__dict__.get("_compiled_for") is not self.module_:
+            self.__dict__["_compiled_for"] = self.module_
+            self.__dict__["_compiled"] = torch.compile(self.module_)
+        return self.__dict__["_compiled"]
+
+
+def to_device(bags, device):
+    """
+    Move a batch of bags.
+
+    Parameters
+    ----------
+    bags : tuple
+        Features and mask (or None), as of :func:`pad_bags`.
+    device : str
+        Torch device.
+
+    Returns
+    -------
+    tuple
+        The same on the device.
+    """
+    features, mask = bags
+    return features.to(device), None if mask is None else mask.to(device)
+
+
+def autocast(model, device):
+    """
+    Compute products in the precision that was asked for.
+
+    Parameters
+    ----------
+    model : object
+        Has `dtype`.
+    device : str
+        Torch device.
+
+    Returns
+    -------
+    context manager
+        Does nothing for float32.
+    """
+    device_type = torch.device(device).type
+    return torch.autocast(device_type, torch.bfloat16, enabled=model.dtype == "bfloat16")
+
+
+def new_optimizer(parameters, model):
+    """
+    Make the optimizer that :func:`make_net` asks skorch for.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor
+        What it changes.
+    model : PriorKnowledgeRegressor
+        Has the settings.
+
+    Returns
+    -------
+    torch.optim.Optimizer
+        The optimizer.
+    """
+    return torch.optim.AdamW(parameters, lr=model.lr, weight_decay=model.weight_decay, fused=True)
+
+
+def learning_rate_factor(model, epoch):
+    """
+    Return what the learning rate of an epoch is multiplied by.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        Has the schedule.
+    epoch : int
+        The epoch, counted from 0.
+
+    Returns
+    -------
+    float
+        The factor.
+    """
+    if model.lr_schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(epoch / model.max_epochs, 1)))
+
+
+def schedule_callbacks(model):
+    """Return the callbacks that change the learning rate after each epoch."""
+    if model.lr_schedule == "constant":
+        return []
+    factor = partial(learning_rate_factor, model)
+    return [LRScheduler(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor)]
+
+
+def make_net(module, model, *, seed, device, train_split=None, callbacks=()):
+    """
+    Wrap a module with the settings of a regressor, ready to train or to predict.
+
+    Parameters
+    ----------
+    module : ExpressionModule
+        The network.
+    model : PriorKnowledgeRegressor
+        Has the settings.
+    seed : int
+        Shuffles the slides.
+    device : str
+        Torch device.
+    train_split : BagDataset, default=None
+        Held-out slides.
+    callbacks : list of skorch.callbacks.Callback
+        What to call while training.
+
+    Returns
+    -------
+    ExpressionNet
+        The net, initialized.
+    """
+    net = ExpressionNet(
+        module,
+        criterion=torch.nn.MSELoss,
+        optimizer=torch.optim.AdamW,
+        optimizer__weight_decay=model.weight_decay,
+        optimizer__fused=True,
+        lr=model.lr,
+        max_epochs=model.max_epochs,
+        batch_size=model.batch_size,
+        train_split=None if train_split is None else predefined_split(train_split),
+        callbacks=[*schedule_callbacks(model), *callbacks],
+        callbacks__print_log=None,
+        callbacks__train_loss=None,
+        callbacks__valid_loss=None,
+        seed=seed,
+        dtype=model.dtype,
+        compiled=model.compile,
+        device=device,
+        verbose=0,
+    )
+    return net.initialize()

@@ -1,0 +1,256 @@
+"""Published SEQUOIA checkpoints as fitted regressors."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ..utils import pick_device
+from ..utils._validation import name_some
+from ..utils._weights import read_state
+from ._regressor import PriorKnowledgeRegressor
+
+_HEAD = {"linear_head.0": "norm", "linear_head.1": "layer"}
+_HEAD_DIM = 64
+
+
+def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="auto"):
+    """
+    Make a fitted regressor of a checkpoint published with SEQUOIA.
+
+    Parameters
+    ----------
+    path_or_state_dict : str, path-like or mapping of str to Tensor
+        A safetensors file, a torch file with nothing but tensors, or the tensors themselves.
+    gene_names : array-like of str of shape (n_genes,), default=None
+        Names of the genes, in the order of the outputs. They are not in the checkpoint.
+    n_heads : int, default=None
+        Attention heads of a transformer, which its tensors do not tell; None takes heads of
+        width 64, as published. Summary mixing has a tensor for each head.
+    device : str, default="auto"
+        Torch device.
+
+    Returns
+    -------
+    PriorKnowledgeRegressor
+        Fitted, with ``compat="sequoia"``. It predicts the expression of bags of as many
+        super-tiles as the checkpoint has positions (100 in the published ones), or fewer.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If keys are missing or strange, if shapes do not fit together, if the file is no file of
+        tensors, or if `gene_names` or `n_heads` do not fit.
+
+    See Also
+    --------
+    PriorKnowledgeRegressor : What it returns.
+
+    References
+    ----------
+    .. [1] "Digital profiling of gene expression from histology images with
+       linearized attention", Nature Communications 15:9886 (2024).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_pk.regression import load_sequoia
+    >>> state = {"pos_emb1D": torch.zeros(5, 8)}  # a transformer without any block
+    >>> state |= {"linear_head.0.weight": torch.ones(8), "linear_head.0.bias": torch.zeros(8)}
+    >>> state |= {"linear_head.1.weight": torch.ones(3, 8), "linear_head.1.bias": torch.ones(3)}
+    >>> block = "transformer.layers.0"
+    >>> state |= {f"{block}.0.norm.weight": torch.ones(8), f"{block}.0.norm.bias": torch.ones(8)}
+    >>> state |= {f"{block}.0.to_qkv.weight": torch.ones(24, 8)}
+    >>> state |= {f"{block}.0.to_out.weight": torch.ones(8, 8)}
+    >>> state |= {f"{block}.1.net.{i}.{part}": torch.ones(8) for i in (0, 1, 3)
+    ...           for part in ("weight", "bias")}
+    >>> state |= {f"{block}.1.net.{i}.weight": torch.ones(8, 8) for i in (1, 3)}
+    >>> model = load_sequoia(state, gene_names=["ESR1", "ERBB2", "MKI67"], n_heads=2)
+    >>> model.predict_frame([torch.zeros(5, 8)]).columns.tolist()
+    ['ESR1', 'ERBB2', 'MKI67']
+    """
+    state, source = _read(path_or_state_dict)
+    mixes = any(".mixers." in key for key in state)
+    depth = 1 + max((_block_number(key) for key in state), default=-1)
+    sizes = _sizes(state, mixes, n_heads, source)
+    n_tiles, n_genes = len(state["pos_emb1D"]), sizes.pop("n_genes")
+    _check(state, _expected_shapes(depth, sizes, mixes, n_genes, n_tiles), source)
+    dim = sizes.pop("dim")
+    model = PriorKnowledgeRegressor(
+        aggregator="summary_mixing" if mixes else "transformer",
+        depth=depth,
+        standardize=False,
+        init_scale=1.0,
+        lr=1e-3,
+        lambda_=0.0,
+        compat="sequoia",
+        device=device,
+        random_state=0,
+        **sizes,
+    )
+    if gene_names is not None:
+        model.gene_names_out_ = _check_names(gene_names, n_genes)
+    model.n_features_in_, model._y_is_1d = dim, False
+    model.prior_ = model.embeddings_ = None
+    model.seed_ = 0
+    model._module_params = {
+        "feature_mean": np.zeros(dim, dtype=np.float32),
+        "feature_scale": np.ones(dim, dtype=np.float32),
+        "target_mean": np.zeros(n_genes, dtype=np.float32),
+        "target_scale": np.ones(n_genes, dtype=np.float32),
+        "n_tiles": n_tiles,
+    }
+    convert = _convert_mixing if mixes else _convert_attention
+    weights = {"positions": state["pos_emb1D"]}
+    for theirs, ours in _HEAD.items():
+        for part in ("weight", "bias"):
+            weights[f"{ours}.{part}"] = state[f"{theirs}.{part}"]
+    for block in range(depth):
+        old, new = f"transformer.layers.{block}.", f"aggregator.layers.{block}."
+        weights |= {new + key: value for key, value in convert(state, old, sizes).items()}
+        for number in (0, 1, 3):
+            for part in ("weight", "bias"):
+                weights[f"{new}1.{number}.{part}"] = state[f"{old}1.net.{number}.{part}"]
+    model._adopt_weights(weights, pick_device(device))
+    return model
+
+
+def _read(source):
+    if isinstance(source, Mapping):
+        state, label = source, "state_dict"
+    elif isinstance(source, str | os.PathLike):
+        if not os.path.isfile(source):
+            raise FileNotFoundError(f"Checkpoint not found: {os.fspath(source)!r}.")
+        state, label = read_state(source), repr(os.fspath(source))
+    else:
+        raise TypeError(
+            "path_or_state_dict: expected a path or a mapping from names to tensors, got "
+            f"{type(source).__name__}."
+        )
+    try:
+        return {key: torch.as_tensor(value).float() for key, value in state.items()}, label
+    except (TypeError, RuntimeError) as error:  # what torch raises for objects and text
+        raise ValueError(f"{label}: expected tensors only ({error}).") from error
+
+
+def _block_number(key):
+    parts = key.split(".")
+    in_block = key.startswith("transformer.layers.") and parts[2].isdecimal()
+    return int(parts[2]) if in_block else -1
+
+
+def _sizes(state, mixes, n_heads, source):
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    dim = _shape(shapes, "pos_emb1D", 2, source)[1]
+    common = {"dim": dim, "n_genes": _shape(shapes, "linear_head.1.weight", 2, source)[0]}
+    if mixes:
+        heads = {
+            int(key.split(".")[5])
+            for key in state
+            if ".mixers." in key and _block_number(key) == 0 and key.split(".")[5].isdecimal()
+        }
+        width = _shape(shapes, "transformer.layers.0.0.mixers.0.f.weight", 2, source)[0]
+        n_found = len(heads)
+        if n_heads not in (None, n_found):
+            raise ValueError(f"n_heads: {source} has {n_found} heads, got {n_heads!r}.")
+        return common | {"n_heads": n_found, "head_dim": width}
+    inner = _shape(shapes, "transformer.layers.0.0.to_qkv.weight", 2, source)[0] // 3
+    heads = inner // _HEAD_DIM if n_heads is None else n_heads
+    if heads < 1 or inner % heads or (n_heads is None and inner % _HEAD_DIM):
+        raise ValueError(
+            f"n_heads: the attention of {source} is {inner} wide, which is not "
+            f"{'a number of heads of 64' if n_heads is None else f'{n_heads!r} equal heads'}. "
+            "Pass the number of heads it was trained with."
+        )
+    return common | {"n_heads": heads, "head_dim": inner // heads}
+
+
+def _shape(shapes, key, n_dims, source):
+    if key not in shapes:
+        raise ValueError(
+            f"{source} is not a SEQUOIA checkpoint: it has no {key!r}, but {name_some(shapes)}."
+        )
+    if len(shapes[key]) != n_dims:
+        raise ValueError(f"{source}: {key!r} should have {n_dims} dimensions, got {shapes[key]}.")
+    return shapes[key]
+
+
+def _expected_shapes(depth, sizes, mixes, n_genes, n_tiles):
+    dim, head = sizes["dim"], sizes["head_dim"]
+    inner = head * sizes["n_heads"]
+    linear = {"linear_head.1": (n_genes, dim)}
+    norms, bare = {"linear_head.0": dim}, {"pos_emb1D": (n_tiles, dim)}
+    for block in range(depth):
+        prefix = f"transformer.layers.{block}"
+        norms[f"{prefix}.1.net.0"] = dim
+        linear |= {f"{prefix}.1.net.{number}": (dim, dim) for number in (1, 3)}
+        if not mixes:
+            norms[f"{prefix}.0.norm"] = dim
+            bare[f"{prefix}.0.to_qkv.weight"] = (3 * inner, dim)
+            bare[f"{prefix}.0.to_out.weight"] = (dim, inner)
+            continue
+        linear[f"{prefix}.0.projection"] = (dim, inner)
+        for number in range(sizes["n_heads"]):
+            mixer = f"{prefix}.0.mixers.{number}"
+            norms |= {f"{mixer}.{name}_norm": head for name in ("local", "summary")}
+            linear |= {f"{mixer}.{name}": (head, dim) for name in ("f", "s")}
+            linear[f"{mixer}.c"] = (head, 2 * head)
+    shapes = {f"{name}.weight": shape for name, shape in linear.items()} | bare
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
+    for part in ("weight", "bias"):
+        shapes |= {f"{name}.{part}": (width,) for name, width in norms.items()}
+    return shapes
+
+
+def _check(state, expected, source):
+    missing, strange = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or strange:
+        told = [f"missing: {name_some(missing)}"] if missing else []
+        told += [f"strange: {name_some(strange)}"] if strange else []
+        raise ValueError(
+            f"{source} does not have the keys of a SEQUOIA checkpoint; {'; '.join(told)}."
+        )
+    for key, shape in expected.items():
+        if tuple(state[key].shape) != shape:
+            raise ValueError(
+                f"{source}: {key!r} should have shape {shape} to go with the other tensors, got "
+                f"{tuple(state[key].shape)}."
+            )
+
+
+def _check_names(gene_names, n_genes):
+    names = np.empty(len(gene_names), dtype=object)
+    names[:] = list(gene_names)
+    if len(names) != n_genes or len(set(names)) != n_genes:
+        raise ValueError(
+            f"gene_names: the checkpoint predicts {n_genes} genes, got {len(names)} names, "
+            f"{len(set(names))} of them different."
+        )
+    return names
+
+
+def _convert_attention(state, old, sizes):
+    names = ("norm.weight", "norm.bias", "to_qkv.weight", "to_out.weight")
+    return {f"0.{name}": state[f"{old}0.{name}"] for name in names}
+
+
+def _convert_mixing(state, old, sizes):
+    def heads(key):
+        return [state[f"{old}0.mixers.{head}.{key}"] for head in range(sizes["n_heads"])]
+
+    weights = {}
+    for ours, theirs in (("local", "f"), ("summary", "s")):
+        weights[f"0.{ours}.weight"] = torch.cat(heads(f"{theirs}.weight"))
+        weights[f"0.{ours}.bias"] = torch.cat(heads(f"{theirs}.bias"))
+        weights[f"0.{ours}_weight"] = torch.stack(heads(f"{ours}_norm.weight"))
+        weights[f"0.{ours}_bias"] = torch.stack(heads(f"{ours}_norm.bias"))
+    weights["0.combine_weight"] = torch.stack([weight.T for weight in heads("c.weight")])
+    weights["0.combine_bias"] = torch.stack(heads("c.bias"))
+    for part in ("weight", "bias"):
+        weights[f"0.projection.{part}"] = state[f"{old}0.projection.{part}"]
+    return weights

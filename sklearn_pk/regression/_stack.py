@@ -1,0 +1,497 @@
+"""Several networks in one program: the same batches, stacked weights, each with its own end."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from ..utils import progress
+from ._aggregators import Attention
+from ._data import BagDataset, Batches
+from ._fitting import build_module, note_training
+from ._net import autocast, learning_rate_factor, new_optimizer, to_device
+from ._stopping import StoppingRule, mean_correlation
+
+# Modules that draw numbers or are the user's are trained side by side instead.
+STACKABLE = ("mlp", "transformer", "summary_mixing")
+
+# On the CPU, a stack pays off where a step is mostly overhead: as measured, below so many
+# numbers in a layer of a batch, and in the weights.
+_SMALL_LAYER, _SMALL_WEIGHTS = 2**17, 2**20
+_CPU_BUDGET = 2**30
+
+
+@dataclass(eq=False)
+class Run:
+    """
+    One network to train.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        After :func:`prepare`.
+    fold : int
+        Number of the fold; the runs of a fold share their batches.
+    train, valid : BagDataset
+        The samples to train on, and those held out for early stopping.
+    """
+
+    model: object
+    fold: int
+    train: BagDataset
+    valid: BagDataset
+    history: list = field(default_factory=list)
+    module: object = None
+
+    def __post_init__(self):
+        """Start without any epoch."""
+        model = self.model
+        self.rule = StoppingRule(model.early_stopping, model.patience, model.loss_tolerance)
+
+
+class SideBySide:
+    """
+    Train the runs one after the other on each batch.
+
+    Parameters
+    ----------
+    runs : list of Run
+        The runs.
+    device : str
+        Torch device.
+    """
+
+    def __init__(self, runs, device):
+        self.runs = list(runs)
+        for run in runs:
+            run.module = build_module(run.model).to(device)
+        self._modules = [run.module for run in runs]
+        self._optimizers = [
+            new_optimizer(module.parameters(), run.model)
+            for run, module in zip(runs, self._modules, strict=True)
+        ]
+        self._states = [_seeded_state(run.model.seed_, device) for run in runs]
+        self._device = device
+
+    def set_learning_rate(self, lr):
+        """Set the learning rate of all."""
+        for optimizer in self._optimizers:
+            optimizer.param_groups[0]["lr"] = lr
+
+    def step(self, batches):
+        """Make one step with the batch of each fold; return the loss of each run."""
+        losses = []
+        for number, run in enumerate(self.runs):
+            if run.fold not in batches:
+                losses.append(0.0)
+                continue
+            bags, y = batches[run.fold]
+            module, optimizer = self._modules[number].train(), self._optimizers[number]
+            optimizer.zero_grad()
+            # As if it were trained alone, from its own seed.
+            with _random_state(self._states, number, self._device):
+                with autocast(run.model, self._device):
+                    predicted = module(*bags)
+                loss = F.mse_loss(predicted, y)
+                loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    def predict(self, batches):
+        """Predict the batch of each fold; return (batch, n_genes) for each run, or None."""
+        with torch.no_grad():
+            return [
+                _predict(module.eval(), run.model, batches[run.fold][0], self._device)
+                if run.fold in batches
+                else None
+                for run, module in zip(self.runs, self._modules, strict=True)
+            ]
+
+    def weights(self, run):
+        """Return what a run has learned, by name."""
+        return self._modules[self.runs.index(run)].learned_state()
+
+    def drop(self, finished):
+        """Let go of runs that have ended."""
+        kept = [number for number, run in enumerate(self.runs) if run not in finished]
+        for name in ("runs", "_modules", "_optimizers", "_states"):
+            setattr(self, name, [getattr(self, name)[number] for number in kept])
+
+
+class Stack:
+    """
+    Train the runs with one product for all of them, over weights of shape (n_runs, ...).
+
+    Parameters
+    ----------
+    runs : list of Run
+        The runs, those of a fold next to each other.
+    device : str
+        Torch device.
+    """
+
+    def __init__(self, runs, device):
+        self.runs = list(runs)
+        self._device = device
+        modules = [build_module(run.model).to(device) for run in runs]
+        self._module = modules[0]
+        for part in self._module.modules():
+            if isinstance(part, Attention):
+                part.fused = False  # torch has no batching rule for it
+        names = [name for name, _ in self._module.named_parameters()]
+        self._weights = {
+            name: torch.stack([module.get_parameter(name).detach() for module in modules])
+            for name in names
+        }
+        buffers = [dict(module.named_buffers()) for module in modules]
+        self._embeddings = [each.pop("layer.embeddings", None) for each in buffers]
+        self._buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}
+        self._lambdas = torch.tensor([run.model.lambda_ for run in runs], device=device)
+        self._lr = runs[0].model.lr
+        self._arrange({})
+
+    def _arrange(self, states):
+        """Make one optimizer a fold, over slices of the stack: folds differ in their steps."""
+        self._weights = {
+            name: value.detach().requires_grad_() for name, value in self._weights.items()
+        }
+        self._slices, self._optimizers = {}, {}
+        folds = [run.fold for run in self.runs]
+        for fold in dict.fromkeys(folds):
+            rows = slice(folds.index(fold), folds.index(fold) + folds.count(fold))
+            parts = {name: value.detach()[rows] for name, value in self._weights.items()}
+            optimizer = new_optimizer([p.requires_grad_() for p in parts.values()], self._model)
+            optimizer.param_groups[0]["lr"] = self._lr
+            for name, part in parts.items():
+                if fold in states:
+                    optimizer.state[part] = states[fold][name]
+            self._slices[fold], self._optimizers[fold] = rows, (optimizer, parts)
+        # The embeddings are those of the fold, and the same for each lambda.
+        shared = len(self._slices) == 1
+        given = self._embeddings[:1] if shared else self._embeddings
+        self._stacked_embeddings = None if given[0] is None else torch.stack(given)
+
+    @property
+    def _model(self):
+        return self.runs[0].model
+
+    def set_learning_rate(self, lr):
+        """Set the learning rate of all."""
+        self._lr = lr
+        for optimizer, _ in self._optimizers.values():
+            optimizer.param_groups[0]["lr"] = lr
+
+    def _forward(self, batches):
+        """Return predictions (n, batch, n_genes) of the runs that have a batch, and which."""
+        folds = [fold for fold in self._slices if fold in batches]
+        if len(folds) == len(self._slices):
+            rows, weights, buffers = slice(None), self._weights, self._buffers
+        else:
+            rows = [n for n, run in enumerate(self.runs) if run.fold in batches]
+            weights = {name: value[rows] for name, value in self._weights.items()}
+            buffers = {name: value[rows] for name, value in self._buffers.items()}
+        fused = weights["layer.weight"]
+        if self._stacked_embeddings is not None:
+            embeddings = self._stacked_embeddings
+            embeddings = embeddings if len(embeddings) == 1 else embeddings[rows]
+            fused = torch.lerp(fused, embeddings, self._lambdas[rows, None, None])
+        runs = self.runs if isinstance(rows, slice) else [self.runs[row] for row in rows]
+        if len(folds) == 1:
+            (X, mask), along = batches[folds[0]][0], None
+        else:
+            X, mask = _stack_bags([batches[run.fold][0] for run in runs])
+            along = 0
+
+        def one(weights, buffers, fused, X, mask):
+            return functional_call(self._module, (weights, buffers), (X, mask), {"weight": fused})
+
+        mask_along = None if mask is None else along
+        with autocast(self._model, self._device):
+            predicted = vmap(one, in_dims=(0, 0, 0, along, mask_along))(
+                weights, buffers, fused, X, mask
+            )
+        return predicted, runs
+
+    def step(self, batches):
+        """Make one step with the batch of each fold; return the loss of each run."""
+        self._module.train()
+        predicted, runs = self._forward(batches)
+        losses = [
+            F.mse_loss(part[: len(batches[run.fold][1])], batches[run.fold][1])
+            for run, part in zip(runs, predicted, strict=True)
+        ]
+        losses = torch.stack(losses)
+        losses.sum().backward()
+        for fold in self._slices:
+            if fold not in batches:
+                continue
+            optimizer, parts = self._optimizers[fold]
+            for name, part in parts.items():
+                part.grad = self._weights[name].grad[self._slices[fold]]
+            optimizer.step()
+        for value in self._weights.values():
+            value.grad = None
+        found = dict(zip(runs, losses.tolist(), strict=True))
+        return [found.get(run, 0.0) for run in self.runs]
+
+    def predict(self, batches):
+        """Predict the batch of each fold; return (batch, n_genes) for each run, or None."""
+        self._module.eval()
+        with torch.no_grad():
+            predicted, runs = self._forward(batches)
+        found = {
+            run: part[: len(batches[run.fold][1])]
+            for run, part in zip(runs, predicted, strict=True)
+        }
+        return [found.get(run) for run in self.runs]
+
+    def weights(self, run):
+        """Return what a run has learned, by name."""
+        row = self.runs.index(run)
+        return {name: value.detach()[row] for name, value in self._weights.items()}
+
+    def drop(self, finished):
+        """Let go of runs that have ended."""
+        kept = [number for number, run in enumerate(self.runs) if run not in finished]
+        if not kept:
+            self.runs = []
+            return
+        states = {}
+        for fold, (optimizer, parts) in self._optimizers.items():
+            first = self._slices[fold].start
+            rows = [n - first for n in kept if self.runs[n].fold == fold]
+            states[fold] = {
+                name: {
+                    key: value if key == "step" else value[rows]
+                    for key, value in optimizer.state[part].items()
+                }
+                for name, part in parts.items()
+            }
+        self.runs = [self.runs[number] for number in kept]
+        self._embeddings = [self._embeddings[number] for number in kept]
+        self._weights = {name: value.detach()[kept] for name, value in self._weights.items()}
+        self._buffers = {name: value[kept] for name, value in self._buffers.items()}
+        self._lambdas = self._lambdas[kept]
+        self._arrange(states)
+
+
+def _predict(module, model, bags, device):
+    with autocast(model, device):
+        return module(*bags)
+
+
+def _seeded_state(seed, device):
+    with torch.random.fork_rng(devices=_cuda(device)):
+        torch.manual_seed(seed)
+        return _get_state(device)
+
+
+def _cuda(device):
+    return [device] if torch.device(device).type == "cuda" else []
+
+
+def _get_state(device):
+    return torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in _cuda(device)]
+
+
+class _random_state:
+    """Draw random numbers where a run has left off."""
+
+    def __init__(self, states, number, device):
+        self._states, self._number, self._device = states, number, device
+
+    def __enter__(self):
+        self._outside = _get_state(self._device)
+        self._set(self._states[self._number])
+
+    def __exit__(self, *error):
+        self._states[self._number] = _get_state(self._device)
+        self._set(self._outside)
+
+    def _set(self, state):
+        torch.set_rng_state(state[0])
+        for device, each in zip(_cuda(self._device), state[1], strict=True):
+            torch.cuda.set_rng_state(each, device)
+
+
+def _stack_bags(bags):
+    """Pad batches of several folds to the same number of slides and tiles."""
+    n_slides = max(len(X) for X, _ in bags)
+    n_tiles = max(X.shape[1] for X, _ in bags)
+    # Slides that fill up a batch have tiles, so that nothing is divided by zero; their
+    # predictions are cut off.
+    stacked = bags[0][0].new_zeros(len(bags), n_slides, n_tiles, bags[0][0].shape[2])
+    mask = torch.ones(stacked.shape[:3], dtype=torch.bool, device=stacked.device)
+    for row, (X, here) in enumerate(bags):
+        stacked[row, : len(X), : X.shape[1]] = X
+        mask[row, : len(X), X.shape[1] :] = False
+        if here is not None:
+            mask[row, : len(X), : X.shape[1]] = here
+    return stacked, None if bool(mask.all()) else mask
+
+
+def plan_stacks(runs, device):
+    """
+    Decide which runs are trained in one stack.
+
+    Parameters
+    ----------
+    runs : list of Run
+        The runs, those of a fold next to each other.
+    device : str
+        Torch device.
+
+    Returns
+    -------
+    list of (engine, list of Run)
+        The class that trains them, and the runs: as many folds as fit into memory.
+    """
+    folds = {}
+    for run in runs:
+        folds.setdefault(run.fold, []).append(run)
+    folds = list(folds.values())
+    model = runs[0].model
+    n_folds = 0
+    if model.aggregator in STACKABLE:
+        n_bytes, is_small = _size_of_run(runs[0])
+        if torch.device(device).type == "cuda":
+            budget = 0.6 * torch.cuda.mem_get_info(device)[0]
+        else:
+            budget = _CPU_BUDGET if is_small else 0
+        n_folds = int(budget / (len(folds[0]) * n_bytes))
+    if n_folds == 0:
+        return [(SideBySide, fold) for fold in folds]
+    return [
+        (Stack, [run for fold in folds[first : first + n_folds] for run in fold])
+        for first in range(0, len(folds), n_folds)
+    ]
+
+
+def _size_of_run(run):
+    """Estimate the bytes that a network takes in training, and tell whether it is a small one."""
+    model = run.model
+    with torch.device("meta"):
+        module = build_module(model)
+    n_weights = sum(weight.numel() for weight in module.parameters())
+    n_genes, n_tiles = len(module.layer.weight), model._module_params["n_tiles"]
+    layer = model.batch_size * n_tiles * (model.embed_dim or model.n_features_in_)
+    n_layers = 4 if model.aggregator == "mlp" else 16 * model.depth
+    # Weights, gradients, two moments, the best ones, the fused weight, its gradient, and slack.
+    n_bytes = 4 * (8 * n_weights + n_layers * layer + 4 * model.batch_size * n_genes)
+    return n_bytes, layer <= _SMALL_LAYER and n_weights <= _SMALL_WEIGHTS
+
+
+def train_together(runs, device, *, verbose=0):
+    """
+    Train several networks, and yield each run with its best weights.
+
+    Parameters
+    ----------
+    runs : list of Run
+        The runs, those of a fold next to each other.
+    device : str
+        Torch device.
+    verbose : int, default=0
+        Whether to show a progress bar.
+
+    Yields
+    ------
+    Run
+        Its model is fitted.
+    """
+    for engine_class, together in plan_stacks(runs, device):
+        started = time.perf_counter()
+        best = _train_stack(engine_class(together, device), together, device, verbose)
+        seconds = (time.perf_counter() - started) / len(together)
+        for run in together:
+            note_training(run.model, run.history, run.rule)
+            run.model._adopt_weights(best.pop(run), device, run.module)
+            run.seconds = seconds
+            yield run
+
+
+def _train_stack(engine, runs, device, verbose):
+    model, best = runs[0].model, {}
+    folds = {run.fold: run for run in runs}
+    batches = {
+        fold: Batches(run.train, model.batch_size, torch.Generator().manual_seed(run.model.seed_))
+        for fold, run in folds.items()
+    }
+    held_out = {
+        fold: Batches(run.valid, model.batch_size) for fold, run in folds.items() if len(run.valid)
+    }
+    bar = progress(total=model.max_epochs, desc="training", verbose=verbose, unit="epoch")
+    for epoch in range(1, model.max_epochs + 1):
+        started = time.perf_counter()
+        engine.set_learning_rate(model.lr * learning_rate_factor(model, epoch - 1))
+        here = {run.fold for run in engine.runs}
+        totals = torch.zeros(len(engine.runs), dtype=torch.float64)
+        for part in _in_step({fold: batches[fold] for fold in here}, device):
+            sizes = [len(part[run.fold][1]) if run.fold in part else 0 for run in engine.runs]
+            totals += torch.tensor(engine.step(part)) * torch.tensor(sizes)
+        sizes = torch.tensor([len(run.train) for run in engine.runs])
+        rows = [{"train_loss": loss} for loss in (totals / sizes).tolist()]
+        _validate(engine, {f: held_out[f] for f in here if f in held_out}, rows, device)
+        seconds = (time.perf_counter() - started) / len(engine.runs)
+        for run, row in zip(engine.runs, rows, strict=True):
+            run.history.append({"epoch": epoch} | row | {"dur": seconds})
+            loss = row.get("valid_loss", row["train_loss"])
+            if run.rule.update(epoch, loss, row.get("valid_r", torch.nan)):
+                _keep(best, run, engine.weights(run))
+        bar.update()
+        finished = [run for run in engine.runs if run.rule.stopped]
+        if finished:
+            engine.drop(finished)
+        if not engine.runs:
+            break
+    bar.close()
+    return best
+
+
+def _keep(best, run, weights):
+    if run not in best:
+        best[run] = {name: value.clone() for name, value in weights.items()}
+        return
+    for name, value in weights.items():
+        best[run][name].copy_(value)
+
+
+def _in_step(batches, device):
+    """Yield the next batch of each fold, until the last has none left."""
+    iterators = {fold: iter(each) for fold, each in batches.items()}
+    while iterators:
+        part = {}
+        for fold, iterator in list(iterators.items()):
+            batch = next(iterator, None)
+            if batch is None:
+                del iterators[fold]
+            else:
+                part[fold] = to_device(batch[0], device), batch[1].to(device)
+        if part:
+            yield part
+
+
+def _validate(engine, batches, rows, device):
+    if not batches:
+        return
+    predicted = [[] for _ in engine.runs]
+    truth = {fold: [] for fold in batches}
+    totals = [0.0] * len(engine.runs)
+    for part in _in_step(batches, device):
+        for fold, (_, y) in part.items():
+            truth[fold].append(y)
+        for number, values in enumerate(engine.predict(part)):
+            if values is not None:
+                y = part[engine.runs[number].fold][1]
+                totals[number] += float(F.mse_loss(values, y)) * len(y)
+                predicted[number].append(values)
+    truth = {fold: torch.cat(parts) for fold, parts in truth.items()}
+    for run, row, total, parts in zip(engine.runs, rows, totals, predicted, strict=True):
+        if parts:
+            row["valid_loss"] = total / len(run.valid)
+            row["valid_r"] = float(mean_correlation(truth[run.fold], torch.cat(parts)))

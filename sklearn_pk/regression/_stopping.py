@@ -1,0 +1,202 @@
+"""When to stop training, and which weights to keep."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import math
+
+import torch
+from skorch.callbacks import Callback
+
+from ..utils import progress
+
+
+def mean_correlation(y_true, y_pred):
+    """
+    Average Pearson's r over genes.
+
+    Parameters
+    ----------
+    y_true, y_pred : Tensor of shape (..., n_samples, n_genes)
+        Truth and prediction.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        Mean over the genes whose truth varies; a constant prediction counts as 0. NaN if no
+        gene varies, as in a single sample.
+    """
+    y_true = y_true - y_true.mean(dim=-2, keepdim=True)
+    y_pred = y_pred - y_pred.mean(dim=-2, keepdim=True)
+    truth = y_true.square().sum(dim=-2)
+    norms = (truth * y_pred.square().sum(dim=-2)).sqrt()
+    products = (y_true * y_pred).sum(dim=-2)
+    r = torch.where(norms > 0, products / norms, 0.0)
+    return torch.where(truth > 0, r, torch.nan).nanmean(dim=-1)
+
+
+class StoppingRule:
+    """
+    Choose the best epoch, and tell when to stop looking for a better one.
+
+    Parameters
+    ----------
+    criterion : {"loss+corr", "loss"} or None
+        "loss" looks for the lowest loss until `patience` epochs have passed without a lower
+        one. "loss+corr" then goes on, and looks for the highest correlation among epochs whose
+        loss is within `tolerance` of the lowest one, until `patience` epochs have passed
+        without a higher one, or `patience` epochs had a larger loss than that. None looks for
+        the lowest loss and never stops.
+    patience : int
+        Number of epochs, see above.
+    tolerance : float
+        Difference of losses.
+
+    Attributes
+    ----------
+    best_epoch : int
+        The best epoch so far; 0 before the first with a finite loss.
+    best_loss, best_score : float
+        Loss and correlation of that epoch.
+    stopped : bool
+        Whether to stop.
+    """
+
+    def __init__(self, criterion, patience, tolerance):
+        self.criterion = criterion
+        self.patience = patience
+        self.tolerance = tolerance
+        self.best_epoch, self.best_loss, self.best_score = 0, math.inf, -math.inf
+        self.stopped = False
+        self._lowest_loss = math.inf
+        self._watches_score = False
+        self._last_progress = self._n_outside = 0
+
+    def update(self, epoch, loss, score=math.nan):
+        """
+        Look at one more epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, counted from 1.
+        loss : float
+            Its loss.
+        score : float, default=nan
+            Its mean correlation; NaN where there is none.
+
+        Returns
+        -------
+        bool
+            Whether this is the best epoch so far.
+        """
+        improved = self._is_better(loss, score)
+        self._lowest_loss = min(self._lowest_loss, loss) if loss == loss else self._lowest_loss
+        if improved:
+            self.best_epoch, self.best_loss = epoch, loss
+            self.best_score = -math.inf if math.isnan(score) else score
+            self._last_progress = epoch
+        self._decide(epoch)
+        return improved
+
+    def _is_better(self, loss, score):
+        if not self._watches_score:
+            return loss < self.best_loss
+        # A loss that is NaN is outside, too.
+        inside = loss <= min(self._lowest_loss, loss) + self.tolerance
+        self._n_outside += not inside
+        return inside and score > self.best_score
+
+    def _decide(self, epoch):
+        if self.criterion is None:
+            return
+        exhausted = epoch - self._last_progress >= self.patience
+        if self.criterion == "loss" or self._watches_score:
+            self.stopped = exhausted or self._n_outside >= self.patience
+        elif exhausted:
+            self._watches_score = True
+            self._last_progress = epoch
+
+
+class BestWeights:
+    """
+    Hold a copy of what a module has learned, in memory, so that parallel searches share no file.
+
+    Parameters
+    ----------
+    module : ExpressionModule
+        The module.
+    """
+
+    def __init__(self, module):
+        self._module = module
+        self._copies = None
+
+    def keep(self):
+        """Copy the weights as they are now."""
+        now = self._module.learned_state()
+        if self._copies is None:
+            self._copies = {name: value.detach().clone() for name, value in now.items()}
+        else:
+            for name, value in now.items():
+                self._copies[name].copy_(value)
+
+    def restore(self):
+        """Put the copies back, if there are any, and let go of them."""
+        if self._copies is not None:
+            self._module.load_state_dict(self._copies, strict=False)
+        self._copies = None
+
+
+class EarlyStopping(Callback):
+    """
+    Apply a stopping rule to the training of a net, and restore the weights of its best epoch.
+
+    Parameters
+    ----------
+    rule : StoppingRule
+        The rule. It gets the loss of the held-out patients, or of the training part if nobody
+        is held out.
+    verbose : int, default=0
+        Whether to show a progress bar.
+    """
+
+    def __init__(self, rule, verbose=0):
+        self.rule = rule
+        self.verbose = verbose
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Open the progress bar."""
+        self.weights_ = BestWeights(net.module_)
+        self.bar_ = progress(
+            total=net.max_epochs, desc="training", verbose=self.verbose, unit="epoch"
+        )
+
+    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Keep better weights; stop where the rule says so."""
+        row = net.history[-1]
+        loss = row.get("valid_loss", row["train_loss"])
+        if self.rule.update(row["epoch"], loss, row.get("valid_r", math.nan)):
+            self.weights_.keep()
+        shown = {key: f"{row[key]:.4g}" for key in SHOWN if key in row}
+        self.bar_.set_postfix(shown | {"best": self.rule.best_epoch})
+        self.bar_.update()
+        if self.rule.stopped:
+            raise KeyboardInterrupt  # skorch's way to end training
+
+    def finish(self, net):
+        """
+        Put the best weights back and let go of the copies.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            The net that was trained.
+        """
+        self.bar_.close()
+        self.weights_.restore()
+        self.weights_ = self.bar_ = None
+        net.optimizer_.state.clear()
+
+
+# What an epoch is told by, in the progress bar.
+SHOWN = ("train_loss", "valid_loss", "valid_r")
