@@ -25,8 +25,8 @@ from ..metrics import pearson_by_gene, significance_report
 from ..metrics._scorer import predict_with_untrained
 from ..metrics._significance import FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
+from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._patients import PatientAverager
-from ._folds import make_folds, warn_of_repeats
 
 
 def takes_groups(estimator):

@@ -213,7 +213,7 @@ class BagByBag(nn.Module):
         """Map (batch, tiles, dim) to (batch, d)."""
         if mask is None:
             return self.module(x)
-        return torch.cat([self.module(x[[row], here]) for row, here in enumerate(mask)])
+        return torch.cat([self.module(x[row, here].unsqueeze(0)) for row, here in enumerate(mask)])
 
 
 def is_own_aggregator(aggregator):

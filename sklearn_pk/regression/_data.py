@@ -182,7 +182,7 @@ def tile_statistics(bags):
         mean = mean + shift * (len(tiles) / total)
         n_tiles = total
     deviation = np.sqrt(squares / n_tiles)
-    constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-12)
+    constant = deviation <= np.finfo(np.float32).eps * np.maximum(np.abs(mean), 1e-12)
     return mean, np.where(constant, 1.0, deviation)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
 from sklearn.metrics import check_scoring, get_scorer_names
-from sklearn.model_selection import GroupKFold, check_cv
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import StrOptions
 
 from ..utils import pick_device
+from ..utils._folds import make_folds
 from ._aggregators import is_own_aggregator
 from ._data import BagDataset
 from ._fitting import check_training_data, prepare, warn_of_constant_genes
@@ -105,23 +105,32 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
         Whether to fit once more, on all samples with the best `lambda_`. It takes this for
         predictions.
 
-    prior, memory, scale_embeddings : object
-        The prior, fitted once a fold, as in :class:`PriorKnowledgeRegressor`.
+    prior : estimator, ndarray, DataFrame or None, default=None
+        Where the gene embeddings come from. An estimator is fitted once a fold.
 
-    aggregator, depth, n_heads, head_dim, embed_dim, standardize, init_scale, compat : object
+    aggregator, depth, n_heads, head_dim, embed_dim : object
         The network, as in :class:`PriorKnowledgeRegressor`.
+
+    scale_embeddings, standardize, init_scale : object
+        What is scaled, as in :class:`PriorKnowledgeRegressor`.
 
     max_epochs, batch_size, lr, lr_schedule, weight_decay, validation_fraction : object
         The training, as in :class:`PriorKnowledgeRegressor`.
 
-    early_stopping, patience, loss_tolerance, dtype, device, random_state, verbose : object
+    early_stopping, patience, loss_tolerance, dtype : object
         The training, as in :class:`PriorKnowledgeRegressor`.
 
-    compile, callbacks : object
-        As in :class:`PriorKnowledgeRegressor`, for the last fit alone.
+    compile : bool, default=False
+        Whether to use :func:`torch.compile`, in the last fit alone.
 
-    positive : bool, default=False
-        Whether predictions below 0 become 0.
+    device, memory, positive : object
+        As in :class:`PriorKnowledgeRegressor`.
+
+    callbacks : list of skorch.callbacks.Callback or None, default=None
+        Called in the last fit alone.
+
+    compat, random_state, verbose : object
+        As in :class:`PriorKnowledgeRegressor`.
 
     Attributes
     ----------
@@ -300,14 +309,24 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
         seed = self.random_state
         if not isinstance(seed, Integral):
             seed = int(check_random_state(seed).randint(np.iinfo(np.int32).max))
-        data = data._replace(values=data.values.astype(np.float32, copy=False))
-        folds = self._make_folds(data.groups)
+        targets = data.values.astype(np.float32, copy=False)
+        folds = make_folds(self.cv, data.bags, data.values, data.groups, pooled=False)
+        self.n_splits_ = len(folds)
+        # Without a prior its weight changes nothing, so one network stands for all.
+        tried = lambdas if self.prior is not None else lambdas[:1]
         runs = [
             run
             for number, (train, _) in enumerate(folds)
-            for run in self._prepare_fold(number, train, data, lambdas, seed)
+            for run in self._prepare_fold(number, train, data, targets, tried, seed)
         ]
-        self._score(runs, folds, lambdas, X, y, device)
+        scores, times = self._score(runs, folds, tried, X, y, device)
+        n_equal = len(lambdas) // len(tried)
+        self.cv_results_ = shape_results(
+            lambdas, np.repeat(scores, n_equal, axis=0), *np.repeat(times, n_equal, axis=1)
+        )
+        self.best_index_ = int(self.cv_results_["rank_test_score"].argmin())
+        self.best_score_ = float(self.cv_results_["mean_test_score"][self.best_index_])
+        self.lambda_best_ = lambdas[self.best_index_]
         if self.refit:
             best = self._single(self.lambda_best_, seed)
             train_alone(best, *prepare(best, data), device)
@@ -315,13 +334,6 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
             fitted = {name: value for name, value in vars(best).items() if name not in given}
             vars(self).update(fitted, lambda_=self.lambda_best_)
         return self
-
-    def _make_folds(self, groups):
-        cv = 5 if self.cv is None else self.cv
-        cv = GroupKFold(cv) if isinstance(cv, Integral) else check_cv(cv)
-        folds = list(cv.split(np.zeros(len(groups)), np.zeros(len(groups)), groups))
-        self.n_splits_ = len(folds)
-        return folds
 
     def _single(self, lambda_, seed):
         parameters = self.get_params(deep=False)
@@ -334,11 +346,11 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
                 setattr(model, name, getattr(self, name))
         return model
 
-    def _prepare_fold(self, number, train, data, lambdas, seed):
+    def _prepare_fold(self, number, train, data, targets, lambdas, seed):
         first = self._single(lambdas[0], seed)
         # The samples themselves are not copied, only pointed at.
         datasets = [
-            BagDataset(data.bags, data.values, train[part.indices])
+            BagDataset(data.bags, targets, train[part.indices])
             for part in prepare(first, data.take(train))
         ]
         runs = []
@@ -351,7 +363,7 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
 
     def _score(self, runs, folds, lambdas, X, y, device):
         scores = np.full((len(lambdas), len(folds)), np.nan)
-        fit_times, score_times = scores.copy(), scores.copy()
+        fit_times, score_times = times = np.array([scores, scores])
         position = {id(run): divmod(number, len(lambdas)) for number, run in enumerate(runs)}
         for run in train_together(runs, device, verbose=self.verbose):
             fold, which = position[id(run)]
@@ -364,7 +376,4 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
             score_times[which, fold] = time.perf_counter() - started
             fit_times[which, fold] = run.seconds
             del run.model.net_
-        self.cv_results_ = shape_results(lambdas, scores, fit_times, score_times)
-        self.best_index_ = int(self.cv_results_["rank_test_score"].argmin())
-        self.best_score_ = float(self.cv_results_["mean_test_score"][self.best_index_])
-        self.lambda_best_ = float(lambdas[self.best_index_])
+        return scores, times

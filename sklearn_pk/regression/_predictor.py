@@ -8,6 +8,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils import is_bag_input, pick_device, validate_bags
+from ..utils._bags import label_of_bag
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._validation import sample_names_of
 from ._data import pad_bags, present_tiles
@@ -170,7 +171,14 @@ class ExpressionPredictor:
         with torch.inference_mode():
             # One slide at a time: no padding, and no other slide, has any part in its sums.
             for position, bag in enumerate(bags):
-                batch = to_device(pad_bags([present_tiles(bag, position)]), self.net_.device)
+                tiles = present_tiles(bag, position)
+                if module.positions is not None and len(tiles) > len(module.positions):
+                    raise ValueError(
+                        f"{label_of_bag(bag, position)} has {len(tiles)} tiles, but with "
+                        f"compat='sequoia' there are {len(module.positions)} positions. Make "
+                        f"super-tiles: SuperTileClusterer(n_clusters={len(module.positions)})."
+                    )
+                batch = to_device(pad_bags([tiles]), self.net_.device)
                 rows.append(function(*batch).float().cpu().numpy())
         return np.concatenate(rows).astype(np.float64)
 

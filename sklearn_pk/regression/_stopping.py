@@ -25,13 +25,14 @@ def mean_correlation(y_true, y_pred):
         Mean over the genes whose truth varies; a constant prediction counts as 0. NaN if no
         gene varies, as in a single sample.
     """
+    # Not by the variance: the mean of equal values may be off by rounding.
+    varies = y_true.amax(dim=-2) > y_true.amin(dim=-2)
+    told_apart = y_pred.amax(dim=-2) > y_pred.amin(dim=-2)
     y_true = y_true - y_true.mean(dim=-2, keepdim=True)
     y_pred = y_pred - y_pred.mean(dim=-2, keepdim=True)
-    truth = y_true.square().sum(dim=-2)
-    norms = (truth * y_pred.square().sum(dim=-2)).sqrt()
-    products = (y_true * y_pred).sum(dim=-2)
-    r = torch.where(norms > 0, products / norms, 0.0)
-    return torch.where(truth > 0, r, torch.nan).nanmean(dim=-1)
+    norms = (y_true.square().sum(dim=-2) * y_pred.square().sum(dim=-2)).sqrt()
+    r = (y_true * y_pred).sum(dim=-2) / norms
+    return torch.where(told_apart, r, 0.0).where(varies, torch.nan).nanmean(dim=-1)
 
 
 class StoppingRule:

@@ -5,7 +5,7 @@
 import numpy as np
 import pandas as pd
 
-from ..utils._bags import check_bag
+from ..utils._bags import check_bag, label_of_bag
 from ..utils._validation import name_of_item
 from ._data import pad_bags
 
@@ -40,8 +40,6 @@ def tile_expression(bag, position, predict, columns, window, stride):
     features = check_bag(bag, position=position)
     present = ~np.isnan(features[:, 0])
     coords = getattr(bag, "coords", None)
-    name = name_of_item(bag)
-    label = f"bag {position}" if name is None else f"bag {position} ({name!r})"
     features, size = features[present], getattr(bag, "size_level0", None)
     if coords is None:
         index = pd.Index(np.flatnonzero(present), name="tile")
@@ -51,10 +49,10 @@ def tile_expression(bag, position, predict, columns, window, stride):
     if window is None:
         members = [np.array([tile]) for tile in range(len(features))]
     else:
-        members = windows_of_tiles(_grid(coords, size, label), window, stride)
+        members = windows_of_tiles(_grid(coords, size, label_of_bag(bag, position)), window, stride)
     values = _mean_over_windows(features, members, predict, len(columns))
     frame = pd.DataFrame(values, index=index, columns=columns)
-    frame.attrs.update(slide=name or "", size_level0=size)
+    frame.attrs.update(slide=name_of_item(bag) or "", size_level0=size)
     return frame
 
 

@@ -66,7 +66,8 @@ def stays_in_file(bag):
     return is_array_like and getattr(bag, "path", None) is not None
 
 
-def _label(bag, position):
+def label_of_bag(bag, position):
+    """Return the number of a bag, and the slide if it knows it, for the text of errors."""
     name = name_of_item(bag)
     return f"bag {position}" if name is None else f"bag {position} ({name!r})"
 
@@ -104,7 +105,7 @@ def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
     (1, 2)
     """
     features = np.asarray(bag)
-    label = _label(bag, position)
+    label = label_of_bag(bag, position)
     if features.dtype.kind not in "fiub":
         raise TypeError(f"{label}: expected numbers, got an array of dtype {features.dtype}.")
     if features.dtype not in (np.float32, np.float64):
@@ -206,7 +207,7 @@ def check_bags(X, *, allow_empty=False, lazy=False):
     bags, width = [], None
     for position, bag in enumerate(X):
         if lazy and stays_in_file(bag):
-            _check_shape(bag.shape, _label(bag, position), width, allow_empty)
+            _check_shape(bag.shape, label_of_bag(bag, position), width, allow_empty)
         else:
             bag = check_bag(bag, position=position, n_features=width, allow_empty=allow_empty)
         bags.append(bag)

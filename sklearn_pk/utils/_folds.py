@@ -8,8 +8,8 @@ from numbers import Integral
 import numpy as np
 from sklearn.model_selection import GroupKFold, check_cv
 
-from ..utils._patients import infer_groups
-from ..utils._validation import name_some
+from ._patients import infer_groups
+from ._validation import name_some
 
 _DEFAULT_FOLDS = 5
 
@@ -26,7 +26,7 @@ def _check_enough(n_splits, n_samples, groups):
         )
 
 
-def _check_disjoint(folds, n_samples, groups):
+def _check_leaks(folds, n_samples, groups):
     times_tested = np.zeros(n_samples, dtype=int)
     for number, (train, test) in enumerate(folds):
         times_tested[test] += 1
@@ -39,6 +39,10 @@ def _check_disjoint(folds, n_samples, groups):
                 f"test part: {name_some(shared)}. Use a splitter that keeps groups together, "
                 "such as GroupKFold."
             )
+    return times_tested
+
+
+def _check_tested_once(times_tested):
     repeated = np.flatnonzero(times_tested > 1)
     if repeated.size:
         raise ValueError(
@@ -62,7 +66,7 @@ def warn_of_repeats(folds, values):
         )
 
 
-def make_folds(cv, X, y, groups):
+def make_folds(cv, X, y, groups, *, pooled=True):
     """
     Return the folds as a list of train and test indices, checked for leaks.
 
@@ -76,6 +80,8 @@ def make_folds(cv, X, y, groups):
         The expression.
     groups : ndarray of shape (n_samples,) or None
         Patient of each sample.
+    pooled : bool, default=True
+        Whether no sample may be held out twice.
 
     Returns
     -------
@@ -85,8 +91,8 @@ def make_folds(cv, X, y, groups):
     Raises
     ------
     ValueError
-        If there are fewer patients than folds, a patient is on both sides of a fold, or a
-        sample is held out twice.
+        If there are fewer patients than folds, a patient is on both sides of a fold, or, where
+        `pooled`, a sample is held out twice.
     """
     n_samples = len(y)
     if cv is None or isinstance(cv, Integral):
@@ -104,5 +110,7 @@ def make_folds(cv, X, y, groups):
         tuple(np.flatnonzero(part) if part.dtype == bool else part for part in fold)
         for fold in folds
     ]
-    _check_disjoint(folds, n_samples, groups)
+    n_times_tested = _check_leaks(folds, n_samples, groups)
+    if pooled:
+        _check_tested_once(n_times_tested)
     return folds

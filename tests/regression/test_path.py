@@ -1,0 +1,299 @@
+"""PriorKnowledgeRegressorCV, against the loop over single fits."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.decomposition import TruncatedSVD
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    GroupShuffleSplit,
+    KFold,
+    PredefinedSplit,
+)
+from sklearn.pipeline import make_pipeline
+from torch import nn
+
+from sklearn_pk.metrics import significance_scorer
+from sklearn_pk.plotting import LambdaPathDisplay
+from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV, _stack
+
+LAMBDAS = [0.0, 0.3, 0.9]
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    n = 50
+    X = rng.normal(size=(n, 5, 8)) + rng.normal(size=(n, 1, 8))
+    y = 8 + X.mean(axis=1) @ rng.normal(size=(8, 3)) @ rng.normal(size=(3, 20))
+    y += 0.5 * rng.normal(size=y.shape)
+    X[::3, 3:] = np.nan
+    # Patients of one to three slides, so that folds differ in size and in number of batches.
+    patients = np.repeat(np.arange(24), [1, 2, 3] * 8)
+    patients = np.concatenate([patients, [24, 25]])[:n]
+    y = pd.DataFrame(y, columns=[f"gene{number}" for number in range(20)])
+    return X.astype(np.float32), y.groupby(patients).transform("mean"), patients
+
+
+def settings(**parameters):
+    return {
+        "prior": TruncatedSVD(4),
+        "max_epochs": 30,
+        "patience": 4,
+        "lr": 1e-2,
+        "depth": 2,
+        "n_heads": 2,
+        "head_dim": 4,
+        "batch_size": 8,
+        "random_state": 0,
+    } | parameters
+
+
+class Dropped(nn.Module):
+    """An aggregator that draws numbers, so that each run needs a stream of its own."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(0.3))
+
+    def forward(self, x):
+        return self.net(x).mean(dim=1)
+
+
+def record_engines(monkeypatch):
+    """Return a list that fills with the ways runs are trained."""
+    used = []
+    plan = _stack.plan_stacks
+
+    def recorded(*arguments):
+        planned = plan(*arguments)
+        used.extend((engine.__name__, len(runs)) for engine, runs in planned)
+        return planned
+
+    monkeypatch.setattr(_stack, "plan_stacks", recorded)
+    return used
+
+
+WAYS = {
+    "all folds in one stack": ({}, [("Stack", 9)]),
+    "a stack for each fold": ({"_CPU_BUDGET": None}, [("Stack", 3)] * 3),
+    "side by side": ({"_CPU_BUDGET": 0}, [("SideBySide", 3)] * 3),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"aggregator": "mlp"},
+        {"aggregator": "transformer"},
+        {"aggregator": "summary_mixing", "compat": "sequoia"},
+        {"aggregator": "mlp", "embed_dim": 6, "early_stopping": "loss"},
+        {"aggregator": "mlp", "lr_schedule": "cosine", "weight_decay": 0.1, "patience": 2},
+        {"aggregator": "mlp", "validation_fraction": 0, "early_stopping": None, "max_epochs": 5},
+    ],
+    ids=lambda extra: "-".join(map(str, extra.values())),
+)
+def test_same_as_the_loop_over_single_fits(data, monkeypatch, way, extra):
+    X, y, patients = data
+    parameters = settings(**extra)
+    limits, expected_ways = WAYS[way]
+    for name, value in limits.items():
+        if value is None:
+            probe = PriorKnowledgeRegressor(lambda_=0.3, **parameters).fit(X, y, groups=patients)
+            run = _stack.Run(probe, 0, X[:30], X[:3])
+            value = 3 * _stack._size_of_run(run)[0] + 1
+        monkeypatch.setattr(_stack, name, value)
+    used = record_engines(monkeypatch)
+    model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **parameters).fit(X, y, groups=patients)
+    assert used == expected_ways
+    search = GridSearchCV(
+        PriorKnowledgeRegressor(**parameters), {"lambda_": LAMBDAS}, cv=GroupKFold(3)
+    )
+    with sklearn.config_context(enable_metadata_routing=True):
+        search.fit(X, y, groups=patients)
+    assert model.lambda_best_ == search.best_params_["lambda_"]
+    assert model.best_index_ == search.best_index_
+    for key in ("mean_test_score", "std_test_score", "split2_test_score"):
+        assert_allclose(model.cv_results_[key], search.cv_results_[key], rtol=1e-3, atol=1e-4)
+    assert_array_equal(model.predict(X), search.predict(X))
+
+
+@pytest.mark.parametrize("aggregator", ["topk", Dropped])
+def test_modules_that_draw_numbers_have_streams_of_their_own(data, monkeypatch, aggregator):
+    X, y, patients = data
+    parameters = settings(aggregator=aggregator)
+    used = record_engines(monkeypatch)
+    model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **parameters).fit(X, y, groups=patients)
+    assert used == [("SideBySide", 3)] * 3
+    for fold, (train, test) in enumerate(GroupKFold(3).split(X, y, patients)):
+        for row, lambda_ in enumerate(LAMBDAS):
+            single = PriorKnowledgeRegressor(lambda_=lambda_, **parameters)
+            single.fit(X[train], y.iloc[train], groups=patients[train])
+            score = single.score(X[test], y.iloc[test])
+            assert_allclose(model.cv_results_[f"split{fold}_test_score"][row], score, rtol=1e-4)
+
+
+def test_single_models_are_the_same_epoch_by_epoch(data):
+    X, y, patients = data
+    parameters = settings(aggregator="summary_mixing")
+    seen = []
+
+    def scorer(estimator, X, y):
+        seen.append(estimator)
+        return estimator.score(X, y)
+
+    PriorKnowledgeRegressorCV([0.2, 0.8], cv=2, scoring=scorer, refit=False, **parameters).fit(
+        X, y, groups=patients
+    )
+    train, _ = next(GroupKFold(2).split(X, y, patients))
+    single = PriorKnowledgeRegressor(lambda_=0.8, **parameters)
+    single.fit(X[train], y.iloc[train], groups=patients[train])
+    stacked = seen[1]
+    assert stacked.lambda_ == 0.8
+    assert stacked.best_epoch_ == single.best_epoch_
+    assert_array_equal(stacked.validation_indices_, single.validation_indices_)
+    assert_array_equal(stacked.embeddings_, single.embeddings_)
+    columns = ["epoch", "train_loss", "valid_loss", "valid_r"]
+    pd.testing.assert_frame_equal(
+        stacked.history_[columns], single.history_[columns], rtol=1e-3, check_exact=False
+    )
+    lengths = {len(model.history_) for model in seen}
+    assert len(lengths) > 1, "each has an end of its own"
+
+
+def test_results_are_those_of_a_search(data):
+    X, y, patients = data
+    model = PriorKnowledgeRegressorCV(
+        [0.1, 0.9], scoring=significance_scorer, **settings(max_epochs=3)
+    ).fit(X, y, groups=patients)
+    search = GridSearchCV(
+        PriorKnowledgeRegressor(**settings(max_epochs=3)),
+        {"lambda_": [0.1, 0.9]},
+        scoring=significance_scorer,
+        cv=GroupKFold(5),
+    )
+    with sklearn.config_context(enable_metadata_routing=True):
+        search.fit(X, y, groups=patients)
+    assert set(model.cv_results_) == set(search.cv_results_)
+    for key, value in search.cv_results_.items():
+        assert type(model.cv_results_[key]) is type(value), key
+        if "time" not in key:
+            assert_array_equal(model.cv_results_[key], value, err_msg=key)
+    assert model.n_splits_ == 5
+    assert model.best_score_ == search.best_score_
+    display = LambdaPathDisplay.from_cv_results(model.cv_results_)
+    assert_array_equal(display.paths["lambda_"], [0.1, 0.9])
+
+
+def test_it_is_the_fitted_regressor(data):
+    X, y, patients = data
+    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=2, **settings(max_epochs=4))
+    model.fit(X, y, groups=patients)
+    single = PriorKnowledgeRegressor(lambda_=model.lambda_best_, **settings(max_epochs=4))
+    single.fit(X, y, groups=patients)
+    assert_array_equal(model.predict(X), single.predict(X))
+    assert_array_equal(model.predict_untrained(X), single.predict_untrained(X))
+    assert_array_equal(model.embed(X), single.embed(X))
+    assert model.lambda_ == model.lambda_best_
+    assert list(model.predict_frame(X).columns) == list(y.columns)
+    columns = ["train_loss", "valid_loss", "valid_r"]
+    pd.testing.assert_frame_equal(model.history_[columns], single.history_[columns])
+    copied = pickle.loads(pickle.dumps(model))
+    assert_array_equal(copied.predict(X), model.predict(X))
+    assert not hasattr(clone(model), "lambda_best_")
+    assert "lambda_" not in model.get_params()
+
+
+def test_without_refit(data):
+    X, y, patients = data
+    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=2, refit=False, **settings(max_epochs=2))
+    model.fit(X, y, groups=patients)
+    assert model.lambda_best_ in (0.2, 0.7)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
+def test_seeds_that_are_not_numbers(data):
+    X, y, patients = data
+    for state in (None, np.random.RandomState(3)):
+        parameters = settings(max_epochs=2, random_state=state)
+        model = PriorKnowledgeRegressorCV([0.5, 0.5], cv=2, **parameters)
+        scores = model.fit(X, y, groups=patients).cv_results_["mean_test_score"]
+        assert_allclose(scores[0], scores[1], rtol=1e-6, err_msg="one seed for all lambdas")
+
+
+def test_folds(data):
+    X, y, patients = data
+    once = [(np.flatnonzero(patients < 20), np.flatnonzero(patients >= 20))]
+    twice = GroupShuffleSplit(3, random_state=0)
+    for cv, n_splits in [(PredefinedSplit(patients % 4), 4), (once, 1), (twice, 3)]:
+        model = PriorKnowledgeRegressorCV([0.5], cv=cv, refit=False, **settings(max_epochs=1))
+        assert model.fit(X, y, groups=patients).n_splits_ == n_splits
+
+
+def test_without_a_prior_its_weight_changes_nothing(data, monkeypatch):
+    X, y, patients = data
+    used = record_engines(monkeypatch)
+    model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **settings(prior=None, max_epochs=3))
+    model.fit(X, y, groups=patients)
+    assert used == [("Stack", 3)], "one network a fold"
+    assert len(set(model.cv_results_["mean_test_score"])) == 1
+    assert model.lambda_best_ == LAMBDAS[0]
+    assert list(model.cv_results_["param_lambda_"]) == LAMBDAS
+
+
+def test_patients_stay_together_without_groups_and_through_a_pipeline(data):
+    X, y, patients = data
+    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=3, **settings(max_epochs=2))
+    expected = clone(model).fit(X, y, groups=patients).cv_results_["mean_test_score"]
+    with pytest.warns(UserWarning, match="repeat the expression of an earlier one"):
+        inferred = clone(model).fit(X, y)
+    assert inferred.n_splits_ == 3
+    pipeline = make_pipeline("passthrough", model)
+    pipeline.fit(X, y, priorknowledgeregressorcv__groups=patients)
+    assert_array_equal(pipeline[-1].cv_results_["mean_test_score"], expected)
+
+
+def test_a_gene_constant_in_a_fold_is_no_news(data):
+    X, y, patients = data
+    y = y.copy()
+    y["gene0"] = (patients == patients[0]).astype(float)
+    model = PriorKnowledgeRegressorCV([0.5], cv=3, **settings(max_epochs=1))
+    model.fit(X, y, groups=patients)
+    y["gene1"] = 3.0
+    with pytest.warns(UserWarning, match="1 of 20 genes have the same value") as said:
+        model.fit(X, y, groups=patients)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lambdas": []}, ValueError, r"at least one number in \[0, 1\], got \[\]"),
+        ({"lambdas": [0.5, 1.5]}, ValueError, r"lambdas must lie in \[0, 1\], got 1.5"),
+        ({"lambdas": [0.5, np.nan]}, ValueError, r"lambdas must lie in \[0, 1\], got nan"),
+        ({"lambdas": ["a"]}, ValueError, "at least one number"),
+        ({"cv": 27}, ValueError, "27 folds need at least 27 patients, got 26 patients"),
+        ({"cv": KFold(2, shuffle=True)}, ValueError, r"patient\(s\) in both its training and its"),
+        ({"scoring": "nice"}, ValueError, "'scoring' parameter"),
+        ({"device": "cuda:99"}, ValueError, "device='cuda:99' is not available here"),
+        ({"prior": np.ones((19, 4))}, ValueError, "each of the 20 genes"),
+        ({"lr": 1e30}, ValueError, "finite valid_loss"),
+        ({"aggregator": dict}, TypeError, "subclass of torch.nn.Module"),
+    ],
+)
+def test_bad_parameters(data, change, error, message):
+    X, y, patients = data
+    model = PriorKnowledgeRegressorCV(**(settings(max_epochs=2) | {"lambdas": [0.5]} | change))
+    with pytest.raises(error, match=message):
+        model.fit(X, y, groups=patients)
