@@ -62,6 +62,7 @@ docs: $(VENV)/.installed-docs
 bench: $(VENV)/.installed-run
 	$(BIN)/python benchmarks/bench_core.py
 	$(BIN)/python benchmarks/bench_prior.py
+	$(BIN)/python benchmarks/bench_regression.py
 	$(BIN)/python benchmarks/bench_slides.py
 
 clean:

@@ -5,6 +5,7 @@
 import json
 import os
 import platform
+import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,11 @@ def timed(function, *arguments, repeats=3):
         result = function(*arguments)
         seconds.append(time.perf_counter() - start)
     return result, min(seconds)
+
+
+def peak_mb():
+    """Return the largest memory this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def describe(device="cpu"):

@@ -6,12 +6,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from _common import RESULTS, describe, timed, write_results
 from scipy import stats
 
 from sklearn_pk.metrics import significance_report
-from sklearn_pk.regression._aggregators import make_aggregator
 
 
 def loop_over_genes(y_true, y_pred, y_baseline):
@@ -51,50 +49,6 @@ def bench_significance(n_slides, n_genes, rng):
     return ours, reference * n_genes / few[0].shape[1], agree
 
 
-class HeadByHead(torch.nn.Module):
-    """Summary mixing as written down: head by head, the summary a mean of projections."""
-
-    def __init__(self, mixing):
-        super().__init__()
-        self.mixing = mixing
-
-    def forward(self, x):
-        """Map (batch, tiles, dim) to the same shape."""
-        mixing = self.mixing
-        heads, width = mixing.local_weight.shape
-        layer_norm, gelu = torch.nn.functional.layer_norm, torch.nn.functional.gelu
-        outputs = []
-        for head in range(heads):
-            rows = slice(head * width, (head + 1) * width)
-            local = x @ mixing.local.weight[rows].T + mixing.local.bias[rows]
-            summary = (x @ mixing.summary.weight[rows].T + mixing.summary.bias[rows]).mean(1, True)
-            norms = (mixing.local_weight[head], mixing.local_bias[head])
-            local = gelu(layer_norm(local, (width,), *norms))
-            norms = (mixing.summary_weight[head], mixing.summary_bias[head])
-            summary = gelu(layer_norm(summary, (width,), *norms)).expand_as(local)
-            joined = torch.cat([local, summary], dim=-1)
-            outputs.append(gelu(joined @ mixing.combine_weight[head] + mixing.combine_bias[head]))
-        return mixing.projection(torch.cat(outputs, dim=-1))
-
-
-def bench_summary_mixing(batch, dim):
-    """Forward and backward of one summary mixing layer against the loop over its heads."""
-    torch.manual_seed(0)
-    aggregator = make_aggregator("summary_mixing", dim, depth=1, n_heads=16, head_dim=64)
-    mixing = aggregator.layers[0][0]
-    plain = HeadByHead(mixing)
-    x = torch.randn(batch, 100, dim, requires_grad=True)
-
-    def step(module):
-        output = module(x)
-        output.square().mean().backward()
-        return output.detach()
-
-    expected, reference = timed(step, plain)
-    output, ours = timed(step, mixing)
-    return ours, reference, bool(torch.allclose(output, expected, atol=1e-5))
-
-
 def main():
     """Run all of them and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,7 +61,6 @@ def main():
         f"significance report, {n_genes:,} genes x 1,133 slides": bench_significance(
             1133, n_genes, rng
         ),
-        "summary mixing layer, batch 16, 100 tiles, width 1,024": bench_summary_mixing(16, 1024),
     }
     results = describe() | {"rows": []}
     print(f"{'step':60} {'ours':>9} {'reference':>10} {'ratio':>7}  agree")

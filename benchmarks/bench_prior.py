@@ -9,14 +9,13 @@ Each step runs in a process of its own, so that neither finds the other's memory
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _common import RESULTS, describe, timed, write_results
+from _common import RESULTS, describe, peak_mb, timed, write_results
 from scipy import sparse
 from sklearn.decomposition import non_negative_factorization
 from sklearn.random_projection import GaussianRandomProjection
@@ -29,11 +28,6 @@ from sklearn_pk.prior._nmf import hals, initialize
 
 N_COMPONENTS = 1024
 THRESHOLD = 0.85
-
-
-def peak_mb():
-    """Return the largest memory this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def planted_expression(n_genes, n_patients):

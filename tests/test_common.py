@@ -15,6 +15,13 @@ ARGUMENTS = {
     "EigengeneEmbedder": {"n_components": 2, "random_state": 0},
     "NMFGeneEmbedder": {"n_components": 2, "random_state": 0},
     "PriorKnowledgeRegressor": {"max_epochs": 20, "lr": 1e-2, "random_state": 0},
+    "PriorKnowledgeRegressorCV": {
+        "lambdas": [0.5],
+        "cv": 2,
+        "max_epochs": 20,
+        "lr": 1e-2,
+        "random_state": 0,
+    },
     "SuperTileClusterer": {"n_clusters": 4, "random_state": 0},
 }
 
@@ -25,12 +32,13 @@ SLIDE_ESTIMATORS = {"FoundationFeaturizer", "SlideTiler"}
 # Estimator -> check -> the reason, and the check that replaces it.
 EXPECTED_FAILURES = {}
 
-# The fewest checks that may be collected; scikit-learn 1.9 has 46, 47, 49, 53 and 47.
+# The fewest checks that may be collected; scikit-learn 1.9 has 46, 47, 49, 53, 53 and 47.
 N_CHECKS = {
     "CoexpressionGraph": 42,
     "EigengeneEmbedder": 42,
     "NMFGeneEmbedder": 44,
     "PriorKnowledgeRegressor": 48,
+    "PriorKnowledgeRegressorCV": 48,
     "SuperTileClusterer": 43,
 }
 

@@ -272,8 +272,14 @@ def adopt_aggregator(aggregator, dim, n_tiles):
     if "mask" not in inspect.signature(module.forward).parameters:
         module = BagByBag(module)
     module.eval()
-    with torch.no_grad():
-        w = module(torch.zeros(1, n_tiles, dim))
+    try:
+        with torch.no_grad():
+            w = module(torch.zeros(1, n_tiles, dim))
+    except RuntimeError as error:
+        raise ValueError(
+            f"aggregator: {type(module).__name__} cannot take a bag of shape {(1, n_tiles, dim)}: "
+            f"{error}"
+        ) from error
     if not isinstance(w, torch.Tensor) or w.ndim != 2 or len(w) != 1:
         raise ValueError(
             f"aggregator: expected a module that maps (batch, tiles, {dim}) to (batch, d), got "

@@ -97,8 +97,9 @@ def _warn_of_repeats(n_repeats):
         warnings.warn(
             f"{n_repeats} samples repeat the expression of an earlier one and are taken as "
             "slides of the same patient, inside this fit: for early stopping and the prior. "
-            "Folds around it need groups of their own. Pass them: fit(X, y, groups=patients), "
-            "or through a pipeline fit(X, y, priorknowledgeregressor__groups=patients).",
+            "Folds around it need groups of their own. Pass them: fit(X, y, groups=patients); "
+            "inside a pipeline or a search the same, after "
+            "sklearn.set_config(enable_metadata_routing=True).",
             UserWarning,
             stacklevel=5,
         )
@@ -150,7 +151,7 @@ def prepare(model, data):
     )
     targets = data.values.astype(np.float32, copy=False)
     datasets = [BagDataset(data.bags, targets, rows) for rows in (train, model.validation_indices_)]
-    model._module_params = _describe_module(model, data, train)
+    model._module_params = _describe_module(model, data)
     return datasets
 
 
@@ -166,10 +167,11 @@ def _fit_prior(model, data):
         fitted, embeddings = learn(seed_prior(model.prior, model.seed_), expression)
     else:
         embeddings = align_embeddings(model.prior, n_genes, data.gene_names)
-    return fitted, check_embeddings(embeddings, n_genes, scale=model.scale_embeddings)
+    scale = model.init_scale if model.scale_embeddings else None
+    return fitted, check_embeddings(embeddings, n_genes, scale=scale)
 
 
-def _describe_module(model, data, train):
+def _describe_module(model, data):
     n_features, n_genes = model.n_features_in_, data.values.shape[1]
     feature_mean, feature_scale = np.zeros(n_features), np.ones(n_features)
     target_mean, target_scale = np.zeros(n_genes), np.ones(n_genes)
@@ -185,7 +187,7 @@ def _describe_module(model, data, train):
         "feature_scale": feature_scale.astype(np.float32),
         "target_mean": target_mean.astype(np.float32),
         "target_scale": target_scale.astype(np.float32),
-        "n_tiles": max(data.bags[row].shape[0] for row in train),
+        "n_tiles": max(bag.shape[0] for bag in data.bags),
     }
 
 

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -46,6 +47,13 @@ def inject_prior_knowledge(module, embeddings, lambda_=0.5, *, layer=None):
     PriorKnowledgeLinear : The layer.
     PriorKnowledgeRegressor : The estimator, whose `aggregator` may be any module.
 
+    Notes
+    -----
+    Linear layers of other classes, such as the output projection inside
+    :class:`torch.nn.MultiheadAttention`, are left alone. The network of a fitted
+    :class:`PriorKnowledgeRegressor` is not the place: what is injected there is not saved. Give it
+    a `prior`.
+
     References
     ----------
     .. [1] "Prior knowledge injection into deep learning models predicting gene
@@ -65,28 +73,37 @@ def inject_prior_knowledge(module, embeddings, lambda_=0.5, *, layer=None):
     mixing = _mix(linear, embeddings, lambda_, f"layer {name!r}" if name else "the layer")
     if not name:
         return mixing
-    parent, _, last = name.rpartition(".")
-    setattr(module.get_submodule(parent), last, mixing)
+    for parent in list(module.modules()):
+        for child, part in list(parent._modules.items()):
+            if part is linear:  # under each of its names
+                setattr(parent, child, mixing)
     return module
+
+
+def _is_linear(part):
+    # Subclasses do more than a product, or are read by their parents instead of called.
+    return type(part) in (nn.Linear, PriorKnowledgeLinear)
 
 
 def _find_linear(module, name):
     if name is not None:
         linear = dict(module.named_modules()).get(name)
-        if not isinstance(linear, nn.Linear):
+        if not _is_linear(linear):
             raise TypeError(
                 f"layer: expected the name of a torch.nn.Linear, got {name!r}, which is "
                 f"{'not in the model' if linear is None else type(linear).__name__}."
             )
         return name, linear
-    found = [(n, part) for n, part in module.named_modules() if isinstance(part, nn.Linear)]
+    found = [(n, part) for n, part in module.named_modules() if _is_linear(part)]
     if not found:
         raise ValueError(f"{type(module).__name__} has no torch.nn.Linear to replace.")
     return found[-1]
 
 
 def _mix(linear, embeddings, lambda_, label):
-    embeddings = torch.as_tensor(embeddings)
+    if not isinstance(embeddings, torch.Tensor):
+        embeddings = torch.from_numpy(np.array(embeddings, dtype=np.float64))
+    embeddings = embeddings.detach().clone()
     n_genes, width = linear.weight.shape
     if embeddings.ndim != 2 or len(embeddings) != n_genes or embeddings.shape[1] > width:
         raise ValueError(

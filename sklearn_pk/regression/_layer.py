@@ -2,6 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from numbers import Real
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -33,6 +35,8 @@ class PriorKnowledgeLinear(nn.Linear):
 
     Raises
     ------
+    TypeError
+        If `lambda_` is no number.
     ValueError
         If `lambda_` is outside [0, 1] or `embeddings` has another shape.
 
@@ -59,6 +63,8 @@ class PriorKnowledgeLinear(nn.Linear):
     """
 
     def __init__(self, in_features, out_features, embeddings=None, lambda_=0.5):
+        if not isinstance(lambda_, Real):
+            raise TypeError(f"lambda_ must be a number in [0, 1], got {lambda_!r}.")
         if not 0 <= lambda_ <= 1:
             raise ValueError(f"lambda_ must lie in [0, 1], got {lambda_!r}.")
         super().__init__(in_features, out_features)

@@ -40,7 +40,7 @@ class ExpressionModule(nn.Module):
     embed_dim : int or None
         Width tile features are projected to in front of the aggregator.
     n_tiles : int
-        Tiles in the longest bag of the training part.
+        Tiles in the longest bag.
     init_scale : float
         Factor of the learned weights of the layer.
     use_positions : bool

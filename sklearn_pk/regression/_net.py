@@ -3,14 +3,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import math
+from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback, LRScheduler
 from skorch.helper import predefined_split
 
+from ._aggregators import is_own_aggregator
 from ._data import Batches
+from ._fitting import build_module
 from ._stopping import mean_correlation
 
 # Asking all callbacks after each step would take as long as a small network does.
@@ -223,6 +227,79 @@ def to_device(bags, device):
     """
     features, mask = bags
     return features.to(device), None if mask is None else mask.to(device)
+
+
+class NetworkSize(NamedTuple):
+    """
+    How much a training step has to compute.
+
+    Parameters
+    ----------
+    n_weights : int
+        Learned weights.
+    layer, output : int
+        Numbers in a layer of the aggregator, and in the output, for one batch.
+    """
+
+    n_weights: int
+    layer: int
+    output: int
+
+    @property
+    def is_small(self):
+        """Whether a step is mostly overhead, on the CPU, as measured."""
+        return self.layer <= 2**17 and self.n_weights <= 2**20
+
+
+def network_size(model):
+    """
+    Look at the network of a model without making it.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        After :func:`prepare`.
+
+    Returns
+    -------
+    NetworkSize
+        Its size.
+    """
+    with torch.device("meta"):
+        module = build_module(model)
+    return NetworkSize(
+        n_weights=sum(weight.numel() for weight in module.parameters()),
+        layer=model.batch_size * model._module_params["n_tiles"] * module.norm.normalized_shape[0],
+        output=model.batch_size * len(module.layer.weight),
+    )
+
+
+@contextmanager
+def few_threads(model, device):
+    """
+    Train a small network on one thread, where more would wait for each other.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        After :func:`prepare`.
+    device : str
+        Torch device.
+
+    Yields
+    ------
+    None
+        The number of threads comes back at the end.
+    """
+    n_threads = torch.get_num_threads()
+    on_cpu = torch.device(device).type == "cpu"
+    own = is_own_aggregator(model.aggregator)
+    if n_threads > 1 and on_cpu and not own and network_size(model).is_small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def autocast(model, device):

@@ -79,6 +79,12 @@ def shape_results(lambdas, scores, fit_times, score_times):
     return results
 
 
+def _rows_of(values):
+    """Return what rows can be taken from."""
+    known = hasattr(values, "iloc") or isinstance(values, list | tuple | np.ndarray)
+    return values if known else np.asarray(values)
+
+
 class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimator):
     """
     :class:`PriorKnowledgeRegressor` with the weight of the prior chosen by cross-validation.
@@ -319,7 +325,7 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
             for number, (train, _) in enumerate(folds)
             for run in self._prepare_fold(number, train, data, targets, tried, seed)
         ]
-        scores, times = self._score(runs, folds, tried, X, y, device)
+        scores, times = self._score(runs, folds, tried, _rows_of(X), _rows_of(y), device)
         n_equal = len(lambdas) // len(tried)
         self.cv_results_ = shape_results(
             lambdas, np.repeat(scores, n_equal, axis=0), *np.repeat(times, n_equal, axis=1)

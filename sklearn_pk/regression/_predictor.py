@@ -2,6 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from numbers import Integral
+
 import numpy as np
 import pandas as pd
 import torch
@@ -10,11 +12,11 @@ from sklearn.utils.validation import check_is_fitted
 from ..utils import is_bag_input, pick_device, validate_bags
 from ..utils._bags import label_of_bag
 from ..utils._frames import freeze_frames, thaw_frames
-from ..utils._validation import sample_names_of
+from ..utils._validation import name_of_item, name_some, sample_names_of
 from ._data import pad_bags, present_tiles
 from ._fitting import build_module
 from ._net import make_net, to_device
-from ._tiles import tile_expression
+from ._tiles import check_window, tile_expression
 
 
 class ExpressionPredictor:
@@ -114,19 +116,24 @@ class ExpressionPredictor:
             If a window is asked for and a slide has no coordinates, or is no grid of tiles.
         """
         check_is_fitted(self)
-        if window is not None and not 1 <= stride <= window:
-            raise ValueError(
-                f"stride must lie between 1 and window={window!r}, got {stride!r}: otherwise "
-                "windows would leave tiles out."
-            )
+        check_window(window, stride)
+        if hasattr(X, "coords"):
+            raise TypeError(f"X: expected a list of slides, got one, {X!r}. Pass [X].")
         bags = validate_bags(self, X, reset=False, lazy=True)
         # Bags as they came know their coordinates.
         sources = list(X) if is_bag_input(X) else bags
+        slides = sample_names_of(X) or [name_of_item(source) or "" for source in sources]
         names = getattr(self, "gene_names_out_", None)
         chosen = _positions_of_genes(genes, names, len(self._module_params["target_mean"]))
         columns = chosen if names is None else names[chosen]
 
         def predict_bags(features, mask):
+            if module.positions is not None and features.shape[1] > len(module.positions):
+                raise ValueError(
+                    f"window={window!r} holds up to {features.shape[1]} tiles, but with "
+                    f"compat='sequoia' there are {len(module.positions)} positions. Use a "
+                    "smaller window."
+                )
             moved = to_device((features, mask), self.net_.device)
             predicted = module(*moved, weight=weight)[:, chosen].float().cpu().numpy()
             return self._postprocess(predicted)
@@ -135,8 +142,10 @@ class ExpressionPredictor:
         with torch.inference_mode():
             weight = module.layer.fused_weight()
             return [
-                tile_expression(source, position, predict_bags, columns, window, stride)
-                for position, source in enumerate(sources)
+                tile_expression(
+                    source, position, predict_bags, columns, window, stride, slide=slide
+                )
+                for position, (source, slide) in enumerate(zip(sources, slides, strict=True))
             ]
 
     def embed(self, X):
@@ -232,14 +241,13 @@ def _device_or_cpu(device):
 def _positions_of_genes(genes, names, n_genes):
     if genes is None:
         return np.arange(n_genes)
-    if isinstance(genes, str):
-        genes = [genes]
+    genes = [genes] if isinstance(genes, str | Integral) else list(genes)
     known = np.arange(n_genes) if names is None else names
-    positions = pd.Index(known).get_indexer(list(genes))
+    positions = pd.Index(known).get_indexer(genes)
     unknown = [gene for gene, position in zip(genes, positions, strict=True) if position < 0]
     if unknown:
         raise KeyError(
-            f"genes: {unknown[:5]!r} are not among the {n_genes} genes of fit, such as "
-            f"{known[0]!r}."
+            f"genes: {name_some(unknown)} not found among the {n_genes} genes of fit, such as "
+            f"{name_some(known[:1])}."
         )
     return positions

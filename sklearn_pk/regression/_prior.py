@@ -159,8 +159,8 @@ def check_embeddings(embeddings, n_genes, *, scale):
         Gene embeddings.
     n_genes : int
         Number of genes.
-    scale : bool
-        Whether to bring them to the scale of freshly drawn weights.
+    scale : float or None
+        Factor of freshly drawn weights, to whose scale they are brought. None leaves them.
 
     Returns
     -------
@@ -175,6 +175,6 @@ def check_embeddings(embeddings, n_genes, *, scale):
     if not np.isfinite(embeddings).all():
         raise ValueError("prior: the gene embeddings contain NaN or infinity.")
     embeddings = embeddings.astype(np.float32)
-    if scale:
-        embeddings *= unit_scale(embeddings)
+    if scale is not None:
+        embeddings *= scale * unit_scale(embeddings)
     return embeddings

@@ -57,7 +57,8 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         with missing tiles are given to it one by one.
 
     lambda_ : float, default=0.5
-        Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer.
+        Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer (behind the
+        projection to their width, where they are wider than the slide embedding).
 
     depth : int, default=6
         Number of blocks of "transformer" and "summary_mixing".
@@ -76,7 +77,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
 
     scale_embeddings : bool, default=True
         Whether to bring the gene embeddings as a whole to the root mean square
-        of freshly drawn learned weights, ``1 / sqrt(3 d)``. Otherwise their scale,
+        of freshly drawn learned weights, ``init_scale / sqrt(3 d)``. Otherwise their scale,
         which is arbitrary for most priors, decides what a given `lambda_` means.
 
     standardize : bool, default=True
@@ -108,8 +109,8 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
 
     early_stopping : {"loss+corr", "loss"} or None, default="loss+corr"
         "loss" stops when the loss of the held-out patients has not improved for
-        `patience` epochs. "loss+corr" then goes on for the epoch with the highest mean
-        correlation per gene, among those whose loss is within `loss_tolerance` of the
+        `patience` epochs. "loss+corr" then goes on for an epoch with a higher mean
+        correlation per gene than that one, whose loss is within `loss_tolerance` of the
         lowest, until `patience` epochs have brought no higher one, or so many had
         a larger loss than that. With None all epochs are trained. Either way the weights
         of the best epoch are restored; with None, it is the one with the lowest loss.

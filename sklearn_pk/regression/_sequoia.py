@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import Mapping
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     --------
     >>> import torch
     >>> from sklearn_pk.regression import load_sequoia
-    >>> state = {"pos_emb1D": torch.zeros(5, 8)}  # a transformer without any block
+    >>> state = {"pos_emb1D": torch.zeros(5, 8)}  # a transformer with one block
     >>> state |= {"linear_head.0.weight": torch.ones(8), "linear_head.0.bias": torch.zeros(8)}
     >>> state |= {"linear_head.1.weight": torch.ones(3, 8), "linear_head.1.bias": torch.ones(3)}
     >>> block = "transformer.layers.0"
@@ -74,9 +75,11 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     >>> model.predict_frame([torch.zeros(5, 8)]).columns.tolist()
     ['ESR1', 'ERBB2', 'MKI67']
     """
+    if n_heads is not None and (isinstance(n_heads, bool) or not isinstance(n_heads, Integral)):
+        raise TypeError(f"n_heads must be an int or None, got {n_heads!r}.")
     state, source = _read(path_or_state_dict)
     mixes = any(".mixers." in key for key in state)
-    depth = 1 + max((_block_number(key) for key in state), default=-1)
+    depth = len({_block_number(key) for key in state} - {None})
     sizes = _sizes(state, mixes, n_heads, source)
     n_tiles, n_genes = len(state["pos_emb1D"]), sizes.pop("n_genes")
     _check(state, _expected_shapes(depth, sizes, mixes, n_genes, n_tiles), source)
@@ -132,16 +135,28 @@ def _read(source):
             "path_or_state_dict: expected a path or a mapping from names to tensors, got "
             f"{type(source).__name__}."
         )
+    if not state or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{label}: expected names and their tensors, got {name_some(state)}.")
     try:
-        return {key: torch.as_tensor(value).float() for key, value in state.items()}, label
-    except (TypeError, RuntimeError) as error:  # what torch raises for objects and text
+        state = {key: torch.as_tensor(value).float() for key, value in state.items()}
+    except (TypeError, ValueError, RuntimeError) as error:  # what torch raises for other things
         raise ValueError(f"{label}: expected tensors only ({error}).") from error
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(f"{label} holds NaN or infinity in {name_some(broken)}.")
+    return state, label
 
 
 def _block_number(key):
     parts = key.split(".")
-    in_block = key.startswith("transformer.layers.") and parts[2].isdecimal()
-    return int(parts[2]) if in_block else -1
+    in_block = parts[:2] == ["transformer", "layers"] and len(parts) > 3 and parts[2].isdecimal()
+    return int(parts[2]) if in_block else None
+
+
+def _head_number(key):
+    parts = key.split(".")
+    is_head = _block_number(key) == 0 and parts[3:5] == ["0", "mixers"] and len(parts) > 6
+    return int(parts[5]) if is_head and parts[5].isdecimal() else None
 
 
 def _sizes(state, mixes, n_heads, source):
@@ -149,11 +164,7 @@ def _sizes(state, mixes, n_heads, source):
     dim = _shape(shapes, "pos_emb1D", 2, source)[1]
     common = {"dim": dim, "n_genes": _shape(shapes, "linear_head.1.weight", 2, source)[0]}
     if mixes:
-        heads = {
-            int(key.split(".")[5])
-            for key in state
-            if ".mixers." in key and _block_number(key) == 0 and key.split(".")[5].isdecimal()
-        }
+        heads = {_head_number(key) for key in state} - {None}
         width = _shape(shapes, "transformer.layers.0.0.mixers.0.f.weight", 2, source)[0]
         n_found = len(heads)
         if n_heads not in (None, n_found):
@@ -224,12 +235,12 @@ def _check(state, expected, source):
 
 
 def _check_names(gene_names, n_genes):
-    names = np.empty(len(gene_names), dtype=object)
-    names[:] = list(gene_names)
-    if len(names) != n_genes or len(set(names)) != n_genes:
+    gene_names = [str(name) for name in gene_names]
+    names = np.array(gene_names, dtype=object)
+    if len(names) != n_genes or len(set(gene_names)) != n_genes:
         raise ValueError(
             f"gene_names: the checkpoint predicts {n_genes} genes, got {len(names)} names, "
-            f"{len(set(names))} of them different."
+            f"{len(set(gene_names))} of them different."
         )
     return names
 

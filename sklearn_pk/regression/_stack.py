@@ -13,15 +13,20 @@ from ..utils import progress
 from ._aggregators import Attention
 from ._data import BagDataset, Batches
 from ._fitting import build_module, note_training
-from ._net import autocast, learning_rate_factor, new_optimizer, to_device
+from ._net import (
+    autocast,
+    few_threads,
+    learning_rate_factor,
+    network_size,
+    new_optimizer,
+    to_device,
+)
 from ._stopping import StoppingRule, mean_correlation
 
 # Modules that draw numbers or are the user's are trained side by side instead.
 STACKABLE = ("mlp", "transformer", "summary_mixing")
 
-# On the CPU, a stack pays off where a step is mostly overhead: as measured, below so many
-# numbers in a layer of a batch, and in the weights.
-_SMALL_LAYER, _SMALL_WEIGHTS = 2**17, 2**20
+# Memory for a stack of small networks on the CPU; large ones gain nothing there.
 _CPU_BUDGET = 2**30
 
 
@@ -358,12 +363,12 @@ def plan_stacks(runs, device):
     model = runs[0].model
     n_folds = 0
     if model.aggregator in STACKABLE:
-        n_bytes, is_small = _size_of_run(runs[0])
+        size = network_size(model)
         if torch.device(device).type == "cuda":
             budget = 0.6 * torch.cuda.mem_get_info(device)[0]
         else:
-            budget = _CPU_BUDGET if is_small else 0
-        n_folds = int(budget / (len(folds[0]) * n_bytes))
+            budget = _CPU_BUDGET if size.is_small else 0
+        n_folds = int(budget / (len(folds[0]) * _bytes_of_run(model, size)))
     if n_folds == 0:
         return [(SideBySide, fold) for fold in folds]
     return [
@@ -372,18 +377,10 @@ def plan_stacks(runs, device):
     ]
 
 
-def _size_of_run(run):
-    """Estimate the bytes that a network takes in training, and tell whether it is a small one."""
-    model = run.model
-    with torch.device("meta"):
-        module = build_module(model)
-    n_weights = sum(weight.numel() for weight in module.parameters())
-    n_genes, n_tiles = len(module.layer.weight), model._module_params["n_tiles"]
-    layer = model.batch_size * n_tiles * (model.embed_dim or model.n_features_in_)
+def _bytes_of_run(model, size):
     n_layers = 4 if model.aggregator == "mlp" else 16 * model.depth
     # Weights, gradients, two moments, the best ones, the fused weight, its gradient, and slack.
-    n_bytes = 4 * (8 * n_weights + n_layers * layer + 4 * model.batch_size * n_genes)
-    return n_bytes, layer <= _SMALL_LAYER and n_weights <= _SMALL_WEIGHTS
+    return 4 * (8 * size.n_weights + n_layers * size.layer + 4 * size.output)
 
 
 def train_together(runs, device, *, verbose=0):
@@ -406,7 +403,8 @@ def train_together(runs, device, *, verbose=0):
     """
     for engine_class, together in plan_stacks(runs, device):
         started = time.perf_counter()
-        best = _train_stack(engine_class(together, device), together, device, verbose)
+        with few_threads(together[0].model, device):
+            best = _train_stack(engine_class(together, device), together, device, verbose)
         seconds = (time.perf_counter() - started) / len(together)
         for run in together:
             note_training(run.model, run.history, run.rule)

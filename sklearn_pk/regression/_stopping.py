@@ -173,7 +173,7 @@ class EarlyStopping(Callback):
         )
 
     def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
-        """Keep better weights; stop where the rule says so."""
+        """Keep better weights."""
         row = net.history[-1]
         loss = row.get("valid_loss", row["train_loss"])
         if self.rule.update(row["epoch"], loss, row.get("valid_r", math.nan)):
@@ -181,8 +181,6 @@ class EarlyStopping(Callback):
         shown = {key: f"{row[key]:.4g}" for key in SHOWN if key in row}
         self.bar_.set_postfix(shown | {"best": self.rule.best_epoch})
         self.bar_.update()
-        if self.rule.stopped:
-            raise KeyboardInterrupt  # skorch's way to end training
 
     def finish(self, net):
         """
@@ -197,6 +195,25 @@ class EarlyStopping(Callback):
         self.weights_.restore()
         self.weights_ = self.bar_ = None
         net.optimizer_.state.clear()
+
+
+class EndOfTraining(Callback):
+    """
+    End the training where a rule says so; the last callback, so that others hear of the epoch.
+
+    Parameters
+    ----------
+    rule : StoppingRule
+        The rule.
+    """
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Stop."""
+        if self.rule.stopped:
+            raise KeyboardInterrupt  # skorch's way
 
 
 # What an epoch is told by, in the progress bar.

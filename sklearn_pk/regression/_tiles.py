@@ -2,18 +2,38 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from numbers import Integral
+
 import numpy as np
 import pandas as pd
 
 from ..utils._bags import check_bag, label_of_bag
-from ..utils._validation import name_of_item
 from ._data import pad_bags
 
 # Bags in one pass of the network.
 _BATCH = 64
 
 
-def tile_expression(bag, position, predict, columns, window, stride):
+def check_window(window, stride):
+    """
+    Check that windows leave no tile out.
+
+    Parameters
+    ----------
+    window, stride : int or None
+        As in :meth:`PriorKnowledgeRegressor.predict_tiles`.
+    """
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise TypeError(f"{name} must be an int, in tiles, got {value!r}.")
+    if window is not None and (window < 1 or not 1 <= stride <= window):
+        raise ValueError(
+            f"stride must lie between 1 and window={window!r}, got {stride!r}: otherwise "
+            "windows would leave tiles out."
+        )
+
+
+def tile_expression(bag, position, predict, columns, window, stride, *, slide):
     """
     Predict the expression of every tile of a slide.
 
@@ -31,6 +51,8 @@ def tile_expression(bag, position, predict, columns, window, stride):
         Edge of the window, in tiles; None takes each tile by itself.
     stride : int
         Step of the window, in tiles.
+    slide : str
+        Name of the slide.
 
     Returns
     -------
@@ -52,7 +74,7 @@ def tile_expression(bag, position, predict, columns, window, stride):
         members = windows_of_tiles(_grid(coords, size, label_of_bag(bag, position)), window, stride)
     values = _mean_over_windows(features, members, predict, len(columns))
     frame = pd.DataFrame(values, index=index, columns=columns)
-    frame.attrs.update(slide=name_of_item(bag) or "", size_level0=size)
+    frame.attrs.update(slide=slide, size_level0=size)
     return frame
 
 
@@ -62,11 +84,25 @@ def _grid(coords, size, label):
             f"{label}: window= needs to know where the tiles lie, but this slide has no "
             "coordinates. Pass FeatureBag(features, coords=...), or window=None."
         )
-    if size is None:
-        steps = [np.diff(np.unique(axis)) for axis in coords.T]
-        steps = np.concatenate(steps)
-        size = steps.min() if steps.size else 1
-    return np.rint((coords - coords.min(axis=0)) / size).astype(int)
+    return np.column_stack([_cells(axis, size, label) for axis in coords.T])
+
+
+def _cells(corners, size, label):
+    """Count columns (or rows) of a grid whose step is a tile, or less where tiles overlap."""
+    places = np.unique(corners)
+    extent = places[-1] - places[0]
+    if not extent:
+        return np.zeros(len(corners), dtype=int)
+    closest = np.diff(places).min()
+    step = closest if size is None or closest < 0.95 * size else size
+    step = extent / np.rint(extent / step)  # corners are whole pixels, the step need not be
+    cells = np.rint((corners - places[0]) / step)
+    if np.abs(corners - places[0] - cells * step).max() > max(2, 0.05 * step):
+        raise ValueError(
+            f"{label}: window= needs tiles on a grid, but their corners, such as "
+            f"{places[:4].tolist()}, are no multiples of {step:.4g} px apart. Use window=None."
+        )
+    return cells.astype(int)
 
 
 def windows_of_tiles(cells, window, stride):

@@ -5,8 +5,8 @@
 import torch
 
 from ._fitting import build_module, note_training
-from ._net import make_net
-from ._stopping import EarlyStopping, StoppingRule
+from ._net import few_threads, make_net
+from ._stopping import EarlyStopping, EndOfTraining, StoppingRule
 
 
 def train_alone(model, train, valid, device):
@@ -25,7 +25,8 @@ def train_alone(model, train, valid, device):
     watch = EarlyStopping(
         StoppingRule(model.early_stopping, model.patience, model.loss_tolerance), model.verbose
     )
-    callbacks = [*(model.callbacks or ()), watch]
+    # First of all, so that the rule sees the epoch in which a callback ends the training.
+    callbacks = [watch, *(model.callbacks or ()), EndOfTraining(watch.rule)]
     model.net_ = make_net(
         build_module(model),
         model,
@@ -36,7 +37,7 @@ def train_alone(model, train, valid, device):
     )
     devices = [device] if torch.device(device).type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), few_threads(model, device):
             torch.manual_seed(model.seed_)
             model.net_.partial_fit(train, y=None)
     finally:

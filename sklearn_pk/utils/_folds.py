@@ -21,7 +21,8 @@ def _check_enough(n_splits, n_samples, groups):
     what = "samples" if groups is None else "patients"
     if n_units < n_splits:
         raise ValueError(
-            f"{n_splits} folds need at least {n_splits} {what}, got {n_units} {what}. Use at "
+            f"{n_splits} folds need at least {n_splits} {what}, got {n_units} {what} "
+            f"(n_samples={n_samples}). Use at "
             f"most {n_units} folds (cv={n_units}) or add {what}."
         )
 

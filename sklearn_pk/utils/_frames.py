@@ -5,7 +5,7 @@
 import numpy as np
 import pandas as pd
 
-_MARK = "pandas"
+_MARK = "__sklearn_pk_frame__"
 
 
 def freeze_frames(state):
@@ -42,24 +42,16 @@ def thaw_frames(state):
     return {name: _thaw(value) for name, value in state.items()}
 
 
-def _plain(values):
-    array = np.asarray(values)
-    return array if array.dtype.kind in "biuf" else np.array(list(values), dtype=object)
-
-
 def _freeze(value):
     if isinstance(value, pd.Series):
         return {_MARK: "Series", "name": value.name, "frame": _freeze(value.to_frame(0))}
     if not isinstance(value, pd.DataFrame):
         return value
-    plain_index = isinstance(value.index, pd.RangeIndex)
     return {
         _MARK: "DataFrame",
-        "index": None if plain_index else _plain(value.index),
-        "index_names": list(value.index.names),
-        "n_rows": len(value),
-        "columns": _plain(value.columns),
-        "data": [_plain(value.iloc[:, number]) for number in range(value.shape[1])],
+        "index": _freeze_index(value.index),
+        "columns": _freeze_index(value.columns),
+        "data": [_freeze_values(value.iloc[:, number]) for number in range(value.shape[1])],
     }
 
 
@@ -68,10 +60,38 @@ def _thaw(value):
         return value
     if value[_MARK] == "Series":
         return _thaw(value["frame"])[0].rename(value["name"])
-    names = value["index_names"]
-    index = pd.RangeIndex(value["n_rows"])
-    if value["index"] is not None:
-        several = len(names) > 1
-        index = pd.MultiIndex.from_tuples(value["index"]) if several else pd.Index(value["index"])
-    frame = pd.DataFrame(dict(enumerate(value["data"])), index=index.set_names(names))
-    return frame.set_axis(value["columns"], axis=1)
+    index = _thaw_index(value["index"])
+    data = {n: pd.Series(_thaw_values(part), index) for n, part in enumerate(value["data"])}
+    return pd.DataFrame(data, index=index).set_axis(_thaw_index(value["columns"]), axis=1)
+
+
+def _freeze_index(index):
+    if isinstance(index, pd.RangeIndex):
+        return {"range": [index.start, index.stop, index.step], "names": list(index.names)}
+    levels = [_freeze_values(index.get_level_values(n)) for n in range(index.nlevels)]
+    is_multi = isinstance(index, pd.MultiIndex)
+    return {"levels": levels, "is_multi": is_multi, "names": list(index.names)}
+
+
+def _thaw_index(frozen):
+    if "range" in frozen:
+        return pd.RangeIndex(*frozen["range"], name=frozen["names"][0])
+    levels = [_thaw_values(level) for level in frozen["levels"]]
+    if frozen["is_multi"]:
+        return pd.MultiIndex.from_arrays(levels, names=frozen["names"])
+    return pd.Index(levels[0], name=frozen["names"][0])
+
+
+def _freeze_values(values):
+    dtype = values.dtype
+    if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
+        return {"values": values.to_numpy()}
+    plain = np.empty(len(values), dtype=object)
+    for position, value in enumerate(values):  # one by one: tuples stay tuples
+        plain[position] = None if value is pd.NA else value
+    return {"values": plain, "dtype": str(dtype)}
+
+
+def _thaw_values(frozen):
+    dtype = frozen.get("dtype")
+    return frozen["values"] if dtype is None else pd.array(frozen["values"], dtype=dtype)

@@ -5,6 +5,17 @@
 import pickle
 from pathlib import Path
 
+# What torch raises for bytes that mean something else to it, or nothing.
+_NOT_TENSORS = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def _is_safetensors(path):
     """Look at the content, for files in the cache of Hugging Face have names without suffix."""
@@ -40,7 +51,7 @@ def read_state(path):
         if _is_safetensors(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+    except _NOT_TENSORS + (SafetensorError,) as error:
         raise ValueError(f"weights: {path} is not a file of tensors ({error}).") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -5,6 +5,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -248,3 +249,36 @@ def test_bad_input(change, error, message):
 def test_shape_for_a_bare_layer():
     with pytest.raises(ValueError, match="embeddings: the layer predicts 30 genes from 4 values"):
         inject_prior_knowledge(nn.Linear(4, 30), np.ones((30, 5)))
+
+
+def test_layers_of_other_classes_are_left_alone():
+    attention = nn.MultiheadAttention(4, 2)
+    with pytest.raises(ValueError, match="MultiheadAttention has no torch.nn.Linear"):
+        inject_prior_knowledge(attention, np.ones((4, 4)))
+    model = nn.Sequential(nn.Linear(4, 3), attention)
+    assert inject_prior_knowledge(model, np.ones((3, 4))) is model
+    assert isinstance(model[0], PriorKnowledgeLinear)
+    with pytest.raises(TypeError, match="'1.out_proj', which is NonDynamicallyQuantizableLinear"):
+        inject_prior_knowledge(model, np.ones((4, 4)), layer="1.out_proj")
+
+
+def test_a_layer_with_two_names_is_replaced_under_both():
+    model = nn.ModuleDict({"a": nn.Linear(4, 3)})
+    model["b"] = model["a"]
+    inject_prior_knowledge(model, np.ones((3, 4)))
+    assert isinstance(model["a"], PriorKnowledgeLinear)
+    assert model["b"] is model["a"]
+
+
+def test_embeddings_come_in_many_forms_and_are_copied():
+    G = np.arange(12.0).reshape(3, 4)
+    read_only = G.copy()
+    read_only.flags.writeable = False
+    learned = nn.Parameter(torch.from_numpy(G.copy()))
+    for given in (G, G.tolist(), pd.DataFrame(G), G[::-1][::-1], read_only, learned):
+        layer = inject_prior_knowledge(nn.Linear(4, 3), given)
+        assert_allclose(layer.embeddings, G)
+        assert not layer.embeddings.requires_grad
+        copy.deepcopy(layer)
+    layer.embeddings[0, 0] = 5.0
+    assert learned[0, 0] == 0

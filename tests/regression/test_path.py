@@ -110,8 +110,7 @@ def test_same_as_the_loop_over_single_fits(data, monkeypatch, way, extra):
     for name, value in limits.items():
         if value is None:
             probe = PriorKnowledgeRegressor(lambda_=0.3, **parameters).fit(X, y, groups=patients)
-            run = _stack.Run(probe, 0, X[:30], X[:3])
-            value = 3 * _stack._size_of_run(run)[0] + 1
+            value = 3 * _stack._bytes_of_run(probe, _stack.network_size(probe)) + 1
         monkeypatch.setattr(_stack, name, value)
     used = record_engines(monkeypatch)
     model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **parameters).fit(X, y, groups=patients)

@@ -181,10 +181,10 @@ def test_dataframe_of_embeddings_is_matched_by_name(data):
     X, y = data
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(30, 4)), index=y.columns)
-    model = small(prior=frame.iloc[::-1].drop("gene3")).fit(X, y)
+    model = small(prior=frame.iloc[::-1].drop("gene3"), init_scale=0.5).fit(X, y)
     expected = frame.copy()
     expected.loc["gene3"] = 0
-    scaled = expected * np.sqrt(1 / (3 * 4) / np.mean(expected.drop("gene3").to_numpy() ** 2))
+    scaled = 0.5 * expected * np.sqrt(1 / (3 * 4) / np.mean(expected.drop("gene3").to_numpy() ** 2))
     assert_allclose(model.embeddings_, scaled, rtol=1e-5)
     unscaled = small(prior=frame, scale_embeddings=False).fit(X, y)
     assert_allclose(unscaled.embeddings_, frame, rtol=1e-6)

@@ -119,6 +119,8 @@ def test_heads_of_a_transformer():
     message = "attention of state_dict is 32 wide, which is not a number of heads of 64. Pass the"
     with pytest.raises(ValueError, match=f"n_heads: the {message} number of heads"):
         load_sequoia(load_golden("transformer")[0])
+    with pytest.raises(ValueError, match="is 96 wide, which is not a number of heads of 64"):
+        load_sequoia(wide_transformer(inner=96))
 
 
 @pytest.mark.parametrize("n_heads", [3, 0, -4, 64])
@@ -147,6 +149,16 @@ def test_fewer_tiles_take_the_first_positions(name):
     assert_array_equal(model.predict(few), short.predict(few))
     other = load_sequoia(state | {"pos_emb1D": state["pos_emb1D"].flip(0)}, n_heads=4)
     assert not np.allclose(model.predict(few), other.predict(few))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_tiles_than_positions(name):
+    state, x, _ = load_golden(name)
+    model = load_sequoia(state, n_heads=4)
+    many = [x[0], np.concatenate([x[1], x[2]])]
+    for predict in (model.predict, model.predict_untrained, model.embed):
+        with pytest.raises(ValueError, match="bag 1 has 20 tiles, .* 10 positions"):
+            predict(many)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import NotFittedError
 
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.regression._tiles import windows_of_tiles
+from sklearn_pk.regression._tiles import _grid, windows_of_tiles
 from sklearn_pk.slides import FeatureBag
 
 SIZE = 512
@@ -196,13 +196,15 @@ def test_genes_by_position():
     [tiles] = nameless.predict_tiles([bag], genes=[3, 0])
     assert list(tiles.columns) == [3, 0]
     pd.testing.assert_frame_equal(tiles, full[[3, 0]])
-    with pytest.raises(KeyError, match=r"genes: \[5, -1\] are not among the 5 genes of fit"):
+    with pytest.raises(
+        KeyError, match="genes: 5, -1 not found among the 5 genes of fit, such as 0"
+    ):
         nameless.predict_tiles([bag], genes=[5, 2, -1])
 
 
 @pytest.mark.parametrize("genes", [["ESR1", "TP53"], "TP53"])
 def test_unknown_genes(model, genes):
-    message = r"genes: \['TP53'\] are not among the 5 genes of fit, such as 'ESR1'"
+    message = "genes: 'TP53' not found among the 5 genes of fit, such as 'ESR1'"
     with pytest.raises(KeyError, match=message):
         model.predict_tiles([make_bag(grid(2, 2))], genes=genes)
 
@@ -257,3 +259,36 @@ def test_windows_over_a_full_grid(n_columns, n_rows, window, data):
     assert len(windows) == np.prod(counts)
     # None hangs over the edge, unless the slide is smaller.
     assert {len(tiles) for tiles in windows} == {min(window, n_columns) * min(window, n_rows)}
+
+
+def test_grids_need_not_have_whole_steps():
+    corners = np.rint(np.arange(40) * 511.6).astype(int)
+    coords = np.column_stack([corners, np.zeros(40, dtype=int)])
+    bag = FeatureBag(np.ones((40, 8)), coords=coords, slide="a.svs", size_level0=512)
+    assert _grid(bag.coords, 512, "a")[:, 0].tolist() == list(range(40))
+    overlapping = np.column_stack([256 * np.arange(4), np.zeros(4, dtype=int)])
+    assert _grid(overlapping, 512, "a")[:, 0].tolist() == [0, 1, 2, 3]
+    sparse = np.column_stack([512 * np.array([0, 3, 5]), np.zeros(3, dtype=int)])
+    assert _grid(sparse, 512, "a")[:, 0].tolist() == [0, 3, 5]
+    assert _grid(sparse[:1], None, "a").tolist() == [[0, 0]]
+
+
+def test_slides_that_are_no_grid(model):
+    bag = FeatureBag(
+        np.ones((3, 8)), coords=[(0, 0), (700, 0), (1000, 0)], slide="a.svs", size_level0=512
+    )
+    with pytest.raises(ValueError, match=r"bag 0 \('a.svs'\): window= needs tiles on a grid"):
+        model.predict_tiles([bag], window=2)
+
+
+def test_one_bag_instead_of_a_list(model):
+    with pytest.raises(TypeError, match=r"expected a list of slides, got one, .*Pass \[X\]"):
+        model.predict_tiles(make_bag(grid(2, 2)))
+
+
+@pytest.mark.parametrize(
+    "change", [{"window": 2.5}, {"window": 2, "stride": "1"}, {"window": True}]
+)
+def test_windows_are_whole_numbers(model, change):
+    with pytest.raises(TypeError, match="must be an int, in tiles, got"):
+        model.predict_tiles([make_bag(grid(2, 2))], window=window, stride=stride)

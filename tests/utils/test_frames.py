@@ -111,3 +111,34 @@ def test_nothing_is_changed():
     first.index = ["a", "b", "c"]
     assert_frame_equal(frame, expected)
     assert_frame_equal(thaw_frames(frozen)["frame"], expected)
+
+
+FRAMES = {
+    "multi-index": pd.DataFrame(
+        {"a": [1.5, 2.5]}, index=pd.MultiIndex.from_tuples([("x", 1), ("y", 2)], names=["n", None])
+    ),
+    "multi-columns": pd.DataFrame(
+        [[1, 2]], columns=pd.MultiIndex.from_tuples([("x", 1), ("y", 2)])
+    ),
+    "part of a range": pd.DataFrame({"a": range(9)}).iloc[5:8],
+    "named columns": pd.DataFrame({"a": [1]}).rename_axis(columns="genes"),
+    "tuples": pd.DataFrame({"pair": [(1, 2), (3, 4)]}),
+    "categories": pd.DataFrame({"a": pd.Categorical(["x", "y", "x"])}),
+    "missing integers": pd.DataFrame({"a": pd.array([1, None, 3], dtype="Int64")}),
+    "strings": pd.DataFrame({"a": pd.array(["x", None], dtype="string")}),
+    "no rows": pd.DataFrame({"a": np.empty(0)}, index=pd.Index([], dtype=object)),
+    "one level": pd.DataFrame({"a": [1]}, index=pd.MultiIndex.from_arrays([["x"]], names=["n"])),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames_of_all_kinds(name):
+    frame = FRAMES[name]
+    saved = skops.io.loads(skops.io.dumps(freeze_frames({"value": frame})))
+    for thawed in (there_and_back(frame), thaw_frames(saved)["value"]):
+        assert_frame_equal(thawed, frame)
+
+
+def test_dicts_of_the_user_are_left_alone():
+    aliases = {"pandas": "PANDAS1", "DataFrame": "DF"}
+    assert there_and_back(aliases) == aliases

@@ -1,0 +1,326 @@
+"""Training the regressor against plain torch; figures go to a JSON file.
+
+Each step runs in a process of its own, so that neither finds the other's memory warm. The order of
+a pair alternates, and the ratio is that of the medians.
+"""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import argparse
+import copy
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from _common import RESULTS, describe, peak_mb, write_results
+from torch.nn import functional as F
+
+from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV
+from sklearn_pk.regression._data import tile_statistics
+from sklearn_pk.regression._fitting import build_module
+from sklearn_pk.regression._module import ExpressionModule
+from sklearn_pk.regression._stopping import mean_correlation
+from sklearn_pk.slides import read_features
+
+LAMBDAS = [0.1, 0.2, 0.5, 0.8, 0.9]
+
+# Slides, tiles, features, genes, width, epochs: the paper's cohort (fewer slides), and a table with
+# one row a patient, where a step takes a millisecond or two.
+SHAPES = {
+    "paper": (256, 100, 1024, 25_761, None, 3),
+    "table": (707, 1, 607, 1558, 128, 20),
+}
+
+
+def make_data(shape):
+    """Draw features, expression and gene embeddings in float32."""
+    n_slides, n_tiles, n_features, n_genes, width, _ = SHAPES[shape]
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n_slides, n_tiles, n_features), dtype=np.float32)
+    y = rng.standard_normal((n_slides, n_genes), dtype=np.float32)
+    G = rng.standard_normal((n_genes, width or n_features), dtype=np.float32)
+    return X, y, G
+
+
+def make_model(shape, G, **parameters):
+    """Make the regressor; every epoch is trained."""
+    *_, width, n_epochs = SHAPES[shape]
+    settings = {
+        "prior": G,
+        "embed_dim": width,
+        "max_epochs": n_epochs,
+        "early_stopping": None,
+        "random_state": 0,
+    }
+    return PriorKnowledgeRegressor(**(settings | parameters))
+
+
+class HeadByHead(torch.nn.Module):
+    """Summary mixing as written down: head by head, the summary a mean of projections."""
+
+    def __init__(self, mixing):
+        super().__init__()
+        self.mixing = mixing
+
+    def forward(self, x, mask=None):
+        """Map (batch, tiles, dim) to the same shape."""
+        mixing = self.mixing
+        heads, width = mixing.local_weight.shape
+        layer_norm, gelu = F.layer_norm, F.gelu
+        outputs = []
+        for head in range(heads):
+            rows = slice(head * width, (head + 1) * width)
+            local = x @ mixing.local.weight[rows].T + mixing.local.bias[rows]
+            summary = (x @ mixing.summary.weight[rows].T + mixing.summary.bias[rows]).mean(1, True)
+            norms = (mixing.local_weight[head], mixing.local_bias[head])
+            local = gelu(layer_norm(local, (width,), *norms))
+            norms = (mixing.summary_weight[head], mixing.summary_bias[head])
+            summary = gelu(layer_norm(summary, (width,), *norms)).expand_as(local)
+            joined = torch.cat([local, summary], dim=-1)
+            outputs.append(gelu(joined @ mixing.combine_weight[head] + mixing.combine_bias[head]))
+        return mixing.projection(torch.cat(outputs, dim=-1))
+
+
+def step_mixing(arguments):
+    """Make training steps of a summary mixing network, on one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    n_genes, dim = arguments.n_genes, 1024
+    network = ExpressionModule(
+        aggregator="summary_mixing",
+        feature_mean=torch.zeros(dim),
+        feature_scale=torch.ones(dim),
+        target_mean=torch.zeros(n_genes),
+        target_scale=torch.ones(n_genes),
+        embeddings=torch.randn(n_genes, dim) / dim**0.5,
+        lambda_=0.5,
+        depth=6,
+        n_heads=16,
+        head_dim=64,
+        embed_dim=None,
+        n_tiles=100,
+        init_scale=1.0,
+        use_positions=False,
+    )
+    if arguments.way == "reference":
+        for block in network.aggregator.layers:
+            block[0] = HeadByHead(block[0])
+        layer = network.layer
+        layer.forward = lambda w: (
+            (1 - layer.lambda_) * w @ layer.weight.T
+            + layer.lambda_ * w @ layer.embeddings.T
+            + layer.bias
+        )
+    fused = arguments.way != "reference"
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=fused)
+    X, y = torch.randn(16, 100, dim), torch.randn(16, n_genes)
+    with torch.no_grad():
+        first = network(X)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        F.mse_loss(network(X), y).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": min(seconds), "output": first[:, :: n_genes // 50].flatten().tolist()}
+
+
+def train_by_hand(model, X, y):
+    """Train the network of a regressor in plain torch, as anyone would write it down."""
+    mean, scale = tile_statistics(list(X))
+    network = build_module(model)
+    network.feature_mean.copy_(torch.from_numpy(mean))
+    network.feature_scale.copy_(torch.from_numpy(scale))
+    network.target_mean.copy_(torch.from_numpy(y.mean(axis=0, dtype=np.float64)))
+    spread = math.sqrt(y.var(axis=0, dtype=np.float64).mean())
+    network.target_scale.fill_(spread)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=model.lr, weight_decay=0.0, fused=True)
+    X, y = torch.from_numpy(X), torch.from_numpy(y)
+    valid = torch.from_numpy(model.validation_indices_)
+    train = torch.from_numpy(np.setdiff1d(np.arange(len(X)), model.validation_indices_))
+    generator = torch.Generator().manual_seed(model.seed_)
+    lowest, history = math.inf, []
+    for _ in range(model.max_epochs):
+        network.train()
+        total = 0.0
+        for rows in train[torch.randperm(len(train), generator=generator)].split(16):
+            optimizer.zero_grad()
+            loss = F.mse_loss(network(X[rows]), y[rows])
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(rows)
+        network.eval()
+        with torch.no_grad():
+            predicted = torch.cat([network(X[rows]) for rows in valid.split(16)])
+            loss = F.mse_loss(predicted, y[valid]).item()
+            r = mean_correlation(y[valid], predicted).item()
+        history.append((total / len(train), loss, r))
+        if loss < lowest:
+            lowest, best = loss, copy.deepcopy(network.state_dict())
+    network.load_state_dict(best)
+    return history
+
+
+def step_fit(arguments):
+    """Train one network."""
+    X, y, G = make_data(arguments.shape)
+    model = make_model(arguments.shape, G)
+    # Takes the held-out patients and the seed, and warms up, on a fraction of the work.
+    n_epochs = model.max_epochs
+    model.set_params(max_epochs=1).fit(X[:, :1, :], y).set_params(max_epochs=n_epochs)
+    before, start = peak_mb(), time.perf_counter()
+    if arguments.way == "reference":
+        losses = [row[:2] for row in train_by_hand(model, X, y)]
+    else:
+        losses = model.fit(X, y).history_[["train_loss", "valid_loss"]].to_numpy().tolist()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "mb": peak_mb(), "mb_more": peak_mb() - before, "losses": losses}
+
+
+def step_epoch(arguments):
+    """Train one epoch at the size of the paper's cohort."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((arguments.n_slides, 100, 1024), dtype=np.float32)
+    y = rng.standard_normal((arguments.n_slides, arguments.n_genes), dtype=np.float32)
+    G = rng.standard_normal((arguments.n_genes, 1024), dtype=np.float32)
+    input_mb = (X.nbytes + y.nbytes + G.nbytes) / 2**20
+    model = PriorKnowledgeRegressor(
+        prior=G, aggregator=arguments.aggregator, max_epochs=1, random_state=0
+    ).fit(X, y)
+    epoch = float(model.history_["dur"][0])
+    held_out = torch.from_numpy(y[model.validation_indices_])
+    predicted, seconds = held_out + 1.0, []
+    for _ in range(5):
+        start = time.perf_counter()
+        mean_correlation(held_out, predicted)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "epoch_seconds": epoch,
+        "input_mb": input_mb,
+        "mb_above_input": peak_mb() - input_mb,
+        "metric_share": float(np.median(seconds)) / epoch,
+    }
+
+
+def step_lambdas(arguments):
+    """Train all lambdas on four fifths of the slides, together or one after the other."""
+    X, y, G = make_data(arguments.shape)
+    held_out = len(X) // 5
+    test, train = np.arange(held_out), np.arange(held_out, len(X))
+    single = make_model(arguments.shape, G)
+    # Half the epochs: five networks take their time.
+    parameters = single.get_params() | {"max_epochs": max(2, single.max_epochs // 2)}
+    del parameters["lambda_"]
+    losses = []
+    start = time.perf_counter()
+    if arguments.way == "reference":
+        for lambda_ in LAMBDAS:
+            model = PriorKnowledgeRegressor(lambda_=lambda_, **parameters)
+            losses.append(model.fit(X[train], y[train]).history_["valid_loss"].tolist())
+    else:
+
+        def scoring(estimator, X, y):
+            losses.append(estimator.history_["valid_loss"].tolist())
+            return 0.0
+
+        PriorKnowledgeRegressorCV(
+            LAMBDAS, cv=[(train, test)], refit=False, scoring=scoring, **parameters
+        ).fit(X, y)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "losses": losses, "mb": peak_mb()}
+
+
+def step_files(arguments):
+    """Train on bags in memory or in HDF5 files, whose blocks the system may have cached."""
+    X, y, G = make_data("paper")
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.way == "ours":
+            for number, tiles in enumerate(X):
+                with h5py.File(f"{folder}/S{number:04d}.h5", "w") as file:
+                    file["features"] = tiles
+            X = read_features(folder)
+        model = make_model("paper", G).fit(X, y)
+    return {
+        "seconds": float(model.history_["dur"].median()),
+        "losses": model.history_[["train_loss", "valid_loss"]].to_numpy().tolist(),
+    }
+
+
+STEPS = {
+    "mixing": step_mixing,
+    "fit": step_fit,
+    "epoch": step_epoch,
+    "lambdas": step_lambdas,
+    "files": step_files,
+}
+
+
+def run_step(step, arguments, **options):
+    """Run one step in a fresh process and return its figures."""
+    settings = {"n_genes": arguments.n_genes, "n_slides": arguments.n_slides} | options
+    command = [sys.executable, __file__, "--step", step]
+    for name, value in settings.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {"step": step} | options | json.loads(output.splitlines()[-1])
+
+
+def compare(step, arguments, rounds, **options):
+    """Run ours and the reference in turns; return the row with the ratio of the medians."""
+    found = {"ours": [], "reference": []}
+    for number in range(rounds):
+        for way in ("reference", "ours") if number % 2 else ("ours", "reference"):
+            found[way].append(run_step(step, arguments, way=way, **options))
+    row = {"step": step} | options
+    for way, results in found.items():
+        row[f"{way}_seconds"] = [result["seconds"] for result in results]
+        if "mb" in results[0]:
+            row[f"{way}_mb"] = float(np.median([result["mb"] for result in results]))
+    ours, reference = (np.median(row[f"{way}_seconds"]) for way in ("ours", "reference"))
+    row["ratio"] = float(ours / reference)
+    for key in ("losses", "output"):
+        if key in found["ours"][0]:
+            a, b = (np.array(found[way][0][key]) for way in ("ours", "reference"))
+            row["largest_difference"] = float(np.abs(a - b).max())
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main():
+    """Run all steps and write their figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n-genes", type=int, default=25_761)
+    parser.add_argument("--n-slides", type=int, default=1133)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS / "regression.json")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", default="ours", help=argparse.SUPPRESS)
+    parser.add_argument("--shape", default="paper", choices=SHAPES, help=argparse.SUPPRESS)
+    parser.add_argument("--aggregator", default="mlp", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        print(json.dumps(STEPS[arguments.step](arguments)))
+        return
+    rows = [compare("mixing", arguments, 2)]
+    for shape in SHAPES:
+        rows.append(compare("fit", arguments, arguments.rounds, shape=shape))
+        rows.append(compare("lambdas", arguments, arguments.rounds, shape=shape))
+    rows.append(compare("files", arguments, arguments.rounds))
+    for aggregator in ("mlp", "summary_mixing"):
+        rows.append(run_step("epoch", arguments, aggregator=aggregator))
+        print(json.dumps(rows[-1]), flush=True)
+    write_results(describe() | {"rows": rows}, arguments.out)
+    if any(row.get("largest_difference", 0.0) > 1e-4 for row in rows):
+        raise SystemExit("a result does not agree with its reference")
+
+
+if __name__ == "__main__":
+    main()
