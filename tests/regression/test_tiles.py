@@ -196,9 +196,7 @@ def test_genes_by_position():
     [tiles] = nameless.predict_tiles([bag], genes=[3, 0])
     assert list(tiles.columns) == [3, 0]
     pd.testing.assert_frame_equal(tiles, full[[3, 0]])
-    with pytest.raises(
-        KeyError, match="genes: 5, -1 not found among the 5 genes of fit, such as 0"
-    ):
+    with pytest.raises(KeyError, match="genes: 5, -1 not found among the 5 genes .* 0"):
         nameless.predict_tiles([bag], genes=[5, 2, -1])
 
 
@@ -286,9 +284,7 @@ def test_one_bag_instead_of_a_list(model):
         model.predict_tiles(make_bag(grid(2, 2)))
 
 
-@pytest.mark.parametrize(
-    "change", [{"window": 2.5}, {"window": 2, "stride": "1"}, {"window": True}]
-)
-def test_windows_are_whole_numbers(model, change):
+@pytest.mark.parametrize(("window", "stride"), [(2.5, 1), (2, "1"), (True, 1)])
+def test_windows_are_whole_numbers(model, window, stride):
     with pytest.raises(TypeError, match="must be an int, in tiles, got"):
         model.predict_tiles([make_bag(grid(2, 2))], window=window, stride=stride)
