@@ -56,15 +56,12 @@ bags[0]
 # Two paths
 # ---------
 # The prior is fitted on the training patients of each fold. An array of zeros is the control.
-# Folds, batches and held-out patients are the same for all. Networks as small as these train
-# fastest on one thread.
+# Folds, batches and held-out patients are the same for all.
 
 priors = {
     "20 eigengenes": EigengeneEmbedder(20, random_state=0),
     "zeros (control)": np.zeros((cohort.expression.shape[1], 20)),
 }
-n_threads = torch.get_num_threads()
-torch.set_num_threads(1)
 models = {
     name: PriorKnowledgeRegressorCV(
         lambdas=[0, 0.1, 0.2, 0.5, 0.8, 0.9],
@@ -78,7 +75,6 @@ models = {
     ).fit(bags, cohort.expression, groups=cohort.patients)
     for name, prior in priors.items()
 }
-torch.set_num_threads(n_threads)
 for name, model in models.items():
     print(f"{name}: best lambda {model.lambda_best_}, {model.best_score_:.0f} genes a fold")
 

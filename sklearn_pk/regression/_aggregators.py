@@ -269,6 +269,7 @@ def adopt_aggregator(aggregator, dim, n_tiles):
         If it gives something else than one vector a bag.
     """
     module = aggregator(dim) if isinstance(aggregator, type) else aggregator
+    name = type(module).__name__
     if "mask" not in inspect.signature(module.forward).parameters:
         module = BagByBag(module)
     module.eval()
@@ -277,8 +278,7 @@ def adopt_aggregator(aggregator, dim, n_tiles):
             w = module(torch.zeros(1, n_tiles, dim))
     except RuntimeError as error:
         raise ValueError(
-            f"aggregator: {type(module).__name__} cannot take a bag of shape {(1, n_tiles, dim)}: "
-            f"{error}"
+            f"aggregator: {name} cannot take a bag of shape {(1, n_tiles, dim)}: {error}"
         ) from error
     if not isinstance(w, torch.Tensor) or w.ndim != 2 or len(w) != 1:
         raise ValueError(

@@ -369,12 +369,20 @@ def plan_stacks(runs, device):
         else:
             budget = _CPU_BUDGET if size.is_small else 0
         n_folds = int(budget / (len(folds[0]) * _bytes_of_run(model, size)))
+        if len({_shapes(run.model) for run in runs}) > 1:
+            n_folds = min(n_folds, 1)
     if n_folds == 0:
         return [(SideBySide, fold) for fold in folds]
     return [
         (Stack, [run for fold in folds[first : first + n_folds] for run in fold])
         for first in range(0, len(folds), n_folds)
     ]
+
+
+def _shapes(model):
+    """Return what makes networks of one design differ in shape, from fold to fold."""
+    n_positions = model._module_params["n_tiles"] if model.compat == "sequoia" else None
+    return n_positions, None if model.embeddings_ is None else model.embeddings_.shape
 
 
 def _bytes_of_run(model, size):

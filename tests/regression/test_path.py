@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.decomposition import TruncatedSVD
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import (
@@ -140,6 +140,34 @@ def test_modules_that_draw_numbers_have_streams_of_their_own(data, monkeypatch, 
             single.fit(X[train], y.iloc[train], groups=patients[train])
             score = single.score(X[test], y.iloc[test])
             assert_allclose(model.cv_results_[f"split{fold}_test_score"][row], score, rtol=1e-4)
+
+
+class Varied(TransformerMixin, BaseEstimator):
+    """A prior whose width depends on the patients it sees."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return np.asarray(X)[:, : 3 + X.shape[1] % 4]
+
+
+@pytest.mark.parametrize("extra", [{"compat": "sequoia"}, {"prior": Varied()}])
+def test_folds_of_other_shapes_are_not_stacked(data, monkeypatch, extra):
+    X, y, patients = data
+    # The longest bag belongs to one patient, so one fold trains with fewer positions.
+    bags = [bag[~np.isnan(bag[:, 0])] for bag in X]
+    bags[0] = np.concatenate([bags[0], bags[0]])
+    parameters = settings(max_epochs=3) | extra
+    used = record_engines(monkeypatch)
+    model = PriorKnowledgeRegressorCV([0.2, 0.8], cv=3, refit=False, **parameters)
+    if "compat" in extra:
+        # Its test bag is longer than all that the fold has seen.
+        with pytest.raises(ValueError, match="positions"):
+            model.fit(bags, y, groups=patients)
+    else:
+        model.fit(bags, y, groups=patients)
+    assert used == [("Stack", 2)] * 3
 
 
 def test_single_models_are_the_same_epoch_by_epoch(data):

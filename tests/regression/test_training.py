@@ -146,6 +146,53 @@ def test_callbacks_hear_of_batches_and_may_end_training(data):
     assert_array_equal(model.predict(X), small(max_epochs=2).fit(X, y).predict(X))
 
 
+def test_a_callback_may_end_training_in_the_first_epoch(data):
+    X, y = data
+
+    class End(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    model = small(callbacks=[End()]).fit(X, y)
+    assert len(model.history_) == model.best_epoch_ == 1
+    assert_array_equal(model.predict(X), small(max_epochs=1).fit(X, y).predict(X))
+
+
+def test_callbacks_hear_of_the_last_epoch(data):
+    X, y = data
+
+    class Count(Callback):
+        n_epochs = 0
+
+        def on_epoch_end(self, net, **kwargs):
+            self.n_epochs += 1
+
+    count = Count()
+    model = small(callbacks=[count], patience=1, max_epochs=60, lr=0.05).fit(X, y)
+    assert count.n_epochs == len(model.history_) < 60
+
+
+def test_small_networks_train_on_one_thread(data):
+    X, y = data
+    seen, n_threads = [], torch.get_num_threads()
+
+    class Threads(Callback):
+        def on_batch_begin(self, net, **kwargs):
+            seen.append(torch.get_num_threads())
+
+    try:
+        torch.set_num_threads(2)
+        small(callbacks=[Threads()], max_epochs=1).fit(X, y)
+        assert set(seen) == {1}
+        seen.clear()
+        wide = np.repeat(X, 400, axis=2)
+        small(callbacks=[Threads()], max_epochs=1).fit(wide[:20], y[:20])
+        assert set(seen) == {2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def test_interrupt_is_not_taken_for_the_end(data):
     X, y = data
 
@@ -230,6 +277,7 @@ def test_own_aggregator_keeps_its_weights_and_is_copied(data):
     ("aggregator", "error", "message"),
     [
         (torch.nn.Identity(), ValueError, r"to \(batch, d\), got \(1, 6, 8\) for an input"),
+        (Mean(9), ValueError, r"aggregator: Mean cannot take a bag of shape \(1, 6, 8\)"),
         (dict, TypeError, "expected a subclass of torch.nn.Module, got <class 'dict'>"),
     ],
 )
