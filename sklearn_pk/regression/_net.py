@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -253,7 +253,7 @@ class NetworkSize(NamedTuple):
 
 def network_size(model):
     """
-    Look at the network of a model without making it.
+    Look at the network of a model, without making it if it is ours.
 
     Parameters
     ----------
@@ -265,7 +265,9 @@ def network_size(model):
     NetworkSize
         Its size.
     """
-    with torch.device("meta"):
+    # The user's module may have weights already, which are not on the meta device.
+    own = is_own_aggregator(model.aggregator)
+    with nullcontext() if own else torch.device("meta"):
         module = build_module(model)
     return NetworkSize(
         n_weights=sum(weight.numel() for weight in module.parameters()),

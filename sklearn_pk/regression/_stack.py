@@ -26,8 +26,9 @@ from ._stopping import StoppingRule, mean_correlation
 # Modules that draw numbers or are the user's are trained side by side instead.
 STACKABLE = ("mlp", "transformer", "summary_mixing")
 
-# Memory for a stack of small networks on the CPU; large ones gain nothing there.
-_CPU_BUDGET = 2**30
+# Bytes for networks that are trained at once on the CPU: for a stack, which gains time for small
+# ones only, and for larger ones side by side.
+_STACK_BUDGET, _SIDE_BUDGET = 2**30, 2**33
 
 
 @dataclass(eq=False)
@@ -354,29 +355,40 @@ def plan_stacks(runs, device):
     Returns
     -------
     list of (engine, list of Run)
-        The class that trains them, and the runs: as many folds as fit into memory.
+        The class that trains them, and the runs: as many folds, or at least runs of a fold, as
+        fit into memory.
     """
     folds = {}
     for run in runs:
         folds.setdefault(run.fold, []).append(run)
     folds = list(folds.values())
     model = runs[0].model
+    size = network_size(model)
+    n_bytes = _bytes_of_run(model, size)
     n_folds = 0
     if model.aggregator in STACKABLE:
-        size = network_size(model)
-        if torch.device(device).type == "cuda":
-            budget = 0.6 * torch.cuda.mem_get_info(device)[0]
-        else:
-            budget = _CPU_BUDGET if size.is_small else 0
-        n_folds = int(budget / (len(folds[0]) * _bytes_of_run(model, size)))
+        budget = _budget(device, _STACK_BUDGET if size.is_small else 0)
+        n_folds = int(budget / (len(folds[0]) * n_bytes))
         if len({_shapes(run.model) for run in runs}) > 1:
             n_folds = min(n_folds, 1)
-    if n_folds == 0:
-        return [(SideBySide, fold) for fold in folds]
+    if n_folds:
+        return [
+            (Stack, [run for fold in folds[first : first + n_folds] for run in fold])
+            for first in range(0, len(folds), n_folds)
+        ]
+    n_runs = max(1, int(_budget(device, _SIDE_BUDGET) / n_bytes))
     return [
-        (Stack, [run for fold in folds[first : first + n_folds] for run in fold])
-        for first in range(0, len(folds), n_folds)
+        (SideBySide, fold[first : first + n_runs])
+        for fold in folds
+        for first in range(0, len(fold), n_runs)
     ]
+
+
+def _budget(device, on_cpu):
+    """Return the bytes that networks may take at once."""
+    if torch.device(device).type == "cuda":
+        return 0.6 * torch.cuda.mem_get_info(device)[0]
+    return on_cpu
 
 
 def _shapes(model):

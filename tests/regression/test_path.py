@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import pickle
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -85,46 +86,68 @@ def record_engines(monkeypatch):
 
 WAYS = {
     "all folds in one stack": ({}, [("Stack", 9)]),
-    "a stack for each fold": ({"_CPU_BUDGET": None}, [("Stack", 3)] * 3),
-    "side by side": ({"_CPU_BUDGET": 0}, [("SideBySide", 3)] * 3),
+    "a stack for each fold": ({"_STACK_BUDGET": None}, [("Stack", 3)] * 3),
+    "side by side": ({"_STACK_BUDGET": 0}, [("SideBySide", 3)] * 3),
+    "one by one": ({"_STACK_BUDGET": 0, "_SIDE_BUDGET": 1}, [("SideBySide", 1)] * 9),
+}
+DESIGNS = {
+    "mlp": {"aggregator": "mlp"},
+    "transformer": {"aggregator": "transformer", "depth": 1},
+    "summary mixing": {"aggregator": "summary_mixing", "depth": 1, "compat": "sequoia"},
+    "loss": {"embed_dim": 6, "early_stopping": "loss"},
+    "schedule": {"lr_schedule": "cosine", "weight_decay": 0.1, "patience": 2},
+    "all epochs": {"validation_fraction": 0, "early_stopping": None, "max_epochs": 5},
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.fixture(scope="module")
+def search(data):
+    """Return the search over single fits for a design, each made once."""
+
+    @lru_cache
+    def fit(design):
+        X, y, patients = data
+        search = GridSearchCV(
+            PriorKnowledgeRegressor(**settings(**DESIGNS[design])),
+            {"lambda_": LAMBDAS},
+            cv=GroupKFold(3),
+        )
+        with sklearn.config_context(enable_metadata_routing=True):
+            return search.fit(X, y, groups=patients)
+
+    return fit
+
+
 @pytest.mark.parametrize(
-    "extra",
+    ("design", "way"),
     [
-        {"aggregator": "mlp"},
-        {"aggregator": "transformer"},
-        {"aggregator": "summary_mixing", "compat": "sequoia"},
-        {"aggregator": "mlp", "embed_dim": 6, "early_stopping": "loss"},
-        {"aggregator": "mlp", "lr_schedule": "cosine", "weight_decay": 0.1, "patience": 2},
-        {"aggregator": "mlp", "validation_fraction": 0, "early_stopping": None, "max_epochs": 5},
+        *(
+            (design, way)
+            for design in DESIGNS
+            for way in ("all folds in one stack", "side by side")
+        ),
+        ("mlp", "a stack for each fold"),
+        ("mlp", "one by one"),
     ],
-    ids=lambda extra: "-".join(map(str, extra.values())),
 )
-def test_same_as_the_loop_over_single_fits(data, monkeypatch, way, extra):
+def test_same_as_the_loop_over_single_fits(data, search, monkeypatch, design, way):
     X, y, patients = data
-    parameters = settings(**extra)
+    parameters = settings(**DESIGNS[design])
     limits, expected_ways = WAYS[way]
     for name, value in limits.items():
         if value is None:
-            probe = PriorKnowledgeRegressor(lambda_=0.3, **parameters).fit(X, y, groups=patients)
+            probe = search(design).best_estimator_
             value = 3 * _stack._bytes_of_run(probe, _stack.network_size(probe)) + 1
         monkeypatch.setattr(_stack, name, value)
     used = record_engines(monkeypatch)
     model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **parameters).fit(X, y, groups=patients)
     assert used == expected_ways
-    search = GridSearchCV(
-        PriorKnowledgeRegressor(**parameters), {"lambda_": LAMBDAS}, cv=GroupKFold(3)
-    )
-    with sklearn.config_context(enable_metadata_routing=True):
-        search.fit(X, y, groups=patients)
-    assert model.lambda_best_ == search.best_params_["lambda_"]
-    assert model.best_index_ == search.best_index_
+    expected = search(design)
+    assert model.lambda_best_ == expected.best_params_["lambda_"]
+    assert model.best_index_ == expected.best_index_
     for key in ("mean_test_score", "std_test_score", "split2_test_score"):
-        assert_allclose(model.cv_results_[key], search.cv_results_[key], rtol=1e-3, atol=1e-4)
-    assert_array_equal(model.predict(X), search.predict(X))
+        assert_allclose(model.cv_results_[key], expected.cv_results_[key], rtol=1e-3, atol=1e-4)
+    assert_array_equal(model.predict(X), expected.predict(X))
 
 
 @pytest.mark.parametrize("aggregator", ["topk", Dropped])
