@@ -1,0 +1,47 @@
+"""Progress bars."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import io
+import multiprocessing
+from contextlib import contextmanager, redirect_stderr
+
+import pytest
+
+from sklearn_pk.regression import PriorKnowledgeRegressor
+from sklearn_pk.utils import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@contextmanager
+def terminal(monkeypatch, parent=None):
+    """Watch standard error, which pytest puts back after a fixture."""
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    with redirect_stderr(Terminal()) as stderr:
+        yield stderr
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    with terminal(monkeypatch) as stderr:
+        assert list(progress(range(3), desc="counting", verbose=1)) == [0, 1, 2]
+    assert "counting" in stderr.getvalue()
+
+
+@pytest.mark.parametrize(("verbose", "parent"), [(0, None), (1, "the process that started it")])
+def test_silent_unless_asked_for_and_in_a_worker(monkeypatch, verbose, parent):
+    with terminal(monkeypatch, parent) as stderr:
+        list(progress(range(3), desc="counting", verbose=verbose))
+    assert stderr.getvalue() == ""
+
+
+def test_training_shows_losses_and_correlation(monkeypatch):
+    X = [[float(number)] for number in range(20)]
+    y = [[number, -number] for number in range(20)]
+    with terminal(monkeypatch) as stderr:
+        PriorKnowledgeRegressor(max_epochs=3, verbose=1, random_state=0).fit(X, y)
+    for name in ("training", "train_loss=", "valid_loss=", "valid_r=", "best="):
+        assert name in stderr.getvalue()
