@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import QuantileTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, StandardScaler
 
 from sklearn_pk.model_selection import cross_val_significance
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
@@ -35,6 +35,16 @@ def external():
     return make_pipeline(CoexpressionGraph(source="external"), embedder)
 
 
+def permute_rows(G):
+    """Give each gene the embedding of another."""
+    return np.random.default_rng(0).permutation(G)
+
+
+def shuffled():
+    """Make eigengenes that know nothing of the genes they are given to."""
+    return make_pipeline(EigengeneEmbedder(30), FunctionTransformer(permute_rows))
+
+
 def make_settings(n_genes):
     """Return the settings of the regressor, by name."""
     zeros = np.zeros((n_genes, WIDTH))
@@ -44,6 +54,7 @@ def make_settings(n_genes):
         "zeros, 0.5": {"prior": zeros, "lambda_": 0.5},
         "eigengenes, 0.5": {"prior": EigengeneEmbedder(30), "lambda_": 0.5},
         "eigengenes, 0.9": {"prior": EigengeneEmbedder(30), "lambda_": 0.9},
+        "eigengenes in random order, 0.9": {"prior": shuffled(), "lambda_": 0.9},
         "zeros, 0.9": {"prior": zeros, "lambda_": 0.9},
         "none, batches of 64": {"batch_size": 64},
         "none, lr and init as published": PUBLISHED,
@@ -76,6 +87,7 @@ def main():
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--expression", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--settings", nargs="*", help="run these only, and keep the other rows")
     parser.add_argument("--out", type=Path, default=RESULTS / "learning.json")
     arguments = parser.parse_args()
     y = pd.read_csv(arguments.expression, index_col=0)
@@ -92,6 +104,10 @@ def main():
             model = PriorKnowledgeRegressor(embed_dim=WIDTH, random_state=seed, **parameters)
             jobs.append((name, model, seed))
     rows = []
+    if arguments.settings:
+        jobs = [job for job in jobs if job[0] in arguments.settings]
+        rows = json.loads(arguments.out.read_text())["rows"]
+        rows = [row for row in rows if row["setting"] not in arguments.settings]
     for name, model, seed in jobs:
         rows.append({"setting": name, "seed": seed} | measure(model, X, y))
         print(json.dumps(rows[-1]), flush=True)

@@ -7,15 +7,22 @@ from numbers import Integral
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import is_bag_input, pick_device, validate_bags
+from ..utils import (
+    check_expression,
+    check_sample_names,
+    is_bag_input,
+    pick_device,
+    validate_bags,
+)
 from ..utils._bags import label_of_bag
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._validation import name_of_item, name_some, sample_names_of
 from ._data import pad_bags, present_tiles
 from ._fitting import build_module
-from ._net import make_net, to_device
+from ._net import few_threads, make_net, to_device
 from ._tiles import check_window, tile_expression
 
 
@@ -117,8 +124,6 @@ class ExpressionPredictor:
         """
         check_is_fitted(self)
         check_window(window, stride)
-        if hasattr(X, "coords"):
-            raise TypeError(f"X: expected a list of slides, got one, {X!r}. Pass [X].")
         bags = validate_bags(self, X, reset=False, lazy=True)
         # Bags as they came know their coordinates.
         sources = list(X) if is_bag_input(X) else bags
@@ -166,6 +171,41 @@ class ExpressionPredictor:
         check_is_fitted(self)
         return self._by_slide(X, self.net_.module_, self.net_.module_.embed_slide)
 
+    def score(self, X, y, sample_weight=None):
+        """
+        Compute R squared: the share of the variance of all genes that is predicted.
+
+        Genes are weighted by their variance, as in the loss. A mean over genes, as other
+        regressors return it, would be that of the one gene that hardly varies in these samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
+            Tile features, as in :meth:`fit`.
+        y : array-like or DataFrame of shape (n,) or (n, n_genes)
+            Expression. Names of samples and genes have to be those of X and :meth:`fit`.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        float
+            R squared, at most 1.
+        """
+        values, gene_names, _ = check_expression(y, estimator_name="score")
+        check_sample_names(X, y)
+        own_names = getattr(self, "gene_names_out_", None)
+        if gene_names is not None and own_names is not None:
+            wrong = [n for n, own in zip(gene_names, own_names, strict=False) if n != own]
+            if wrong or len(gene_names) != len(own_names):
+                raise ValueError(
+                    f"y has other genes than in fit, or another order: {name_some(wrong)}. Use "
+                    "y[model.gene_names_out_]."
+                )
+        predicted = self.predict(X).reshape(len(values), -1)
+        weights = {"sample_weight": sample_weight, "multioutput": "variance_weighted"}
+        return float(r2_score(values, predicted, **weights))
+
     def _predict(self, module, X):
         with torch.inference_mode():
             weight = module.layer.fused_weight()
@@ -177,7 +217,7 @@ class ExpressionPredictor:
         bags = validate_bags(self, X, reset=False, lazy=True)
         module.eval()
         rows = []
-        with torch.inference_mode():
+        with torch.inference_mode(), few_threads(self, self.net_.device):
             # One slide at a time: no padding, and no other slide, has any part in its sums.
             for position, bag in enumerate(bags):
                 tiles = present_tiles(bag, position)

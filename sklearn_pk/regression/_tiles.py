@@ -26,7 +26,9 @@ def check_window(window, stride):
     for name, value in (("window", window), ("stride", stride)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise TypeError(f"{name} must be an int, in tiles, got {value!r}.")
-    if window is not None and (window < 1 or not 1 <= stride <= window):
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, in tiles, got {window!r}.")
+    if window is not None and not 1 <= stride <= window:
         raise ValueError(
             f"stride must lie between 1 and window={window!r}, got {stride!r}: otherwise "
             "windows would leave tiles out."

@@ -219,6 +219,10 @@ def check_bags(X, *, allow_empty=False, lazy=False):
 
 def _refuse_slides(estimator, X):
     """Say what is missing where slides arrive instead of their features."""
+    if hasattr(X, "coords") and hasattr(X, "features"):
+        raise TypeError(f"X: expected a list of slides, got one, {X!r}. Pass [X].")
+    if isinstance(X, str | PurePath):
+        X = [X]
     if not isinstance(X, list | tuple | pd.Series | np.ndarray) or not len(X):
         return
     first = X.iloc[0] if isinstance(X, pd.Series) else X[0]

@@ -20,10 +20,10 @@ def _check_enough(n_splits, n_samples, groups):
     n_units = n_samples if groups is None else len(np.unique(groups))
     what = "samples" if groups is None else "patients"
     if n_units < n_splits:
+        fewer = f"Use at most {n_units} folds (cv={n_units}) or add" if n_units > 1 else "Add"
         raise ValueError(
             f"{n_splits} folds need at least {n_splits} {what}, got {n_units} {what} "
-            f"(n_samples={n_samples}). Use at "
-            f"most {n_units} folds (cv={n_units}) or add {what}."
+            f"(n_samples={n_samples}). {fewer} {what}."
         )
 
 

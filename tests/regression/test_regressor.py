@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.slides import TiledSlide
+from sklearn_pk.slides import FeatureBag, TiledSlide
 
 AGGREGATORS = ["mlp", "transformer", "summary_mixing"]
 
@@ -462,3 +462,26 @@ def test_verbose_is_silent_without_a_terminal(data, capsys):
     small(verbose=1).fit(X, y)
     captured = capsys.readouterr()
     assert not re.search(r"epoch|loss", captured.out + captured.err)
+
+
+def test_score_is_the_share_of_the_variance_of_all_genes(data):
+    X, y = data
+    model = small(max_epochs=30, lr=1e-2).fit(X, y)
+    errors = ((model.predict(X) - y) ** 2).to_numpy().sum()
+    assert_allclose(model.score(X, y), 1 - errors / ((y - y.mean()) ** 2).to_numpy().sum())
+    # A gene that varies by rounding would have an R squared of -1e30 of its own.
+    nearly = y.assign(gene0=y["gene0"].iloc[0] + 1e-15 * np.arange(60))
+    assert 0 < model.score(X, nearly) < 1
+    weights = np.arange(60.0)
+    assert model.score(X, y, sample_weight=weights) != model.score(X, y)
+
+
+def test_score_compares_names(data):
+    X, y = data
+    model = small(max_epochs=1).fit(X, y)
+    with pytest.raises(ValueError, match=r"other genes than in fit, or another order: 'gene29'"):
+        model.score(X, y.iloc[:, ::-1])
+    bags = [FeatureBag(bag, slide=name) for bag, name in zip(X, y.index, strict=True)]
+    with pytest.raises(ValueError, match="carry different names"):
+        model.score(bags, y.iloc[::-1])
+    assert model.score(bags, y) == model.score(X, y.to_numpy())
