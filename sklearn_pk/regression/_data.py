@@ -153,7 +153,7 @@ def pad_bags(bags):
     return torch.from_numpy(padded), mask
 
 
-def tile_statistics(bags):
+def tile_statistics(bags, rows):
     """
     Compute the mean and standard deviation of each feature over all tiles.
 
@@ -161,6 +161,8 @@ def tile_statistics(bags):
     ----------
     bags : list of array-like of shape (tiles_i, n_features)
         Tile features; each is read once.
+    rows : sequence of int
+        Their positions, for the text of errors.
 
     Returns
     -------
@@ -168,7 +170,7 @@ def tile_statistics(bags):
         A feature that does not vary has scale 1.
     """
     n_tiles, mean, squares = 0, 0.0, 0.0
-    for position, bag in enumerate(bags):
+    for position, bag in zip(rows, bags, strict=True):
         tiles = present_tiles(bag, position).astype(np.float64)
         # Chan's update: one pass is enough, whatever the offset of a feature is.
         bag_mean = tiles.mean(axis=0)

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_memory
 from ..utils import check_expression, check_groups, check_sample_names, validate_bags
 from ..utils._patients import infer_groups
 from ..utils._validation import name_some
-from ._data import BagDataset, split_groups, tile_statistics
+from ._data import split_groups, tile_statistics
 from ._module import ExpressionModule
 from ._prior import (
     align_embeddings,
@@ -26,6 +26,7 @@ from ._prior import (
     learn_embeddings,
     seed_prior,
 )
+from ._random import seeded
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_r", "dur")
 _PACKAGES = ("sklearn_pk", "torch", "skorch", "scikit-learn", "numpy")
@@ -45,12 +46,15 @@ class TrainingData(NamedTuple):
         Names of the genes.
     groups : ndarray of shape (n_samples,)
         Patient of each sample.
+    rows : ndarray of shape (n_samples,), int
+        Positions of the samples in what the user passed.
     """
 
     bags: list
     values: np.ndarray
     gene_names: np.ndarray | None
     groups: np.ndarray
+    rows: np.ndarray
 
     def take(self, rows):
         """Return some of the samples."""
@@ -58,6 +62,7 @@ class TrainingData(NamedTuple):
             bags=[self.bags[row] for row in rows],
             values=self.values[rows],
             groups=self.groups[rows],
+            rows=self.rows[rows],
         )
 
 
@@ -87,9 +92,21 @@ def check_training_data(model, X, y, groups):
         groups = check_groups(groups, y)
     if gene_names is not None:
         model.gene_names_out_ = gene_names
-    elif hasattr(model, "gene_names_out_"):
-        del model.gene_names_out_
-    return TrainingData(bags, values, gene_names, groups)
+    return TrainingData(bags, values, gene_names, groups, np.arange(len(bags)))
+
+
+def forget(model):
+    """
+    Drop what an earlier fit has left, so that a fit that fails leaves nothing half done.
+
+    Parameters
+    ----------
+    model : estimator
+        Loses all attributes that a fit gives.
+    """
+    for name in set(vars(model)) - set(model.get_params(deep=False)):
+        if (name.endswith("_") and not name.startswith("_")) or name == "_module_params":
+            delattr(model, name)
 
 
 def _warn_of_repeats(n_repeats):
@@ -140,8 +157,8 @@ def prepare(model, data):
 
     Returns
     -------
-    train, valid : BagDataset
-        The samples to train on, and those held out for early stopping.
+    train, valid : ndarray of int
+        Positions of the samples to train on, and of those held out for early stopping.
     """
     random_state = check_random_state(model.random_state)
     model.seed_ = int(random_state.randint(np.iinfo(np.int32).max))
@@ -149,10 +166,8 @@ def prepare(model, data):
     train, model.validation_indices_ = split_groups(
         data.groups, model.validation_fraction, random_state
     )
-    targets = data.values.astype(np.float32, copy=False)
-    datasets = [BagDataset(data.bags, targets, rows) for rows in (train, model.validation_indices_)]
     model._module_params = _describe_module(model, data)
-    return datasets
+    return train, model.validation_indices_
 
 
 def _fit_prior(model, data):
@@ -177,7 +192,7 @@ def _describe_module(model, data):
     target_mean, target_scale = np.zeros(n_genes), np.ones(n_genes)
     as_published = model.compat == "sequoia"
     if model.standardize and not as_published:
-        feature_mean, feature_scale = tile_statistics(data.bags)
+        feature_mean, feature_scale = tile_statistics(data.bags, data.rows)
     if not as_published:
         target_mean = data.values.mean(axis=0, dtype=np.float64)
         spread = np.sqrt(data.values.var(axis=0, dtype=np.float64).mean())
@@ -188,6 +203,28 @@ def _describe_module(model, data):
         "target_mean": target_mean.astype(np.float32),
         "target_scale": target_scale.astype(np.float32),
         "n_tiles": max(bag.shape[0] for bag in data.bags),
+    } | describe_design(model)
+
+
+def describe_design(model):
+    """
+    Note the parameters that shape the network, which may be set anew after a fit.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        Has the parameters.
+
+    Returns
+    -------
+    dict
+        The parameters by name.
+    """
+    names = ("lambda_", "depth", "n_heads", "head_dim", "embed_dim", "init_scale")
+    design = {name: getattr(model, name) for name in names}
+    return design | {
+        "aggregator": copy.deepcopy(model.aggregator),
+        "use_positions": model.compat == "sequoia",
     }
 
 
@@ -205,25 +242,16 @@ def build_module(model):
     ExpressionModule
         The network, on the CPU. The same each time.
     """
-    arrays = {
+    parameters = {
         name: torch.tensor(value) if isinstance(value, np.ndarray) else value
         for name, value in model._module_params.items()
     }
+    # A copy: the user's module is trained, too.
+    parameters["aggregator"] = copy.deepcopy(parameters["aggregator"])
     embeddings = None if model.embeddings_ is None else torch.from_numpy(model.embeddings_)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(model.seed_)
-        return ExpressionModule(
-            aggregator=copy.deepcopy(model.aggregator),
-            embeddings=embeddings,
-            lambda_=model.lambda_,
-            depth=model.depth,
-            n_heads=model.n_heads,
-            head_dim=model.head_dim,
-            embed_dim=model.embed_dim,
-            init_scale=model.init_scale,
-            use_positions=model.compat == "sequoia",
-            **arrays,
-        )
+    with seeded(model.seed_):
+        # In float32 whatever the default type of torch is.
+        return ExpressionModule(embeddings=embeddings, **parameters).float()
 
 
 def note_training(model, epochs, rule):

@@ -15,7 +15,8 @@ from skorch.helper import predefined_split
 from ._aggregators import is_own_aggregator
 from ._data import Batches
 from ._fitting import build_module
-from ._stopping import mean_correlation
+from ._random import RandomStream
+from ._stopping import EarlyStopping, EndOfTraining, mean_correlation
 
 # Asking all callbacks after each step would take as long as a small network does.
 PER_BATCH = ("on_batch_begin", "on_grad_computed", "on_batch_end")
@@ -47,6 +48,7 @@ class ExpressionNet(NeuralNetRegressor):
         self.seed = seed
         self.dtype = dtype
         self.ended_by_callback_ = False
+        self.random_stream = None
         self._heard = set(PER_BATCH)
         self.compiled = compiled
 
@@ -123,8 +125,9 @@ class ExpressionNet(NeuralNetRegressor):
             ``loss`` and ``y_pred``.
         """
         self.optimizer_.zero_grad()
-        step = self._evaluate(batch, True, **fit_params)
-        step["loss"].backward()
+        with self.random_stream or nullcontext():
+            step = self._evaluate(batch, True, **fit_params)
+            step["loss"].backward()
         self.notify(
             "on_grad_computed",
             named_parameters=self.module_.named_parameters(),
@@ -171,11 +174,15 @@ class ExpressionNet(NeuralNetRegressor):
         """
         if method_name in PER_BATCH and method_name not in self._heard:
             return
-        try:
-            super().notify(method_name, **cb_kwargs)
-        except KeyboardInterrupt:
-            self.ended_by_callback_ = method_name == "on_epoch_end"
-            raise
+        getattr(self, method_name)(self, **cb_kwargs)
+        for _, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **cb_kwargs)
+            except KeyboardInterrupt:
+                # In ours, it is the user's Ctrl-C.
+                is_own = isinstance(callback, EarlyStopping | EndOfTraining)
+                self.ended_by_callback_ = method_name == "on_epoch_end" and not is_own
+                raise
 
     def _is_heard(self, method_name):
         nobody = getattr(Callback, method_name)
@@ -266,7 +273,7 @@ def network_size(model):
         Its size.
     """
     # The user's module may have weights already, which are not on the meta device.
-    own = is_own_aggregator(model.aggregator)
+    own = is_own_aggregator(model._module_params["aggregator"])
     with nullcontext() if own else torch.device("meta"):
         module = build_module(model)
     return NetworkSize(
@@ -295,7 +302,7 @@ def few_threads(model, device):
     """
     n_threads = torch.get_num_threads()
     on_cpu = torch.device(device).type == "cpu"
-    own = is_own_aggregator(model.aggregator)
+    own = is_own_aggregator(model._module_params["aggregator"])
     if n_threads > 1 and on_cpu and not own and network_size(model).is_small:
         torch.set_num_threads(1)
     try:
@@ -370,6 +377,27 @@ def schedule_callbacks(model):
         return []
     factor = partial(learning_rate_factor, model)
     return [LRScheduler(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor)]
+
+
+def random_stream(model, device):
+    """
+    Return where a network draws numbers while it is trained, or None if it draws none.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        After :func:`prepare`.
+    device : str
+        Torch device.
+
+    Returns
+    -------
+    RandomStream or None
+        The stream.
+    """
+    aggregator = model._module_params["aggregator"]
+    draws = is_own_aggregator(aggregator) or aggregator == "topk"
+    return RandomStream(model.seed_, device) if draws else None
 
 
 def make_net(module, model, *, seed, device, train_split=None, callbacks=()):

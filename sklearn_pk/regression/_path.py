@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import time
-from numbers import Integral
+import warnings
+from numbers import Integral, Real
 
 import numpy as np
 from scipy.stats import rankdata
@@ -16,11 +17,11 @@ from ..utils import pick_device
 from ..utils._folds import make_folds
 from ._aggregators import is_own_aggregator
 from ._data import BagDataset
-from ._fitting import check_training_data, prepare, warn_of_constant_genes
+from ._fitting import check_training_data, forget, prepare, warn_of_constant_genes
 from ._predictor import ExpressionPredictor
 from ._regressor import PriorKnowledgeRegressor
 from ._stack import Run, train_together
-from ._training import train_alone
+from ._training import train_on
 
 
 def check_lambdas(lambdas):
@@ -101,7 +102,9 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
 
     cv : int, splitter, iterable of (train, test) or None, default=None
         Folds. A number, and None for 5, means so many folds of patients
-        (:class:`~sklearn.model_selection.GroupKFold`).
+        (:class:`~sklearn.model_selection.GroupKFold`), or of samples
+        (:class:`~sklearn.model_selection.KFold`) where no two have the same expression and
+        `groups` are not given.
 
     scoring : str, callable or None, default=None
         What is best, as in :class:`~sklearn.model_selection.GridSearchCV`; None is R squared.
@@ -181,7 +184,9 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
     -----
     Every network is that of ``PriorKnowledgeRegressor(lambda_=...,
     random_state=...)`` fitted on the training part of a fold, with the same weights before
-    training, batches and held-out patients, so results differ by rounding only.
+    training, batches and held-out patients, so results differ by rounding only. Rounding may
+    decide between two epochs that are equally good, which is likely where few patients are held
+    out for early stopping.
 
     Examples
     --------
@@ -309,6 +314,7 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
         """
         lambdas = check_lambdas(self.lambdas)
         device = pick_device(self.device)
+        forget(self)
         is_own_aggregator(self.aggregator)
         data = check_training_data(self, X, y, groups)
         warn_of_constant_genes(data)
@@ -316,7 +322,9 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
         if not isinstance(seed, Integral):
             seed = int(check_random_state(seed).randint(np.iinfo(np.int32).max))
         targets = data.values.astype(np.float32, copy=False)
-        folds = make_folds(self.cv, data.bags, data.values, data.groups, pooled=False)
+        all_differ = groups is None and len(np.unique(data.groups)) == len(data.groups)
+        patients = None if all_differ else data.groups
+        folds = make_folds(self.cv, data.bags, data.values, patients, pooled=False)
         self.n_splits_ = len(folds)
         # Without a prior its weight changes nothing, so one network stands for all.
         tried = lambdas if self.prior is not None else lambdas[:1]
@@ -325,17 +333,26 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
             for number, (train, _) in enumerate(folds)
             for run in self._prepare_fold(number, train, data, targets, tried, seed)
         ]
-        scores, times = self._score(runs, folds, tried, _rows_of(X), _rows_of(y), device)
+        scores, times = self._train_and_score(runs, folds, tried, _rows_of(X), _rows_of(y), device)
         n_equal = len(lambdas) // len(tried)
         self.cv_results_ = shape_results(
             lambdas, np.repeat(scores, n_equal, axis=0), *np.repeat(times, n_equal, axis=1)
         )
+        if not np.isfinite(scores).all():
+            warnings.warn(
+                f"{np.sum(~np.isfinite(scores))} of {scores.size} scores are not finite: "
+                f"{self.cv_results_['mean_test_score']}. Lambdas with such a score are never "
+                "chosen if others have none.",
+                UserWarning,
+                stacklevel=3,
+            )
         self.best_index_ = int(self.cv_results_["rank_test_score"].argmin())
         self.best_score_ = float(self.cv_results_["mean_test_score"][self.best_index_])
         self.lambda_best_ = lambdas[self.best_index_]
         if self.refit:
             best = self._single(self.lambda_best_, seed)
-            train_alone(best, *prepare(best, data), device)
+            del runs  # and all their networks
+            train_on(best, data, device)
             given = best.get_params(deep=False)
             fitted = {name: value for name, value in vars(best).items() if name not in given}
             vars(self).update(fitted, lambda_=self.lambda_best_)
@@ -354,20 +371,19 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
 
     def _prepare_fold(self, number, train, data, targets, lambdas, seed):
         first = self._single(lambdas[0], seed)
+        parts = prepare(first, data.take(train))
         # The samples themselves are not copied, only pointed at.
-        datasets = [
-            BagDataset(data.bags, targets, train[part.indices])
-            for part in prepare(first, data.take(train))
-        ]
+        datasets = [BagDataset(data.bags, targets, train[part]) for part in parts]
         runs = []
         for lambda_ in lambdas:
             # Prior, scales and held-out patients do not depend on lambda.
             model = self._single(lambda_, seed)
             vars(model).update({k: v for k, v in vars(first).items() if k != "lambda_"})
+            model._module_params = first._module_params | {"lambda_": lambda_}
             runs.append(Run(model, number, *datasets))
         return runs
 
-    def _score(self, runs, folds, lambdas, X, y, device):
+    def _train_and_score(self, runs, folds, lambdas, X, y, device):
         scores = np.full((len(lambdas), len(folds)), np.nan)
         fit_times, score_times = times = np.array([scores, scores])
         position = {id(run): divmod(number, len(lambdas)) for number, run in enumerate(runs)}
@@ -376,9 +392,12 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
             test = folds[fold][1]
             started = time.perf_counter()
             scorer = check_scoring(run.model, scoring=self.scoring)
-            scores[which, fold] = scorer(
-                run.model, _safe_indexing(X, test), _safe_indexing(y, test)
-            )
+            score = scorer(run.model, _safe_indexing(X, test), _safe_indexing(y, test))
+            if not isinstance(score, Real):
+                raise TypeError(
+                    f"scoring must return a number, got {score!r} from {self.scoring!r}."
+                )
+            scores[which, fold] = score
             score_times[which, fold] = time.perf_counter() - started
             fit_times[which, fold] = run.seconds
             del run.model.net_

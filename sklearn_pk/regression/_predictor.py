@@ -7,6 +7,7 @@ from numbers import Integral
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted
 
@@ -43,7 +44,7 @@ class ExpressionPredictor:
         ndarray of shape (n,) or (n, n_genes), float64
             Predicted expression, in the unit of the y of :meth:`fit`.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         return self._predict(self.net_.module_, X)
 
     def predict_untrained(self, X):
@@ -63,7 +64,7 @@ class ExpressionPredictor:
         ndarray of shape (n,) or (n, n_genes), float64
             Predictions of the untrained twin.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         return self._predict(build_module(self).to(self.net_.device), X)
 
     def predict_frame(self, X):
@@ -122,7 +123,7 @@ class ExpressionPredictor:
         ValueError
             If a window is asked for and a slide has no coordinates, or is no grid of tiles.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         check_window(window, stride)
         bags = validate_bags(self, X, reset=False, lazy=True)
         # Bags as they came know their coordinates.
@@ -168,7 +169,7 @@ class ExpressionPredictor:
             Slide embeddings. With the aggregator "topk", in which each gene picks its own
             tiles, the mean of the tile embeddings.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         return self._by_slide(X, self.net_.module_, self.net_.module_.embed_slide)
 
     def score(self, X, y, sample_weight=None):
@@ -205,6 +206,14 @@ class ExpressionPredictor:
         predicted = self.predict(X).reshape(len(values), -1)
         weights = {"sample_weight": sample_weight, "multioutput": "variance_weighted"}
         return float(r2_score(values, predicted, **weights))
+
+    def _check_fitted(self):
+        if hasattr(self, "lambda_best_") and not hasattr(self, "net_"):
+            raise NotFittedError(
+                f"This {type(self).__name__} was fitted with refit=False, which chooses lambda_ "
+                "and keeps no network. Use refit=True for predictions."
+            )
+        check_is_fitted(self)
 
     def _predict(self, module, X):
         with torch.inference_mode():
@@ -259,6 +268,7 @@ class ExpressionPredictor:
     def _adopt_weights(self, weights, device, module=None):
         module = build_module(self) if module is None else module
         module.load_state_dict(module.state_dict() | weights)
+        module.zero_grad()
         self.net_ = make_net(module, self, seed=self.seed_, device=device)
 
     def __sklearn_is_fitted__(self):

@@ -13,11 +13,11 @@ from ..utils import pick_device
 from ._aggregators import is_own_aggregator
 from ._fitting import (
     check_training_data,
-    prepare,
+    forget,
     warn_of_constant_genes,
 )
 from ._predictor import ExpressionPredictor
-from ._training import train_alone
+from ._training import train_on
 
 
 class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator):
@@ -385,10 +385,9 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
             prior does not match the genes, or if `device` is not there.
         """
         device = pick_device(self.device)
+        forget(self)
         is_own_aggregator(self.aggregator)
         data = check_training_data(self, X, y, groups)
         warn_of_constant_genes(data)
-        train, valid = prepare(self, data)
-        del data
-        train_alone(self, train, valid, device)
+        train_on(self, data, device)
         return self

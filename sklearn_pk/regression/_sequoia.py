@@ -12,6 +12,7 @@ import torch
 from ..utils import pick_device
 from ..utils._validation import name_some
 from ..utils._weights import read_state
+from ._fitting import describe_design
 from ._regressor import PriorKnowledgeRegressor
 
 _HEAD = {"linear_head.0": "norm", "linear_head.1": "layer"}
@@ -107,7 +108,7 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
         "target_mean": np.zeros(n_genes, dtype=np.float32),
         "target_scale": np.ones(n_genes, dtype=np.float32),
         "n_tiles": n_tiles,
-    }
+    } | describe_design(model)
     convert = _convert_mixing if mixes else _convert_attention
     weights = {"positions": state["pos_emb1D"]}
     for theirs, ours in _HEAD.items():

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import time
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ from ._net import (
     learning_rate_factor,
     network_size,
     new_optimizer,
+    random_stream,
     to_device,
 )
 from ._stopping import StoppingRule, mean_correlation
@@ -52,6 +54,7 @@ class Run:
     valid: BagDataset
     history: list = field(default_factory=list)
     module: object = None
+    seconds: float = 0.0
 
     def __post_init__(self):
         """Start without any epoch."""
@@ -80,7 +83,7 @@ class SideBySide:
             new_optimizer(module.parameters(), run.model)
             for run, module in zip(runs, self._modules, strict=True)
         ]
-        self._states = [_seeded_state(run.model.seed_, device) for run in runs]
+        self._streams = [random_stream(run.model, device) for run in runs]
         self._device = device
 
     def set_learning_rate(self, lr):
@@ -89,24 +92,21 @@ class SideBySide:
             optimizer.param_groups[0]["lr"] = lr
 
     def step(self, batches):
-        """Make one step with the batch of each fold; return the loss of each run."""
+        """Make one step with the batch of each fold; return the loss of each run, (n_runs,)."""
         losses = []
         for number, run in enumerate(self.runs):
             if run.fold not in batches:
-                losses.append(0.0)
+                losses.append(torch.zeros((), device=self._device))
                 continue
             bags, y = batches[run.fold]
             module, optimizer = self._modules[number].train(), self._optimizers[number]
             optimizer.zero_grad()
-            # As if it were trained alone, from its own seed.
-            with _random_state(self._states, number, self._device):
-                with autocast(run.model, self._device):
-                    predicted = module(*bags)
-                loss = F.mse_loss(predicted, y)
+            with self._streams[number] or nullcontext():
+                loss = F.mse_loss(_predict(module, run.model, bags, self._device), y)
                 loss.backward()
             optimizer.step()
-            losses.append(float(loss.detach()))
-        return losses
+            losses.append(loss.detach())
+        return torch.stack(losses)
 
     def predict(self, batches):
         """Predict the batch of each fold; return (batch, n_genes) for each run, or None."""
@@ -125,7 +125,7 @@ class SideBySide:
     def drop(self, finished):
         """Let go of runs that have ended."""
         kept = [number for number, run in enumerate(self.runs) if run not in finished]
-        for name in ("runs", "_modules", "_optimizers", "_states"):
+        for name in ("runs", "_modules", "_optimizers", "_streams"):
             setattr(self, name, [getattr(self, name)[number] for number in kept])
 
 
@@ -224,7 +224,7 @@ class Stack:
         return predicted, runs
 
     def step(self, batches):
-        """Make one step with the batch of each fold; return the loss of each run."""
+        """Make one step with the batch of each fold; return the loss of each run, (n_runs,)."""
         self._module.train()
         predicted, runs = self._forward(batches)
         losses = [
@@ -242,8 +242,9 @@ class Stack:
             optimizer.step()
         for value in self._weights.values():
             value.grad = None
-        found = dict(zip(runs, losses.tolist(), strict=True))
-        return [found.get(run, 0.0) for run in self.runs]
+        found = torch.zeros(len(self.runs), device=self._device)
+        found[[self.runs.index(run) for run in runs]] = losses.detach()
+        return found
 
     def predict(self, batches):
         """Predict the batch of each fold; return (batch, n_genes) for each run, or None."""
@@ -289,40 +290,6 @@ class Stack:
 def _predict(module, model, bags, device):
     with autocast(model, device):
         return module(*bags)
-
-
-def _seeded_state(seed, device):
-    with torch.random.fork_rng(devices=_cuda(device)):
-        torch.manual_seed(seed)
-        return _get_state(device)
-
-
-def _cuda(device):
-    return [device] if torch.device(device).type == "cuda" else []
-
-
-def _get_state(device):
-    return torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in _cuda(device)]
-
-
-class _random_state:
-    """Draw random numbers where a run has left off."""
-
-    def __init__(self, states, number, device):
-        self._states, self._number, self._device = states, number, device
-
-    def __enter__(self):
-        self._outside = _get_state(self._device)
-        self._set(self._states[self._number])
-
-    def __exit__(self, *error):
-        self._states[self._number] = _get_state(self._device)
-        self._set(self._outside)
-
-    def _set(self, state):
-        torch.set_rng_state(state[0])
-        for device, each in zip(_cuda(self._device), state[1], strict=True):
-            torch.cuda.set_rng_state(each, device)
 
 
 def _stack_bags(bags):
@@ -429,7 +396,7 @@ def train_together(runs, device, *, verbose=0):
         for run in together:
             note_training(run.model, run.history, run.rule)
             run.model._adopt_weights(best.pop(run), device, run.module)
-            run.seconds = seconds
+            run.module, run.seconds = None, seconds
             yield run
 
 
@@ -444,30 +411,32 @@ def _train_stack(engine, runs, device, verbose):
         fold: Batches(run.valid, model.batch_size) for fold, run in folds.items() if len(run.valid)
     }
     bar = progress(total=model.max_epochs, desc="training", verbose=verbose, unit="epoch")
-    for epoch in range(1, model.max_epochs + 1):
-        started = time.perf_counter()
-        engine.set_learning_rate(model.lr * learning_rate_factor(model, epoch - 1))
-        here = {run.fold for run in engine.runs}
-        totals = torch.zeros(len(engine.runs), dtype=torch.float64)
-        for part in _in_step({fold: batches[fold] for fold in here}, device):
-            sizes = [len(part[run.fold][1]) if run.fold in part else 0 for run in engine.runs]
-            totals += torch.tensor(engine.step(part)) * torch.tensor(sizes)
-        sizes = torch.tensor([len(run.train) for run in engine.runs])
-        rows = [{"train_loss": loss} for loss in (totals / sizes).tolist()]
-        _validate(engine, {f: held_out[f] for f in here if f in held_out}, rows, device)
-        seconds = (time.perf_counter() - started) / len(engine.runs)
-        for run, row in zip(engine.runs, rows, strict=True):
-            run.history.append({"epoch": epoch} | row | {"dur": seconds})
-            loss = row.get("valid_loss", row["train_loss"])
-            if run.rule.update(epoch, loss, row.get("valid_r", torch.nan)):
-                _keep(best, run, engine.weights(run))
-        bar.update()
-        finished = [run for run in engine.runs if run.rule.stopped]
-        if finished:
-            engine.drop(finished)
-        if not engine.runs:
-            break
-    bar.close()
+    with closing(bar):
+        for epoch in range(1, model.max_epochs + 1):
+            started = time.perf_counter()
+            engine.set_learning_rate(model.lr * learning_rate_factor(model, epoch - 1))
+            here = {run.fold for run in engine.runs}
+            totals = torch.zeros(len(engine.runs), device=device)
+            for part in _in_step({fold: batches[fold] for fold in here}, device):
+                sizes = [len(part[run.fold][1]) if run.fold in part else 0 for run in engine.runs]
+                totals += engine.step(part) * torch.tensor(sizes, device=device)
+            rows = [
+                {"train_loss": total / len(run.train)}
+                for run, total in zip(engine.runs, totals.tolist(), strict=True)
+            ]
+            _validate(engine, {f: held_out[f] for f in here if f in held_out}, rows, device)
+            seconds = (time.perf_counter() - started) / len(engine.runs)
+            for run, row in zip(engine.runs, rows, strict=True):
+                run.history.append({"epoch": epoch} | row | {"dur": seconds})
+                loss = row.get("valid_loss", row["train_loss"])
+                if run.rule.update(epoch, loss, row.get("valid_r", torch.nan)):
+                    _keep(best, run, engine.weights(run))
+            bar.update()
+            finished = [run for run in engine.runs if run.rule.stopped]
+            if finished:
+                engine.drop(finished)
+            if not engine.runs:
+                break
     return best
 
 
@@ -506,10 +475,10 @@ def _validate(engine, batches, rows, device):
         for number, values in enumerate(engine.predict(part)):
             if values is not None:
                 y = part[engine.runs[number].fold][1]
-                totals[number] += float(F.mse_loss(values, y)) * len(y)
+                totals[number] = totals[number] + F.mse_loss(values, y) * len(y)
                 predicted[number].append(values)
     truth = {fold: torch.cat(parts) for fold, parts in truth.items()}
     for run, row, total, parts in zip(engine.runs, rows, totals, predicted, strict=True):
         if parts:
-            row["valid_loss"] = total / len(run.valid)
+            row["valid_loss"] = float(total) / len(run.valid)
             row["valid_r"] = float(mean_correlation(truth[run.fold], torch.cat(parts)))

@@ -25,6 +25,8 @@ def mean_correlation(y_true, y_pred):
         Mean over the genes whose truth varies; a constant prediction counts as 0. NaN if no
         gene varies, as in a single sample.
     """
+    if y_true.device.type != "mps":  # which has no float64
+        y_true, y_pred = y_true.double(), y_pred.double()
     # Not by the variance: the mean of equal values may be off by rounding.
     varies = y_true.amax(dim=-2) > y_true.amin(dim=-2)
     told_apart = y_pred.amax(dim=-2) > y_pred.amin(dim=-2)
@@ -33,6 +35,10 @@ def mean_correlation(y_true, y_pred):
     norms = (y_true.square().sum(dim=-2) * y_pred.square().sum(dim=-2)).sqrt()
     r = (y_true * y_pred).sum(dim=-2) / norms
     return torch.where(told_apart, r, 0.0).where(varies, torch.nan).nanmean(dim=-1)
+
+
+# Correlations that differ by less are equal: they do not decide which epoch is the best.
+_ROUNDING = 1e-6
 
 
 class StoppingRule:
@@ -91,7 +97,7 @@ class StoppingRule:
             Whether this is the best epoch so far.
         """
         improved = self._is_better(loss, score)
-        self._lowest_loss = min(self._lowest_loss, loss) if loss == loss else self._lowest_loss
+        self._lowest_loss = min(self._lowest_loss, loss)
         if improved:
             self.best_epoch, self.best_loss = epoch, loss
             self.best_score = -math.inf if math.isnan(score) else score
@@ -105,7 +111,7 @@ class StoppingRule:
         # A loss that is NaN is outside, too.
         inside = loss <= min(self._lowest_loss, loss) + self.tolerance
         self._n_outside += not inside
-        return inside and score > self.best_score
+        return inside and score > self.best_score + _ROUNDING
 
     def _decide(self, epoch):
         if self.criterion is None:
@@ -195,6 +201,7 @@ class EarlyStopping(Callback):
         self.weights_.restore()
         self.weights_ = self.bar_ = None
         net.optimizer_.state.clear()
+        net.optimizer_.zero_grad()
 
 
 class EndOfTraining(Callback):

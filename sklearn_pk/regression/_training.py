@@ -2,10 +2,11 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import torch
+import numpy as np
 
-from ._fitting import build_module, note_training
-from ._net import few_threads, make_net
+from ._data import BagDataset
+from ._fitting import build_module, note_training, prepare
+from ._net import few_threads, make_net, random_stream
 from ._stopping import EarlyStopping, EndOfTraining, StoppingRule
 
 
@@ -27,7 +28,7 @@ def train_alone(model, train, valid, device):
     )
     # First of all, so that the rule sees the epoch in which a callback ends the training.
     callbacks = [watch, *(model.callbacks or ()), EndOfTraining(watch.rule)]
-    model.net_ = make_net(
+    net = make_net(
         build_module(model),
         model,
         seed=model.seed_,
@@ -35,16 +36,36 @@ def train_alone(model, train, valid, device):
         train_split=valid if len(valid) else None,
         callbacks=callbacks,
     )
-    devices = [device] if torch.device(device).type == "cuda" else []
+    net.random_stream = random_stream(model, device)
     try:
-        with torch.random.fork_rng(devices=devices), few_threads(model, device):
-            torch.manual_seed(model.seed_)
-            model.net_.partial_fit(train, y=None)
+        with few_threads(model, device):
+            net.partial_fit(train, y=None)
     finally:
-        watch.finish(model.net_)
-    epochs = model.net_.history
-    ended = watch.rule.stopped or (model.callbacks and model.net_.ended_by_callback_)
+        watch.finish(net)
+    # The duration is noted at the end of an epoch.
+    epochs = [row for row in net.history if "dur" in row]
+    ended = watch.rule.stopped or net.ended_by_callback_
     if len(epochs) < model.max_epochs and not ended:
         raise KeyboardInterrupt  # skorch swallowed the user's Ctrl-C
-    model.net_.set_params(train_split=None)
+    net.set_params(train_split=None)
     note_training(model, epochs, watch.rule)
+    model.net_ = net
+
+
+def train_on(model, data, device):
+    """
+    Fit the prior of a model, then train its network.
+
+    Parameters
+    ----------
+    model : PriorKnowledgeRegressor
+        Gets all that a fit gives.
+    data : TrainingData
+        The samples.
+    device : str
+        Torch device.
+    """
+    parts = prepare(model, data)
+    targets = data.values.astype(np.float32, copy=False)
+    train, valid = (BagDataset(data.bags, targets, rows) for rows in parts)
+    train_alone(model, train, valid, device)

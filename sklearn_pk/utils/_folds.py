@@ -27,6 +27,15 @@ def _check_enough(n_splits, n_samples, groups):
         )
 
 
+def _check_not_empty(folds):
+    if not folds:
+        raise ValueError("cv has no folds.")
+    for number, parts in enumerate(folds):
+        for name, part in zip(("training", "test"), parts, strict=True):
+            if not len(part):
+                raise ValueError(f"Fold {number} of cv has no {name} samples.")
+
+
 def _check_leaks(folds, n_samples, groups):
     times_tested = np.zeros(n_samples, dtype=int)
     for number, (train, test) in enumerate(folds):
@@ -111,6 +120,7 @@ def make_folds(cv, X, y, groups, *, pooled=True):
         tuple(np.flatnonzero(part) if part.dtype == bool else part for part in fold)
         for fold in folds
     ]
+    _check_not_empty(folds)
     n_times_tested = _check_leaks(folds, n_samples, groups)
     if pooled:
         _check_tested_once(n_times_tested)

@@ -103,3 +103,16 @@ def test_mean_correlation():
 @pytest.mark.parametrize("n_samples", [1, 4])
 def test_mean_correlation_without_any_gene_that_varies(n_samples):
     assert math.isnan(mean_correlation(torch.ones(n_samples, 3), torch.randn(n_samples, 3)))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e10])
+def test_mean_correlation_does_not_depend_on_the_unit(scale):
+    rng = np.random.default_rng(0)
+    truth, predicted = (torch.from_numpy(rng.normal(size=(20, 6))).float() for _ in range(2))
+    expected = mean_correlation(truth, predicted)
+    assert_allclose(mean_correlation(scale * truth, scale * predicted), expected, rtol=1e-5)
+
+
+def test_correlations_that_differ_by_rounding_are_equal():
+    losses, scores = [1, 1.1, 1.1, 1.1, 1.1], [0.5, 0.5, 0.5, 0.5000001, 0.51]
+    assert run(StoppingRule("loss+corr", 2, 0.5), losses, scores)[0] == [1, 5]

@@ -413,7 +413,7 @@ def test_tile_statistics_of_huge_offsets():
     rng = np.random.default_rng(0)
     bags = [rng.normal(2e4, 0.01, size=(1 + n, 3)).astype(np.float32) for n in range(9)]
     bags = [np.column_stack([bag, np.full(len(bag), 0.1, np.float32)]) for bag in bags]
-    mean, scale = tile_statistics(bags)
+    mean, scale = tile_statistics(bags, range(9))
     tiles = np.concatenate(bags).astype(np.float64)
     assert_allclose(mean, tiles.mean(axis=0), rtol=1e-12)
     assert_allclose(scale[:3], tiles.std(axis=0)[:3], rtol=1e-6)
