@@ -126,7 +126,7 @@ class ExpressionNet(NeuralNetRegressor):
         """
         self.optimizer_.zero_grad()
         with self.random_stream or nullcontext():
-            step = self._evaluate(batch, True, **fit_params)
+            step = self._evaluate(batch, **fit_params)
             step["loss"].backward()
         self.notify(
             "on_grad_computed",
@@ -154,12 +154,12 @@ class ExpressionNet(NeuralNetRegressor):
             ``loss`` and ``y_pred``.
         """
         with torch.no_grad():
-            return self._evaluate(batch, False, **fit_params)
+            return self._evaluate(batch, **fit_params)
 
-    def _evaluate(self, batch, training, **fit_params):
+    def _evaluate(self, batch, **fit_params):
         bags, y = batch
         y_pred = self.infer(bags, **fit_params)
-        return {"loss": self.get_loss(y_pred, y, X=bags, training=training), "y_pred": y_pred}
+        return {"loss": self.criterion_(y_pred, y.to(self.device)), "y_pred": y_pred}
 
     def notify(self, method_name, **cb_kwargs):
         """
@@ -257,6 +257,11 @@ class NetworkSize(NamedTuple):
         """Whether a step is mostly overhead, on the CPU, as measured."""
         return self.layer <= 2**17 and self.n_weights <= 2**20
 
+    @property
+    def needs_one_thread(self):
+        """Whether more threads would wait for each other rather than compute."""
+        return self.layer <= 2**15 and self.n_weights <= 2**18
+
 
 def network_size(model):
     """
@@ -303,7 +308,7 @@ def few_threads(model, device):
     n_threads = torch.get_num_threads()
     on_cpu = torch.device(device).type == "cpu"
     own = is_own_aggregator(model._module_params["aggregator"])
-    if n_threads > 1 and on_cpu and not own and network_size(model).is_small:
+    if n_threads > 1 and on_cpu and not own and network_size(model).needs_one_thread:
         torch.set_num_threads(1)
     try:
         yield
@@ -327,8 +332,9 @@ def autocast(model, device):
     context manager
         Does nothing for float32.
     """
-    device_type = torch.device(device).type
-    return torch.autocast(device_type, torch.bfloat16, enabled=model.dtype == "bfloat16")
+    if model.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
 def new_optimizer(parameters, model):

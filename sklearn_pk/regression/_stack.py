@@ -343,12 +343,19 @@ def plan_stacks(runs, device):
             (Stack, [run for fold in folds[first : first + n_folds] for run in fold])
             for first in range(0, len(folds), n_folds)
         ]
-    n_runs = max(1, int(_budget(device, _SIDE_BUDGET) / n_bytes))
+    n_runs = 1
+    if _shares_batches(runs, device):
+        n_runs = max(1, int(_budget(device, _SIDE_BUDGET) / n_bytes))
     return [
         (SideBySide, fold[first : first + n_runs])
         for fold in folds
         for first in range(0, len(fold), n_runs)
     ]
+
+
+def _shares_batches(runs, device):
+    """Tell whether a batch is worth sharing: if it has to be read, or brought to a device."""
+    return any(run.train.reads_files for run in runs) or torch.device(device).type != "cpu"
 
 
 def _budget(device, on_cpu):

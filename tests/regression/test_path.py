@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.decomposition import TruncatedSVD
@@ -25,7 +26,13 @@ from torch import nn
 
 from sklearn_pk.metrics import significance_scorer
 from sklearn_pk.plotting import LambdaPathDisplay
-from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV, _stack
+from sklearn_pk.regression import (
+    PriorKnowledgeRegressor,
+    PriorKnowledgeRegressorCV,
+    _data,
+    _stack,
+)
+from sklearn_pk.slides import FeatureBag
 
 LAMBDAS = [0.0, 0.3, 0.9]
 
@@ -87,8 +94,15 @@ def record_engines(monkeypatch):
 WAYS = {
     "all folds in one stack": ({}, [("Stack", 9)]),
     "a stack for each fold": ({"_STACK_BUDGET": None}, [("Stack", 3)] * 3),
-    "side by side": ({"_STACK_BUDGET": 0}, [("SideBySide", 3)] * 3),
-    "one by one": ({"_STACK_BUDGET": 0, "_SIDE_BUDGET": 1}, [("SideBySide", 1)] * 9),
+    "side by side": (
+        {"_STACK_BUDGET": 0, "_shares_batches": lambda *_: True},
+        [("SideBySide", 3)] * 3,
+    ),
+    "one by one": ({"_STACK_BUDGET": 0}, [("SideBySide", 1)] * 9),
+    "one by one for want of memory": (
+        {"_STACK_BUDGET": 0, "_SIDE_BUDGET": 1, "_shares_batches": lambda *_: True},
+        [("SideBySide", 1)] * 9,
+    ),
 }
 DESIGNS = {
     "mlp": {"aggregator": "mlp"},
@@ -128,6 +142,7 @@ def search(data):
         ),
         ("mlp", "a stack for each fold"),
         ("mlp", "one by one"),
+        ("mlp", "one by one for want of memory"),
     ],
 )
 def test_same_as_the_loop_over_single_fits(data, search, monkeypatch, design, way):
@@ -155,6 +170,7 @@ def test_modules_that_draw_numbers_have_streams_of_their_own(data, monkeypatch, 
     X, y, patients = data
     parameters = settings(aggregator=aggregator)
     used = record_engines(monkeypatch)
+    monkeypatch.setattr(_stack, "_shares_batches", lambda *_: True)
     model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **parameters).fit(X, y, groups=patients)
     assert used == [("SideBySide", 3)] * 3
     for fold, (train, test) in enumerate(GroupKFold(3).split(X, y, patients)):
@@ -347,3 +363,26 @@ def test_bad_parameters(data, change, error, message):
     model = PriorKnowledgeRegressorCV(**(settings(max_epochs=2) | {"lambdas": [0.5]} | change))
     with pytest.raises(error, match=message):
         model.fit(X, y, groups=patients)
+
+
+def test_bags_in_files_are_read_once_for_all_lambdas(data, monkeypatch, tmp_path):
+    X, y, patients = data
+    bags = []
+    for number, tiles in enumerate(X):
+        tiles = torch.from_numpy(tiles[~np.isnan(tiles[:, 0])].copy())
+        torch.save(tiles, tmp_path / f"S{number:02d}.pt")
+        bags.append(FeatureBag.from_file(tmp_path / f"S{number:02d}.pt"))
+    monkeypatch.setattr(_stack, "_STACK_BUDGET", 0)
+    used = record_engines(monkeypatch)
+    n_read = []
+    read = _data.read_bag
+    monkeypatch.setattr(_data, "read_bag", lambda *a, **k: n_read.append(1) or read(*a, **k))
+    parameters = settings(max_epochs=3, standardize=False, early_stopping=None)
+    model = PriorKnowledgeRegressorCV([0.2, 0.8], cv=2, refit=False, **parameters)
+    scored = model.fit(bags, y, groups=patients).cv_results_["mean_test_score"]
+    assert used == [("SideBySide", 2)] * 2
+    # Three epochs over the training part of each fold, and the test part for each lambda.
+    assert len(n_read) == 3 * 50 + 2 * 50
+    in_memory = PriorKnowledgeRegressorCV([0.2, 0.8], cv=2, refit=False, **parameters)
+    in_memory.fit(X, y, groups=patients)
+    assert_allclose(scored, in_memory.cv_results_["mean_test_score"], rtol=1e-4)

@@ -144,6 +144,7 @@ def test_an_interrupt_of_a_search_leaves_no_network(data, monkeypatch):
 def test_a_search_keeps_few_networks(data, monkeypatch, budget):
     X, y = data
     monkeypatch.setattr(_stack, "_STACK_BUDGET", budget)
+    monkeypatch.setattr(_stack, "_shares_batches", lambda *_: True)
     made, alive = weakref.WeakSet(), []
     init = ExpressionModule.__init__
 
