@@ -23,10 +23,14 @@ def unit_scale(embeddings, *, columns=False):
         ``1 / sqrt(3 d)``, as of U(-1/sqrt(d), 1/sqrt(d)); 1 for a column of zeros.
     """
     factors = np.ones(embeddings.shape[1])
-    known = embeddings[embeddings.any(axis=1)]
-    if not len(known):
+    n_known = np.count_nonzero(embeddings.any(axis=1))
+    if not n_known:
         return factors
-    mean_square = np.mean(np.square(known, dtype=np.float64), axis=0)
+    mean_square = np.zeros(len(factors))
+    for start in range(0, len(embeddings), 1024):  # float64, but not all of it at once
+        block = embeddings[start : start + 1024].astype(np.float64)
+        mean_square += np.einsum("ij,ij->j", block, block)
+    mean_square /= n_known
     used = mean_square > 0
     if not columns:
         mean_square[:] = mean_square.mean()
