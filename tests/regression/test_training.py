@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import shutil
+import sysconfig
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -214,7 +216,10 @@ def test_bfloat16_is_close_to_float32(data):
     assert 0 < difference.max() < 0.1 * y.std()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="torch.compile needs a C++ compiler and the headers of Python",
+)
 def test_compiled_training_gives_the_same(data):
     X, y = data
     # One shape of batch, and one to train on: compiling takes its time for each.
