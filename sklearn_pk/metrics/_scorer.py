@@ -8,7 +8,32 @@ from numbers import Real
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
+from ..utils import check_expression, check_sample_names
+from ..utils._validation import check_gene_order
 from ._significance import significance_report
+
+
+def last_estimator(estimator):
+    """
+    Follow searches to their best estimator and pipelines to their last step.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted regressor, Pipeline or search.
+
+    Returns
+    -------
+    estimator : estimator
+        What predicts in the end.
+    """
+    while True:
+        if hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        elif isinstance(estimator, Pipeline):
+            estimator = estimator[-1]
+        else:
+            return estimator
 
 
 def predict_with_untrained(estimator, X):
@@ -99,6 +124,9 @@ class _SignificanceScorer:
 
     def __call__(self, estimator, X, y):
         """Score a fitted estimator; see the docstring of the class."""
+        check_sample_names(X, y)
+        _, gene_names, _ = check_expression(y, estimator_name="The significance scorer")
+        check_gene_order(gene_names, getattr(last_estimator(estimator), "gene_names_out_", None))
         prediction, baseline = self._predict(estimator, X, y)
         report = significance_report(y, prediction, baseline, alpha=self.alpha, fdr=self.fdr)
         significant = report["significant"]

@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from ..utils import check_groups
 from ..utils._patients import PatientAverager
 from ..utils._rows import centre_rows
+from ..utils._threads import blas_threads
 from ._correlation import (
     GENES,
     check_same_table,
@@ -23,10 +24,25 @@ from ._correlation import (
 
 # Steiger's test has n - 3 degrees of freedom.
 FEWEST_SAMPLES = 4
+COLUMNS = (
+    "r",
+    "p",
+    "p_fdr",
+    "rmse",
+    "rmse_baseline",
+    "rmse_iqr",
+    "rmse_mean",
+    "r_baseline",
+    "steiger_t",
+    "steiger_p",
+    "steiger_fdr",
+    "significant",
+    "reason",
+)
 _ROUNDING = 1e-12
 
 
-def _gene_rows(table, genes, averager):
+def gene_rows(table, genes, averager=None):
     """Return some genes as contiguous float64 rows, averaged over patients if asked for."""
     if averager is None:
         return np.array(table[:, genes].T, dtype=np.float64, order="C")
@@ -63,12 +79,16 @@ def _block_statistics(true, pred, base):
 
 
 def _gather_statistics(true, pred, base, averager):
-    blocks = [
-        _block_statistics(
-            *(None if a is None else _gene_rows(a, genes, averager) for a in (true, pred, base))
+    def statistics_of(genes):
+        return _block_statistics(
+            *(None if a is None else gene_rows(a, genes, averager) for a in (true, pred, base))
         )
-        for genes in gen_batches(true.shape[1], GENES)
-    ]
+
+    batches = list(gen_batches(true.shape[1], GENES))
+    if len(batches) == 1:  # starting threads would take longer
+        return statistics_of(batches[0])
+    with blas_threads() as run:
+        blocks = list(run(statistics_of, batches))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -85,8 +105,28 @@ def _first_failure(conditions, n_genes):
     return reason
 
 
-def _judge(stats, n, alpha, fdr, compat):
-    """Return the columns of the report from the statistics of all genes."""
+def judge(stats, n, *, alpha, fdr, compat):
+    """
+    Test each gene.
+
+    Parameters
+    ----------
+    stats : dict of ndarray of shape (n_genes,) or (n_genes, n_replicates)
+        Correlations ``r``, ``r_baseline`` and ``r_pred_baseline``, errors ``rmse`` and
+        ``rmse_baseline``, and which are ``constant_true``, ``constant_pred`` and
+        ``constant_base``. Without ``r_baseline`` the opponent is the mean.
+    n : int or ndarray of shape (n_replicates,)
+        Number of samples.
+    alpha, fdr, compat : object
+        As in :func:`significance_report`.
+
+    Returns
+    -------
+    columns : dict of ndarray
+        The tests, as in the report.
+    conditions : list of (str, ndarray of bool)
+        What must hold for a significant gene, in order; the text says what failed.
+    """
     mean_baseline = "r_baseline" not in stats
     constants = [
         (f"constant {label}", ~stats[key])
@@ -117,29 +157,39 @@ def _judge(stats, n, alpha, fdr, compat):
         steiger_t, steiger_p = steiger_test(
             r, r_baseline, stats["r_pred_baseline"], n, alternative=alternative
         )
-        steiger_t, steiger_p = np.where(usable, [steiger_t, steiger_p], [[0.0], [1.0]])
+        steiger_t = np.where(usable, steiger_t, 0.0)
+        steiger_p = np.where(usable, steiger_p, 1.0)
         steiger_fdr = false_discovery_control(steiger_p)
         conditions += [
             ("r <= baseline r", r > r_baseline),
             (f"Steiger p >= {alpha:g}", steiger_p < alpha),
             (f"Steiger FDR >= {fdr:g}", steiger_fdr < fdr),
         ]
-    reason = _first_failure(conditions, len(r))
-    return {
+    columns = {
         "r": r,
         "p": p,
         "p_fdr": p_fdr,
-        "rmse": stats["rmse"],
-        "rmse_baseline": stats["rmse_baseline"],
-        "rmse_iqr": _divide(stats["rmse"], stats["iqr"]),
-        "rmse_mean": _divide(stats["rmse"], stats["mean"]),
         "r_baseline": r_baseline,
         "steiger_t": steiger_t,
         "steiger_p": steiger_p,
         "steiger_fdr": steiger_fdr,
+    }
+    return columns, conditions
+
+
+def _tabulate(stats, n, **criteria):
+    """Return the columns of the report, in order."""
+    columns, conditions = judge(stats, n, **criteria)
+    reason = _first_failure(conditions, len(stats["r"]))
+    columns |= {
+        "rmse": stats["rmse"],
+        "rmse_baseline": stats["rmse_baseline"],
+        "rmse_iqr": _divide(stats["rmse"], stats["iqr"]),
+        "rmse_mean": _divide(stats["rmse"], stats["mean"]),
         "significant": reason == "",
         "reason": reason,
     }
+    return {name: columns[name] for name in COLUMNS}
 
 
 def _index_of_genes(gene_names, found, n_genes):
@@ -284,4 +334,4 @@ def significance_report(
             "cross_val_significance."
         )
     stats = _gather_statistics(true, pred, base, averager)
-    return pd.DataFrame(_judge(stats, n, alpha, fdr, compat), index=genes)
+    return pd.DataFrame(_tabulate(stats, n, alpha=alpha, fdr=fdr, compat=compat), index=genes)

@@ -20,7 +20,7 @@ from ..utils import (
 )
 from ..utils._bags import label_of_bag
 from ..utils._frames import freeze_frames, thaw_frames
-from ..utils._validation import name_of_item, name_some, sample_names_of
+from ..utils._validation import check_gene_order, name_of_item, name_some, sample_names_of
 from ._data import pad_bags, present_tiles
 from ._fitting import build_module
 from ._net import few_threads, make_net, to_device
@@ -195,14 +195,7 @@ class ExpressionPredictor:
         """
         values, gene_names, _ = check_expression(y, estimator_name="score")
         check_sample_names(X, y)
-        own_names = getattr(self, "gene_names_out_", None)
-        if gene_names is not None and own_names is not None:
-            wrong = [n for n, own in zip(gene_names, own_names, strict=False) if n != own]
-            if wrong or len(gene_names) != len(own_names):
-                raise ValueError(
-                    f"y has other genes than in fit, or another order: {name_some(wrong)}. Use "
-                    "y[model.gene_names_out_]."
-                )
+        check_gene_order(gene_names, getattr(self, "gene_names_out_", None))
         predicted = self.predict(X).reshape(len(values), -1)
         weights = {"sample_weight": sample_weight, "multioutput": "variance_weighted"}
         return float(r2_score(values, predicted, **weights))

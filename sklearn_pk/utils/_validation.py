@@ -188,6 +188,30 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
     return values, gene_names, is_1d
 
 
+def check_gene_order(gene_names, fitted_names):
+    """
+    Check that y names the genes of a fit in their order, where both have names.
+
+    Parameters
+    ----------
+    gene_names, fitted_names : sequence of str or None
+        Genes of y and of the fit.
+
+    Raises
+    ------
+    ValueError
+        If the genes or their order differ; the first ones are named.
+    """
+    if gene_names is None or fitted_names is None:
+        return
+    wrong = [n for n, own in zip(gene_names, fitted_names, strict=False) if n != own]
+    if wrong or len(gene_names) != len(fitted_names):
+        raise ValueError(
+            f"y has other genes than in fit, or another order: {name_some(wrong)}. Use "
+            "y[model.gene_names_out_]."
+        )
+
+
 def check_groups(groups, y):
     """
     Check that each sample names its patient.

@@ -214,6 +214,32 @@ def test_scorer_in_worker_processes(data):
     assert_allclose(alone, both)
 
 
+class NamedTwin(TwinRidge):
+    """A regressor that knows the names of its genes."""
+
+    def fit(self, X, y):
+        """Fit and note the names."""
+        self.gene_names_out_ = np.asarray(y.columns, dtype=object)
+        return super().fit(X, y.to_numpy())
+
+
+def test_names_of_genes_and_samples_are_compared(data):
+    X, y = data
+    names = [f"S{row}" for row in range(90)]
+    X, y = pd.DataFrame(X, index=names), pd.DataFrame(y, names, list("abcdefgh"))
+    model = make_pipeline(StandardScaler(), NamedTwin())
+    search = GridSearchCV(model, {"namedtwin__alpha": [1.0]}, cv=3, scoring=significance_scorer)
+    search.fit(X, y)
+    assert significance_scorer(search, X, y) > 0
+    with pytest.raises(ValueError, match="other genes than in fit, or another order: 'h', 'g'"):
+        significance_scorer(search, X, y[y.columns[::-1]])
+    with pytest.raises(ValueError, match="other genes than in fit"):
+        significance_scorer(search, X, y.iloc[:, :-1])
+    with pytest.raises(ValueError, match="do not belong to the samples of X.*'S0'.*'S89'"):
+        significance_scorer(search, X, y[::-1])
+    assert significance_scorer(search, X.to_numpy(), y.to_numpy()) > 0
+
+
 def test_bad_parameters_are_refused():
     with pytest.raises(ValueError, match="'baseline' parameter"):
         make_significance_scorer(baseline="zero")

@@ -1,0 +1,417 @@
+"""Differences in significant genes between settings, with intervals from a paired bootstrap."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+
+from ..utils import check_groups, progress
+from ..utils._rows import centre_rows
+from ..utils._threads import blas_threads
+from ._correlation import GENES, check_same_table
+from ._significance import FEWEST_SAMPLES, gene_rows, judge
+
+MEASURES = ("n_significant", "median_r")
+_CRITERIA = {"alpha": 0.05, "fdr": 0.2, "compat": None}
+# Replicates whose statistics are held at a time, some ten numbers for each gene, ...
+_HELD = 128
+# ... and judged at a time, so that the working memory stays in the cache.
+_JUDGED = 8
+# Relative to the second moment: what rounding leaves of the variance of a resampled constant.
+_CONSTANT = 1e-12
+
+
+class _Run(NamedTuple):
+    """Checked tables of one run, and what else its result knows."""
+
+    y_true: np.ndarray
+    y_pred: np.ndarray
+    y_baseline: np.ndarray | None
+    names: tuple
+    groups: object
+    criteria: dict
+
+
+def _check_run(run, label):
+    """Return the tables of a result or of a tuple."""
+    if isinstance(run, tuple) and len(run) == 3:
+        tables = run
+    elif all(hasattr(run, name) for name in ("y_true", "predictions", "untrained_predictions")):
+        tables = run.y_true, run.predictions, run.untrained_predictions
+    else:
+        raise TypeError(
+            f"{label} must be a result of cross_val_significance, a tuple of tables (y_true, "
+            f"y_pred, y_baseline), or a list of these, got {type(run).__name__}."
+        )
+    true, pred, base = tables
+    truth, prediction, genes = check_same_table(true, pred, "y_true", "y_pred")
+    baseline = None
+    if base is not None:
+        _, baseline, _ = check_same_table(true, base, "y_true", "y_baseline")
+    index = true.index if hasattr(true, "index") else pd.RangeIndex(len(truth))
+    names = (index, pd.Index(np.arange(truth.shape[1]) if genes is None else genes))
+    groups, criteria = getattr(run, "groups", None), getattr(run, "criteria", {})
+    return _Run(truth, prediction, baseline, names, groups, criteria)
+
+
+def _check_runs(reports):
+    """Return the runs of each setting, which must be on the same samples and genes."""
+    if not isinstance(reports, Mapping) or len(reports) < 2:
+        raise ValueError(
+            "reports must map the names of at least two settings to their results, got "
+            f"{type(reports).__name__}{list(reports) if isinstance(reports, Mapping) else ''}."
+        )
+    settings = {}
+    for name, runs in reports.items():
+        runs = runs if isinstance(runs, list) else [runs]
+        if not runs:
+            raise ValueError(f"reports[{name!r}] is an empty list.")
+        settings[name] = [_check_run(run, f"reports[{name!r}]") for run in runs]
+    (first_name, (first, *_)), *_ = settings.items()
+    for name, runs in settings.items():
+        for run in runs:
+            for what, own, others in zip(("samples", "genes"), run.names, first.names, strict=True):
+                if not own.equals(others):
+                    raise ValueError(
+                        f"reports[{name!r}] and reports[{first_name!r}] must have the same {what} "
+                        f"in the same order, or they cannot be compared in pairs."
+                    )
+    return settings
+
+
+def _check_criteria(runs, given):
+    """Return the criteria that were given, else those of the results, else the published ones."""
+    criteria = {}
+    for name, value in given.items():
+        known = {run.criteria.get(name, _CRITERIA[name]) for run in runs}
+        if value is None and len(known) > 1:
+            raise ValueError(
+                f"The reports were made with different {name}: {sorted(known, key=str)}. Pass "
+                f"{name}= to judge all of them anew."
+            )
+        criteria[name] = known.pop() if value is None else value
+    return criteria
+
+
+def _patient_numbers(groups, runs, n_samples):
+    """Return the number of the patient of each sample."""
+    if groups is None:
+        groups = next((run.groups for run in runs if run.groups is not None), None)
+    if groups is None:
+        return np.arange(n_samples)
+    table = pd.DataFrame(index=runs[0].names[0])
+    return np.unique(check_groups(groups, table), return_inverse=True)[1]
+
+
+def weighted_statistics(true, pred, base, weights):
+    """
+    Compute the statistics of genes for every replicate from weighted moments.
+
+    Rows are genes. Column j of the weights says how often each sample is in replicate j.
+    """
+    n = weights.sum(axis=0)
+    tables = [true, pred] if base is None else [true, pred, base]
+    units, sums, variances, constants = [], [], [], []
+    for rows in tables:
+        unit, norms, _ = centre_rows(rows)
+        unit = np.divide(unit, norms[:, np.newaxis], out=unit, where=norms[:, np.newaxis] > 0)
+        unit[norms == 0] = 0.0
+        total, square = unit @ weights, (unit * unit) @ weights
+        variance = square - total * total / n
+        units.append(unit)
+        sums.append(total)
+        variances.append(variance)
+        constants.append(variance <= _CONSTANT * square)
+
+    def correlate(i, j):
+        covariance = (units[i] * units[j]) @ weights - sums[i] * sums[j] / n
+        r, varies = np.zeros_like(covariance), ~(constants[i] | constants[j])
+        r[varies] = covariance[varies] / np.sqrt(variances[i][varies] * variances[j][varies])
+        return np.clip(r, -1.0, 1.0)
+
+    found = {
+        "r": correlate(0, 1),
+        "rmse": np.sqrt(((true - pred) ** 2 @ weights) / n),
+        "constant_true": constants[0],
+        "constant_pred": constants[1],
+    }
+    if base is None:
+        spread = np.linalg.norm(true - true.mean(axis=1, keepdims=True), axis=1)
+        scatter = np.sqrt(np.maximum(variances[0], 0) / n)
+        return found | {"rmse_baseline": spread[:, np.newaxis] * scatter}
+    return found | {
+        "r_baseline": correlate(0, 2),
+        "r_pred_baseline": correlate(1, 2),
+        "rmse_baseline": np.sqrt(((true - base) ** 2 @ weights) / n),
+        "constant_base": constants[2],
+    }
+
+
+def _measure(found, n, criteria):
+    """Return the number of significant genes and the median r of each replicate."""
+    columns, conditions = judge(found, n, **criteria)
+    significant = np.logical_and.reduce([holds for _, holds in conditions])
+    return significant.sum(axis=0), np.median(columns["r"], axis=0)
+
+
+def resample_measures(run, weights, criteria, bar=None):
+    """
+    Compute the measures of a run on resampled samples.
+
+    Parameters
+    ----------
+    run : tuple
+        Tables ``(y_true, y_pred, y_baseline)`` of shape (n_samples, n_genes), the last one
+        None for the mean.
+    weights : ndarray of shape (n_samples, n_replicates), float64
+        How often each sample is in a replicate.
+    criteria : dict
+        ``alpha``, ``fdr`` and ``compat``.
+    bar : tqdm, default=None
+        Is moved on by the replicates that are done.
+
+    Returns
+    -------
+    measures : ndarray of shape (n_measures, n_replicates), float64
+        In the order of `MEASURES`.
+    """
+    n_genes = run[0].shape[1]
+    measures = np.empty((len(MEASURES), weights.shape[1]))
+    for chunk in gen_batches(weights.shape[1], _HELD):
+        part = np.ascontiguousarray(weights[:, chunk])
+        n = part.sum(axis=0)
+
+        def compute(genes, part=part):
+            tables = (None if table is None else gene_rows(table, genes) for table in run[:3])
+            return weighted_statistics(*tables, part)
+
+        with blas_threads() as threads:
+            blocks = list(threads(compute, gen_batches(n_genes, GENES)))
+            found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+            del blocks
+
+            def count(few, found=found, n=n):
+                return _measure({name: s[:, few] for name, s in found.items()}, n[few], criteria)
+
+            parts = list(threads(count, gen_batches(part.shape[1], _JUDGED)))
+        measures[:, chunk] = np.concatenate(parts, axis=1)
+        if bar is not None:
+            bar.update(part.shape[1])
+    return measures
+
+
+def _draw_weights(patients, n_boot, random_state):
+    """Draw patients with replacement; a replicate has all samples of a patient, or none."""
+    n_patients = patients.max() + 1
+    if n_patients < FEWEST_SAMPLES:
+        raise ValueError(
+            f"The bootstrap needs at least {FEWEST_SAMPLES} patients, got {n_patients}."
+        )
+    rng = check_random_state(random_state)
+    drawn = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_boot)
+    return drawn.T[patients].astype(np.float64)
+
+
+def _margin(own, other, level):
+    """
+    Return half the width of the interval of a mean difference.
+
+    Rows are runs; the first column is what was observed, the others are draws of patients.
+    """
+    by_patients = (own.mean(axis=0) - other.mean(axis=0))[1:].var(ddof=1)
+    n_runs = min(len(own), len(other))
+    if n_runs == 1:
+        return stats.norm.ppf((1 + level) / 2) * np.sqrt(by_patients)
+    if len(own) == len(other):  # in pairs: they may share seeds
+        by_runs = (own - other)[:, 0].var(ddof=1) / n_runs
+    else:
+        by_runs = sum(runs[:, 0].var(ddof=1) / len(runs) for runs in (own, other))
+    variance = by_patients + by_runs
+    # Few runs say little of their variance (Welch and Satterthwaite).
+    freedom = (n_runs - 1) * (variance / by_runs) ** 2 if by_runs else np.inf
+    return stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+
+
+def _tabulate(name, measures, reference, level):
+    """Return one row for each measure."""
+    (reference_name, of_reference), rows = reference, []
+    for number, measure in enumerate(MEASURES):
+        own, other = measures[:, number], of_reference[:, number]
+        margin = _margin(own, other, level)
+        value, reference_value = own[:, 0].mean(), other[:, 0].mean()
+        difference = value - reference_value
+        rows.append(
+            {
+                "setting": name,
+                "reference": reference_name,
+                "measure": measure,
+                "value": value,
+                "reference_value": reference_value,
+                "difference": difference,
+                "ci_low": difference - margin,
+                "ci_high": difference + margin,
+            }
+        )
+    return rows
+
+
+@validate_params(
+    {
+        "reports": "no_validation",
+        "reference": "no_validation",
+        "groups": ["array-like", None],
+        "n_boot": [Interval(Integral, 2, None, closed="left")],
+        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+        "alpha": [Interval(Real, 0, 1, closed="right"), None],
+        "fdr": [Interval(Real, 0, 1, closed="right"), None],
+        "compat": [StrOptions({"sequoia"}), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def compare_significance(
+    reports,
+    *,
+    reference=None,
+    groups=None,
+    n_boot=1000,
+    confidence_level=0.95,
+    alpha=None,
+    fdr=None,
+    compat=None,
+    random_state=None,
+    verbose=0,
+):
+    """
+    Compare settings by their significant genes and median r, with confidence intervals.
+
+    Patients are drawn with replacement, the same ones for all settings, and every gene is
+    tested anew on each draw. A gain without an interval is not a result.
+
+    Parameters
+    ----------
+    reports : dict of str to result, or to list of results
+        The settings to compare: for each the result of
+        :func:`~sklearn_pk.model_selection.cross_val_significance`, or a tuple of tables
+        ``(y_true, y_pred, y_baseline)`` of shape (n_samples, n_genes), as
+        :func:`significance_report` takes them. A list holds several runs of one setting, such
+        as seeds: their measures are averaged, and the intervals then cover other seeds, too.
+        All must have the same samples and genes.
+    reference : str, default=None
+        The setting the others are compared with. None takes the first.
+    groups : array-like of shape (n_samples,), default=None
+        Patient of each sample. None takes those of the results; where they have none, each
+        sample is a patient.
+    n_boot : int, default=1000
+        Number of draws.
+    confidence_level : float, default=0.95
+        Level of the intervals.
+    alpha, fdr : float, default=None
+        Levels of :func:`significance_report`. None takes those of the results, 0.05 and 0.2
+        for tables.
+    compat : {"sequoia"} or None, default=None
+        As in :func:`significance_report`. None takes that of the results.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draws. The numbers do not depend on the number of threads.
+    verbose : int, default=0
+        Whether to show a progress bar on terminals.
+
+    Returns
+    -------
+    comparison : DataFrame
+        Two rows for each setting but the reference, for the ``measure`` "n_significant" and
+        "median_r": ``setting``, ``reference``, ``measure``, ``value``, ``reference_value``,
+        ``difference`` (value - reference_value), ``ci_low`` and ``ci_high``.
+
+    Raises
+    ------
+    TypeError
+        If a report is not one of the forms above.
+    ValueError
+        If samples, genes or criteria of the reports differ, there are fewer than two settings
+        or four patients, or the reference is none of them.
+
+    See Also
+    --------
+    sklearn_pk.model_selection.prior_gain : Runs a model with its prior, without and with
+        controls.
+    significance_report : Tests each gene.
+
+    Notes
+    -----
+    n counts samples in each test, as in the report. A draw has all samples of a patient or
+    none.
+
+    The interval is the observed difference plus and minus a quantile times its standard error.
+    That of one run each is the standard deviation of the difference over the draws, and the
+    quantile is that of the normal distribution. Such an interval says how the difference would
+    vary with other patients, but not with another seed of the training. With several runs of
+    both settings, the variance of the difference over the runs (in pairs, if their numbers are
+    equal), divided by their number, is added, and the quantile is that of Student's t with the
+    degrees of freedom of Welch and Satterthwaite.
+
+    A draw repeats patients, so its correlations are those of the sample with the noise of
+    another sample on top, and more genes are significant than in the sample. Intervals that
+    take this for a bias and correct it (basic, BCa) miss the true difference far too often; see
+    the user guide.
+
+    References
+    ----------
+    .. [1] B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", Chapman and Hall,
+       1993, chapter 13.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_pk.metrics import compare_significance
+    >>> rng = np.random.default_rng(0)
+    >>> y_true, noise, untrained = rng.normal(size=(3, 80, 50))
+    >>> comparison = compare_significance(
+    ...     {
+    ...         "weak": (y_true, 0.1 * y_true + 0.5 * noise, untrained),
+    ...         "strong": (y_true, 0.3 * y_true + 0.5 * noise, untrained),
+    ...     },
+    ...     n_boot=200,
+    ...     random_state=0,
+    ... )
+    >>> comparison[["setting", "measure", "value", "reference_value"]].round(2)
+      setting        measure  value  reference_value
+    0  strong  n_significant  49.00            15.00
+    1  strong       median_r   0.51             0.21
+    >>> bool(comparison["ci_low"].min() > 0)
+    True
+    """
+    settings = _check_runs(reports)
+    names = list(settings)
+    reference = names[0] if reference is None else reference
+    if reference not in settings:
+        raise ValueError(f"reference must be one of the settings {names}, got {reference!r}.")
+    every = [run for runs in settings.values() for run in runs]
+    criteria = _check_criteria(every, {"alpha": alpha, "fdr": fdr, "compat": compat})
+    n_samples = len(every[0].y_true)
+    drawn = _draw_weights(_patient_numbers(groups, every, n_samples), n_boot, random_state)
+    # What was observed is the draw that has each sample once.
+    weights = np.concatenate([np.ones((n_samples, 1)), drawn], axis=1)
+    total = len(every) * weights.shape[1]
+    with progress(total=total, desc="Draws", verbose=verbose) as bar:
+        measures = {
+            name: np.array([resample_measures(run, weights, criteria, bar) for run in runs])
+            for name, runs in settings.items()
+        }
+    others = [name for name in names if name != reference]
+    against = reference, measures[reference]
+    return pd.DataFrame(
+        [
+            row
+            for name in others
+            for row in _tabulate(name, measures[name], against, confidence_level)
+        ]
+    )
