@@ -2,7 +2,9 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from ._cross_val import CrossValSignificance, cross_val_significance
+from ._cross_val import cross_val_significance
 from ._patients import patient_ids
+from ._prior_gain import prior_gain
+from ._result import CrossValSignificance
 
-__all__ = ["CrossValSignificance", "cross_val_significance", "patient_ids"]
+__all__ = ["CrossValSignificance", "cross_val_significance", "patient_ids", "prior_gain"]

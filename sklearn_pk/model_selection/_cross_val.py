@@ -3,7 +3,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import time
-from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
@@ -27,6 +26,7 @@ from ..metrics._significance import FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._patients import PatientAverager
+from ._result import CrossValSignificance, as_table
 
 
 def takes_groups(estimator):
@@ -83,16 +83,11 @@ def _fit_and_predict(estimator, transformer, X, y, values, is_1d, groups, pass_g
         "estimator": estimator,
         "transformer": transformer,
         "y_true": scaled[test],
-        "prediction": _as_table(prediction),
-        "untrained": None if untrained is None else _as_table(untrained),
+        "prediction": as_table(prediction),
+        "untrained": None if untrained is None else as_table(untrained),
         "fit_time": fitted - start,
         "score_time": time.perf_counter() - fitted,
     }
-
-
-def _as_table(prediction):
-    prediction = np.asarray(prediction)
-    return prediction[:, np.newaxis] if prediction.ndim == 1 else prediction
 
 
 def _describe_fold(number, fold, result, groups, **criteria):
@@ -116,109 +111,6 @@ def _describe_fold(number, fold, result, groups, **criteria):
     }
 
 
-@dataclass(repr=False, eq=False)
-class CrossValSignificance:
-    """
-    Result of :func:`cross_val_significance`.
-
-    Parameters
-    ----------
-    report : DataFrame of n_genes rows
-        :func:`~sklearn_pk.metrics.significance_report` of all held-out samples pooled, each
-        gene tested once, against the untrained models (or the mean, where the estimator
-        has no ``predict_untrained``).
-    mean_report : DataFrame of n_genes rows
-        The same against the second opponent, the mean of the held-out samples.
-    predictions : DataFrame of shape (n_tested, n_genes)
-        Predictions for the held-out samples, in the order of `y`.
-    untrained_predictions : DataFrame of shape (n_tested, n_genes) or None
-        Predictions of the models before training; None where there are none.
-    y_true : DataFrame of shape (n_tested, n_genes)
-        The truth, on the scale of the predictions.
-    folds : DataFrame of n_folds rows
-        ``fold``, ``n_train``, ``n_test``, ``n_train_patients``, ``n_test_patients`` (samples
-        count as patients without groups), ``n_significant`` (of this fold alone, NaN below
-        4 test samples), ``median_r``, ``fit_time`` and ``score_time`` (s; prediction only).
-    estimators : list of n_folds estimators
-        The fitted model of each fold.
-    target_transformers : list of n_folds transformers or of None
-        The transformer of `y` fitted in each fold.
-    test_indices : list of n_folds ndarrays
-        Rows of `y` held out in each fold.
-
-    Attributes
-    ----------
-    n_significant : int
-        Number of significant genes in `report`.
-    median_r : float
-        Median over genes of the correlation in `report`.
-
-    See Also
-    --------
-    cross_val_significance : Makes this result.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import make_regression
-    >>> from sklearn.linear_model import Ridge
-    >>> from sklearn_pk.model_selection import cross_val_significance
-    >>> X, y = make_regression(n_samples=60, n_features=5, n_targets=3, random_state=0)
-    >>> result = cross_val_significance(Ridge(), X, y)
-    >>> result.n_significant, round(result.median_r, 3)
-    (3, 1.0)
-    >>> result.predict(X).shape
-    (60, 3)
-    """
-
-    report: pd.DataFrame
-    mean_report: pd.DataFrame
-    predictions: pd.DataFrame
-    untrained_predictions: pd.DataFrame | None
-    y_true: pd.DataFrame
-    folds: pd.DataFrame
-    estimators: list
-    target_transformers: list
-    test_indices: list
-
-    @property
-    def n_significant(self):
-        """Number of significant genes."""
-        return int(self.report["significant"].sum())
-
-    @property
-    def median_r(self):
-        """Median correlation over genes."""
-        return float(self.report["r"].median())
-
-    def predict(self, X):
-        """
-        Predict new samples with the mean of the fold models.
-
-        Parameters
-        ----------
-        X : sequence or array of n_samples
-            Samples of the kind the models were fitted on, as a rule from another cohort.
-
-        Returns
-        -------
-        prediction : ndarray of shape (n_samples,) or (n_samples, n_genes), float64
-            Mean prediction, on the scale of `y_true`.
-        """
-        total = 0.0
-        for estimator in self.estimators:
-            total = total + np.asarray(estimator.predict(X), dtype=np.float64)
-        return total / len(self.estimators)
-
-    def __repr__(self):
-        against = f"{self.mean_report['significant'].sum()} against the mean"
-        if self.untrained_predictions is not None:
-            against = f"{self.n_significant} against the untrained model, {against}"
-        return (
-            f"CrossValSignificance({len(self.report)} genes, significant: {against}; median r "
-            f"{self.median_r:.3f}, {len(self.predictions)} samples, {len(self.folds)} folds)"
-        )
-
-
 def _pool(results, key, folds, y, gene_names):
     """Return the held-out tables of all folds as one DataFrame in the order of y."""
     if any(result[key] is None for result in results):
@@ -228,6 +120,13 @@ def _pool(results, key, folds, y, gene_names):
     values = np.concatenate([result[key] for result in results])[order]
     index = y.index[rows[order]] if hasattr(y, "iloc") else rows[order]
     return pd.DataFrame(values, index=index, columns=gene_names)
+
+
+def _tested_groups(groups, folds, index):
+    if groups is None:
+        return None
+    tested = np.sort(np.concatenate([test for _, test in folds]))
+    return pd.Series(groups[tested], index=index, name="patient")
 
 
 def _gather(results, folds, y, gene_names, groups, criteria):
@@ -249,6 +148,8 @@ def _gather(results, folds, y, gene_names, groups, criteria):
         estimators=[result["estimator"] for result in results],
         target_transformers=[result["transformer"] for result in results],
         test_indices=[test for _, test in folds],
+        groups=_tested_groups(groups, folds, truth.index),
+        criteria=criteria,
     )
 
 

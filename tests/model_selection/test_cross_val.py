@@ -347,3 +347,128 @@ def test_slides_of_one_patient_in_two_folds_are_told(data):
             PatientRidge(), X, repeated[order], groups=(np.arange(N) // 2)[order]
         )
         cross_val_significance(PatientRidge(), X, np.round(y.to_numpy()[:, 0]))
+
+
+@pytest.fixture
+def external(data):
+    """Return samples of another cohort that follow the first, genes in another order."""
+    X, y, _ = data
+    rng = np.random.default_rng(9)
+    rows = rng.permutation(N)[:30]
+    genes = rng.permutation(GENES)
+    noise = rng.normal(size=(30, N_GENES))
+    return X[rows], (y.iloc[rows] + 0.3 * noise)[genes].set_axis([f"E{row}" for row in range(30)])
+
+
+def test_result_knows_its_patients_and_criteria(data):
+    X, y, patients = data
+    result = cross_val_significance(PatientRidge(), X, y, groups=patients, alpha=0.01, fdr=0.1)
+    assert result.criteria == {"alpha": 0.01, "fdr": 0.1, "compat": None}
+    assert result.groups.index.equals(result.y_true.index)
+    assert_array_equal(result.groups, patients)
+    rows = np.arange(N)
+    cv = [(rows[30:], rows[9:12]), (rows[30:], rows[:9])]
+    part = cross_val_significance(PatientRidge(), X, y, groups=rows, cv=cv)
+    assert_array_equal(part.groups, rows[:12])
+    assert cross_val_significance(PatientRidge(), X, y).groups is None
+
+
+def test_external_report_finds_genes_by_name(data, external):
+    X, y, _ = data
+    X_ext, y_ext = external
+    result = cross_val_significance(PatientRidge(), X, y, alpha=0.01, compat="sequoia")
+    report = result.evaluate(X_ext, y_ext)
+    untrained = np.mean([model.predict_untrained(X_ext) for model in result.estimators], axis=0)
+    expected = significance_report(
+        y_ext[GENES], result.predict(X_ext), untrained, alpha=0.01, compat="sequoia"
+    )
+    pd.testing.assert_frame_equal(report, expected)
+    assert 0 < report["significant"].sum() < N_GENES
+    by_order = result.evaluate(X_ext, y_ext[GENES].to_numpy())
+    pd.testing.assert_frame_equal(by_order, expected)
+    with_more = result.evaluate(X_ext, y_ext.assign(UNKNOWN=np.nan_to_num(1.0)))
+    pd.testing.assert_frame_equal(with_more, expected)
+    against_mean = result.evaluate(X_ext, y_ext, baseline="mean")
+    expected = significance_report(
+        y_ext[GENES], result.predict(X_ext), None, alpha=0.01, compat="sequoia"
+    )
+    pd.testing.assert_frame_equal(against_mean, expected)
+    ridge = cross_val_significance(Ridge(), X, y)
+    assert ridge.evaluate(X_ext, y_ext)["steiger_p"].isna().all()
+    patients = np.arange(30) // 2
+    assert_allclose(
+        result.evaluate(X_ext, y_ext, groups=patients)["r"],
+        significance_report(y_ext[GENES], result.predict(X_ext), untrained, groups=patients)["r"],
+    )
+
+
+@pytest.mark.parametrize("transformer", [None, QuantileTransformer(n_quantiles=20)])
+def test_external_genes_that_are_missing_are_told_and_left_out(data, external, transformer):
+    X, y, _ = data
+    X_ext, y_ext = external
+    result = cross_val_significance(PatientRidge(), X, y, target_transformer=transformer)
+    whole = result.evaluate(X_ext, y_ext)
+    with pytest.warns(UserWarning, match="y lacks 2 of the 12 genes.*'G3', 'G7'") as caught:
+        report = result.evaluate(X_ext, y_ext.drop(columns=["G3", "G7"]))
+    assert caught[0].filename == __file__
+    columns = ["r", "p", "rmse", "r_baseline", "steiger_p"]
+    pd.testing.assert_frame_equal(report[columns], whole[columns].drop(index=["G3", "G7"]))
+
+
+def test_external_truth_is_on_the_scale_of_the_predictions(data, external):
+    X, y, _ = data
+    X_ext, y_ext = external
+    scaled = cross_val_significance(PatientRidge(), X, y, target_transformer=StandardScaler())
+    plain = cross_val_significance(PatientRidge(), X, y)
+    columns = ["rmse", "r"]
+    found = scaled.evaluate(X_ext, y_ext, baseline="mean")[columns]
+    expected = plain.evaluate(X_ext, y_ext, baseline="mean")[columns]
+    scale = np.mean([1 / t.scale_ for t in scaled.target_transformers], axis=0)
+    assert_allclose(found["rmse"], expected["rmse"] * scale, rtol=0.02)
+    assert_allclose(found["r"], expected["r"], atol=0.02)
+    mixing = cross_val_significance(PatientRidge(), X, y, target_transformer=NoNaN())
+    with (
+        pytest.warns(UserWarning, match="lacks 1 of"),
+        pytest.raises(ValueError, match="target_transformer .* cannot leave them out"),
+    ):
+        mixing.evaluate(X_ext, y_ext.drop(columns="G3"))
+
+
+class NoNaN(FunctionTransformer):
+    """Refuse tables with gaps."""
+
+    def transform(self, X):
+        """Complain."""
+        if np.isnan(X).any():
+            raise ValueError("Input contains NaN")
+        return X
+
+
+def test_external_evaluation_of_one_gene(data, external):
+    X, y, _ = data
+    X_ext, y_ext = external
+    result = cross_val_significance(PatientRidge(), X, y["G0"])
+    by_series = result.evaluate(X_ext, y_ext["G0"])
+    assert by_series.index.tolist() == ["G0"]
+    pd.testing.assert_frame_equal(result.evaluate(X_ext, y_ext["G0"].to_numpy()), by_series)
+    pd.testing.assert_frame_equal(result.evaluate(X_ext, y_ext), by_series)
+
+
+def test_external_input_is_checked(data, external):
+    X, y, _ = data
+    X_ext, y_ext = external
+    result = cross_val_significance(PatientRidge(), X, y)
+    with pytest.raises(ValueError, match="none of the 12 genes of the models.*'A0'.*'G0'"):
+        result.evaluate(X_ext, y_ext[GENES].set_axis([f"A{gene}" for gene in range(12)], axis=1))
+    with pytest.raises(ValueError, match="y has 11 genes without names, but the models have 12"):
+        result.evaluate(X_ext, y_ext.to_numpy()[:, 1:])
+    with pytest.raises(ValueError, match="X has 30 samples, y has 29"):
+        result.evaluate(X_ext, y_ext[:-1])
+    with pytest.raises(ValueError, match="do not belong to the samples"):
+        result.evaluate(pd.DataFrame(X_ext, y_ext.index), y_ext[::-1])
+    with pytest.raises(ValueError, match="NaN.*'G5'"):
+        result.evaluate(X_ext, y_ext.mask(y_ext == y_ext.loc["E3", "G5"]))
+    with pytest.raises(ValueError, match="'baseline' parameter"):
+        result.evaluate(X_ext, y_ext, baseline="zero")
+    with pytest.raises(ValueError, match="at least 4 samples, got n = 3"):
+        result.evaluate(X_ext[:3], y_ext[:3])

@@ -1,0 +1,254 @@
+"""What a cross-validation of significant genes returns, and what it can be asked."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from sklearn.utils._param_validation import StrOptions, validate_params
+
+from ..metrics import significance_report
+from ..metrics._scorer import predict_with_untrained
+from ..utils import check_expression, check_sample_names
+from ..utils._validation import name_some
+
+
+def as_table(prediction):
+    """Return a prediction with one column a gene."""
+    prediction = np.asarray(prediction)
+    return prediction[:, np.newaxis] if prediction.ndim == 1 else prediction
+
+
+def _mean(tables):
+    """Return the mean of some tables in float64, one of them in memory at a time."""
+    total = count = 0
+    for table in tables:
+        total, count = total + np.asarray(table, dtype=np.float64), count + 1
+    return total / count
+
+
+@dataclass(repr=False, eq=False)
+class CrossValSignificance:
+    """
+    Result of :func:`cross_val_significance`.
+
+    Parameters
+    ----------
+    report : DataFrame of n_genes rows
+        :func:`~sklearn_pk.metrics.significance_report` of all held-out samples pooled, each
+        gene tested once, against the untrained models (or the mean, where the estimator
+        has no ``predict_untrained``).
+    mean_report : DataFrame of n_genes rows
+        The same against the second opponent, the mean of the held-out samples.
+    predictions : DataFrame of shape (n_tested, n_genes)
+        Predictions for the held-out samples, in the order of `y`.
+    untrained_predictions : DataFrame of shape (n_tested, n_genes) or None
+        Predictions of the models before training; None where there are none.
+    y_true : DataFrame of shape (n_tested, n_genes)
+        The truth, on the scale of the predictions.
+    folds : DataFrame of n_folds rows
+        ``fold``, ``n_train``, ``n_test``, ``n_train_patients``, ``n_test_patients`` (samples
+        count as patients without groups), ``n_significant`` (of this fold alone, NaN below
+        4 test samples), ``median_r``, ``fit_time`` and ``score_time`` (s; prediction only).
+    estimators : list of n_folds estimators
+        The fitted model of each fold.
+    target_transformers : list of n_folds transformers or of None
+        The transformer of `y` fitted in each fold.
+    test_indices : list of n_folds ndarrays
+        Rows of `y` held out in each fold.
+    groups : Series of shape (n_tested,) or None, default=None
+        Patient of each row of `y_true`.
+    criteria : dict, default={}
+        ``alpha``, ``fdr`` and ``compat`` of the reports.
+
+    Attributes
+    ----------
+    n_significant : int
+        Number of significant genes in `report`.
+    median_r : float
+        Median over genes of the correlation in `report`.
+
+    See Also
+    --------
+    cross_val_significance : Makes this result.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_regression
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_pk.model_selection import cross_val_significance
+    >>> X, y = make_regression(n_samples=60, n_features=5, n_targets=3, random_state=0)
+    >>> result = cross_val_significance(Ridge(), X, y)
+    >>> result.n_significant, round(result.median_r, 3)
+    (3, 1.0)
+    >>> result.predict(X).shape
+    (60, 3)
+    >>> result.evaluate(X, y, baseline="mean")["significant"].tolist()
+    [True, True, True]
+    """
+
+    report: pd.DataFrame
+    mean_report: pd.DataFrame
+    predictions: pd.DataFrame
+    untrained_predictions: pd.DataFrame | None
+    y_true: pd.DataFrame
+    folds: pd.DataFrame
+    estimators: list
+    target_transformers: list
+    test_indices: list
+    groups: pd.Series | None = None
+    criteria: dict = field(default_factory=dict)
+
+    @property
+    def n_significant(self):
+        """Number of significant genes."""
+        return int(self.report["significant"].sum())
+
+    @property
+    def median_r(self):
+        """Median correlation over genes."""
+        return float(self.report["r"].median())
+
+    def predict(self, X):
+        """
+        Predict new samples with the mean of the fold models.
+
+        Parameters
+        ----------
+        X : sequence or array of n_samples
+            Samples of the kind the models were fitted on, as a rule from another cohort.
+
+        Returns
+        -------
+        prediction : ndarray of shape (n_samples,) or (n_samples, n_genes), float64
+            Mean prediction, on the scale of `y_true`.
+        """
+        self._check_models()
+        return _mean(estimator.predict(X) for estimator in self.estimators)
+
+    @validate_params(
+        {
+            "X": "no_validation",
+            "y": "no_validation",
+            "groups": ["array-like", None],
+            "baseline": [StrOptions({"untrained", "mean"})],
+        },
+        prefer_skip_nested_validation=True,
+    )
+    def evaluate(self, X, y, *, groups=None, baseline="untrained"):
+        """
+        Report on samples of another cohort, predicted with the mean of the fold models.
+
+        Parameters
+        ----------
+        X : sequence or array of n_samples
+            Samples of the kind the models were fitted on, none of which they have seen.
+        y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+            Their expression, in the units of the y the models were fitted on. Genes of a
+            DataFrame are found by name, in any order; genes that are not in `report` are left
+            out. An array must have the genes of `report` in their order.
+        groups : array-like of shape (n_samples,), default=None
+            Patient of each sample. When given, samples are averaged to one row a patient; see
+            :func:`~sklearn_pk.metrics.significance_report`.
+        baseline : {"untrained", "mean"}, default="untrained"
+            The opponent: the mean of the models before training, or the mean of `y`. The
+            latter is taken, too, where the estimator has no ``predict_untrained``.
+
+        Returns
+        -------
+        report : DataFrame, one row a gene
+            :func:`~sklearn_pk.metrics.significance_report`, by the criteria of the
+            cross-validation. With a `target_transformer`, `y` is brought to the mean of the
+            scales of the folds first.
+
+        Raises
+        ------
+        ValueError
+            If `y` has none of the genes, names a gene twice or holds NaN, or the names or
+            numbers of samples of `X` and `y` do not agree.
+
+        Warns
+        -----
+        UserWarning
+            If genes of the models are missing from `y`.
+        """
+        self._check_models()
+        check_sample_names(X, y)
+        values, gene_names, _ = check_expression(y, estimator_name="evaluate")
+        genes = self.report.index
+        shared = self._shared_genes(gene_names, values.shape[1])
+        columns = genes if gene_names is None else gene_names
+        frame = pd.DataFrame(values, index=getattr(y, "index", None), columns=columns)
+        truth = self._rescale(frame.reindex(columns=genes))[shared]
+        prediction, untrained = (
+            None
+            if table is None
+            else pd.DataFrame(table, index=frame.index, columns=genes, copy=False)[shared]
+            for table in self._predict_with_untrained(X)
+        )
+        opponent = None if baseline == "mean" else untrained
+        return significance_report(truth, prediction, opponent, groups=groups, **self.criteria)
+
+    def _check_models(self):
+        if not self.estimators:
+            raise ValueError("This result holds no fitted models; those of prior_gain never do.")
+
+    def _predict_with_untrained(self, X):
+        predictions, untrained = 0.0, 0.0
+        for estimator in self.estimators:
+            own, twin = predict_with_untrained(estimator, X)
+            predictions = predictions + as_table(own).astype(np.float64, copy=False)
+            lacks = twin is None or untrained is None
+            untrained = None if lacks else untrained + as_table(twin).astype(np.float64, copy=False)
+        n = len(self.estimators)
+        return predictions / n, None if untrained is None else untrained / n
+
+    def _shared_genes(self, gene_names, n_genes):
+        genes = self.report.index
+        if gene_names is None:
+            if n_genes != len(genes):
+                raise ValueError(
+                    f"y has {n_genes} genes without names, but the models have {len(genes)}. "
+                    "Pass a DataFrame with gene names, or the same genes."
+                )
+            return genes
+        missing = genes[~genes.isin(gene_names)]
+        if len(missing) == len(genes):
+            raise ValueError(
+                f"y has none of the {len(genes)} genes of the models: it has genes such as "
+                f"{gene_names[0]!r}, they have genes such as {genes[0]!r}."
+            )
+        if len(missing):
+            warnings.warn(
+                f"y lacks {len(missing)} of the {len(genes)} genes of the models, which the "
+                f"report leaves out: {name_some(missing)}.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return genes.drop(missing)
+
+    def _rescale(self, truth):
+        """Bring the truth to the scale of the predictions; genes it lacks are NaN."""
+        if self.target_transformers[0] is None:
+            return truth
+        try:
+            scaled = _mean(t.transform(truth.to_numpy()) for t in self.target_transformers)
+        except ValueError as error:
+            if not truth.isna().any(axis=None):
+                raise
+            raise ValueError(
+                "y lacks genes of the models, and the target_transformer of the cross-validation "
+                "cannot leave them out. Pass a y with all genes."
+            ) from error
+        return pd.DataFrame(scaled, index=truth.index, columns=truth.columns)
+
+    def __repr__(self):
+        against = f"{self.mean_report['significant'].sum()} against the mean"
+        if self.untrained_predictions is not None:
+            against = f"{self.n_significant} against the untrained model, {against}"
+        return (
+            f"CrossValSignificance({len(self.report)} genes, significant: {against}; median r "
+            f"{self.median_r:.3f}, {len(self.predictions)} samples, {len(self.folds)} folds)"
+        )

@@ -1,0 +1,234 @@
+"""A prior against none and against its controls, on the same folds and seeds."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_array_equal
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_pk.metrics import compare_significance
+from sklearn_pk.model_selection import cross_val_significance, prior_gain
+from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
+from sklearn_pk.regression import PriorKnowledgeRegressor
+
+N, N_GENES = 48, 12
+GENES = [f"G{gene:02d}" for gene in range(N_GENES)]
+MODEL = {"max_epochs": 4, "lr": 1e-2, "lambda_": 0.5}
+
+
+@pytest.fixture
+def data():
+    """Return X, y in two modules of genes, and 16 patients of 3 samples."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(N, 6))
+    modules = X[:, :2] @ np.repeat(np.eye(2), N_GENES // 2, axis=1)
+    names = [f"S{row}" for row in range(N)]
+    y = pd.DataFrame(8 + modules + 1.2 * rng.normal(size=(N, N_GENES)), names, GENES)
+    return X, y, np.array([f"P{row // 3:02d}" for row in range(N)])
+
+
+class RecordingRegressor(PriorKnowledgeRegressor):
+    """Note what each fit was given, for all to see."""
+
+    fits = []  # noqa: RUF012
+
+    def fit(self, X, y, groups=None):
+        """Fit and note."""
+        super().fit(X, y, groups=groups)
+        self.fits.append(
+            (self.random_state, None if self.embeddings_ is None else self.embeddings_, y.index)
+        )
+        return self
+
+
+@pytest.fixture
+def recorded():
+    """Forget the fits of other tests."""
+    RecordingRegressor.fits = []
+    return RecordingRegressor.fits
+
+
+def graph_prior():
+    return make_pipeline(CoexpressionGraph(threshold=0.3), NMFGeneEmbedder(3, random_state=0))
+
+
+def test_settings_share_folds_seeds_and_embeddings(data, recorded):
+    X, y, patients = data
+    model = RecordingRegressor(prior=graph_prior(), **MODEL)
+    table = prior_gain(model, X, y, groups=patients, cv=2, n_seeds=2, random_state=0)
+    settings = ["none", "prior", "zero", "shuffled", "rewired"]
+    assert table["setting"].tolist() == list(np.repeat(settings, 2))
+    seeds = table["seed"][:2].tolist()
+    assert len(set(seeds)) == 2
+    assert table["seed"].tolist() == seeds * 5
+    assert (table["fit_time"] > 0).all()
+    assert len(recorded) == 20
+    # Runs come seed by seed, setting by setting with the prior first, fold by fold.
+    found = iter(recorded)
+    for seed in seeds:
+        order = ["prior", "none", *settings[2:]]
+        runs = {setting: [next(found) for _ in range(2)] for setting in order}
+        for setting in settings:
+            for fold in range(2):
+                random_state, _, rows = runs[setting][fold]
+                assert random_state == seed
+                assert rows.equals(runs["none"][fold][2])
+        for fold in range(2):
+            embeddings = {setting: runs[setting][fold][1] for setting in settings}
+            own = embeddings["prior"]
+            assert embeddings["none"] is None
+            assert own.any()
+            assert embeddings["zero"].shape == own.shape
+            assert not embeddings["zero"].any()
+            assert not np.array_equal(embeddings["shuffled"], own)
+            assert_array_equal(sorted(map(tuple, embeddings["shuffled"])), sorted(map(tuple, own)))
+            assert embeddings["rewired"].shape == own.shape
+            assert not np.array_equal(embeddings["rewired"], own)
+
+
+def test_prior_and_none_are_what_cross_val_significance_finds(data):
+    X, y, patients = data
+    model = make_pipeline(StandardScaler(), PriorKnowledgeRegressor(prior=graph_prior(), **MODEL))
+    folds = KFold(3, shuffle=True, random_state=0)
+    options = {"target_transformer": StandardScaler(), "alpha": 0.01, "fdr": 0.1}
+    table, results = prior_gain(
+        model, X, y, cv=folds, n_seeds=1, random_state=3, return_results=True, **options
+    )
+    seed = int(table["seed"][0])
+    for setting, params in (("prior", {}), ("none", {"priorknowledgeregressor__prior": None})):
+        own = model.set_params(priorknowledgeregressor__random_state=seed, **params)
+        expected = cross_val_significance(own, X, y, cv=folds, **options)
+        row = table[table["setting"] == setting].iloc[0]
+        assert row["n_significant"] == expected.n_significant
+        assert row["n_significant_mean"] == expected.mean_report["significant"].sum()
+        assert row["median_r"] == expected.median_r
+        [result] = results[setting]
+        pd.testing.assert_frame_equal(result.predictions, expected.predictions)
+        assert result.estimators == []
+    assert list(results) == table["setting"].tolist()
+    comparison = compare_significance(results, reference="zero", n_boot=10, random_state=0)
+    assert comparison["setting"].unique().tolist() == ["none", "prior", "shuffled", "rewired"]
+    assert comparison["value"][2] == table["n_significant"][1]
+    with pytest.raises(ValueError, match="no fitted models"):
+        results["prior"][0].predict(X)
+
+
+def test_same_seed_same_table_for_any_number_of_jobs(data):
+    X, y, patients = data
+    model = PriorKnowledgeRegressor(prior=graph_prior(), **MODEL)
+    alone, both, other = (
+        prior_gain(model, X, y, groups=patients, cv=2, n_seeds=1, random_state=s, n_jobs=n_jobs)
+        for s, n_jobs in ((0, None), (0, 2), (1, None))
+    )
+    columns = ["setting", "seed", "n_significant", "n_significant_mean", "median_r"]
+    pd.testing.assert_frame_equal(alone[columns], both[columns])
+    assert (other["median_r"] != alone["median_r"]).all()
+
+
+def test_arrays_and_frames_as_priors(data, recorded):
+    X, y, _ = data
+    embeddings = np.random.default_rng(0).normal(size=(N_GENES, 2))
+    frame = pd.DataFrame(embeddings[:5], index=GENES[:4] + ["other"])
+    for prior, n_known in ((embeddings, N_GENES), (frame, 4)):
+        recorded.clear()
+        model = RecordingRegressor(prior=prior, **MODEL)
+        table = prior_gain(model, X, y, cv=2, n_seeds=1, random_state=0)
+        assert table["setting"].tolist() == ["none", "prior", "zero", "shuffled"]
+        own, none, zero, shuffled = (embedded for _, embedded, _ in recorded[::2])
+        assert none is None
+        assert (own != 0).any(axis=1).sum() == n_known
+        assert not zero.any()
+        assert_array_equal(sorted(map(tuple, shuffled)), sorted(map(tuple, own)))
+        assert not np.array_equal(shuffled, own)
+
+
+def test_search_over_lambda_is_done_for_each_setting(data):
+    X, y, patients = data
+    search = GridSearchCV(
+        PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), **MODEL), {"lambda_": [0.1, 0.9]}, cv=2
+    )
+    table = prior_gain(
+        search, X, y, groups=patients, cv=2, n_seeds=1, random_state=0, controls="zero"
+    )
+    assert table["setting"].tolist() == ["none", "prior", "zero"]
+
+
+class NeverFit(RegressorMixin, BaseEstimator):
+    """A model with a prior that must not be fitted."""
+
+    def __init__(self, prior="some", random_state=None):
+        self.prior = prior
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        """Complain."""
+        raise AssertionError("work started before the input was checked")
+
+    def predict(self, X):
+        """Complain."""
+        raise AssertionError("never fitted")
+
+
+class SeedlessModel(NeverFit):
+    """A model without a random_state."""
+
+    def __init__(self, prior="some"):
+        self.prior = prior
+
+
+class NestedPrior(TransformerMixin, BaseEstimator):
+    """A prior that has a prior."""
+
+    def __init__(self, prior=None, rewire=0.0):
+        self.prior = prior
+        self.rewire = rewire
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "message"),
+    [
+        (Ridge(), {}, r"one parameter 'prior'.*found \[\]"),
+        (NeverFit(None), {}, "no prior to test: prior is None"),
+        (SeedlessModel(), {}, "must have the parameter 'random_state'"),
+        (make_pipeline(StandardScaler(), NeverFit(None)), {}, "neverfit__prior is None"),
+        (GridSearchCV(NeverFit(), {"prior": [1, 2]}), {}, "search sets 'prior' by itself"),
+        (
+            GridSearchCV(NeverFit(NestedPrior()), [{"random_state": [0]}, {"prior__rewire": [1]}]),
+            {},
+            "search sets 'prior__rewire' by itself",
+        ),
+        (NeverFit(np.ones((12, 2))), {"controls": ["rewired"]}, "'rewired' needs .* is ndarray"),
+        (NeverFit(), {"controls": ["none"]}, r"controls must be some of .*got \['none'\]"),
+        (NeverFit(), {"controls": ["zero", "zero"]}, "controls must be some of"),
+        (NeverFit(), {"n_seeds": 0}, "'n_seeds' parameter"),
+        (NeverFit(), {"cv": 49}, "49 folds need at least 49 samples"),
+        (NeverFit(), {"groups": ["P"]}, "each of the 48 samples"),
+        (NeverFit(), {"fdr": 3}, "'fdr' parameter"),
+        (NeverFit(), {"colour": 3}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_bad_input_is_found_before_any_fit(data, model, change, message):
+    X, y, _ = data
+    with pytest.raises((ValueError, TypeError), match=message):
+        prior_gain(model, X, y, **change)
+
+
+def test_a_prior_that_cannot_be_fitted_is_found_first(data, recorded):
+    X, y, _ = data
+    frame = pd.DataFrame(np.eye(N_GENES), index=GENES)
+    with pytest.raises(ValueError, match="matched by gene name, but y has none"):
+        prior_gain(RecordingRegressor(prior=frame, **MODEL), X, y.to_numpy(), cv=2)
+    assert recorded == []
+
+
+def test_the_prior_of_the_regressor_is_meant(data):
+    X, y, _ = data
+    model = NeverFit(NestedPrior(prior=EigengeneEmbedder()))
+    with pytest.raises(AssertionError, match="work started"):
+        prior_gain(model, X, y)
