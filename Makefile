@@ -60,7 +60,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html $(ARGS) docs docs/_build/html
 
 bench: $(VENV)/.installed-run
-	$(BIN)/python benchmarks/bench_core.py
+	$(BIN)/python benchmarks/bench_significance.py
 	$(BIN)/python benchmarks/bench_prior.py
 	$(BIN)/python benchmarks/bench_regression.py
 	$(BIN)/python benchmarks/bench_slides.py
