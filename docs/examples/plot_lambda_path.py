@@ -13,7 +13,6 @@ from tempfile import mkdtemp
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.pipeline import make_pipeline
 from torchvision.transforms.functional import to_tensor
@@ -83,10 +82,9 @@ for name, model in models.items():
 # spread over the folds. What the control gains over lambda = 0 as well is not knowledge. One
 # seed and 80 slides settle nothing; :ref:`controls` has more controls.
 
-results = pd.concat(
-    pd.DataFrame(model.cv_results_).assign(param_prior=name) for name, model in models.items()
-)
-LambdaPathDisplay.from_cv_results(results)
+_, ax = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
+for name, model in models.items():
+    LambdaPathDisplay.from_estimator(model, label=name, ax=ax)
 plt.show()
 
 # %%

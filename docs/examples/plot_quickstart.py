@@ -113,7 +113,7 @@ def planted_cohort(arguments):
         model=model,
         aggregators=["mlp", "transformer", "summary_mixing"],
         transformer=None,
-        units="log2 expression",
+        units="log2",
     )
 
 
@@ -180,7 +180,7 @@ def own_data(arguments):
         ),
         aggregators=aggregators,
         transformer=normalizer(len(kept), 500) if ranked else None,
-        units="rank-normalised expression" if ranked else "expression",
+        units="rank-normalised" if ranked else None,
     )
 
 
@@ -287,7 +287,7 @@ def draw(data, arguments, search, result):
     if "slidetiler" in search.best_estimator_.named_steps:
         tiler = search.best_estimator_.named_steps["slidetiler"]
         figures["tissue"] = TissueMaskDisplay.from_estimator(tiler, data.X[0])
-    figures["lambda_path"] = LambdaPathDisplay.from_cv_results(search.cv_results_)
+    figures["lambda_path"] = LambdaPathDisplay.from_estimator(search)
     gene = result.report["r"].idxmax()
     figures["best_gene"] = PredictionDisplay.from_predictions(
         result.y_true[gene], result.predictions[gene], gene=gene, units=data.units

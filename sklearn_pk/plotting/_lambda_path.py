@@ -2,17 +2,49 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import re
+import warnings
+from collections.abc import Mapping
+from itertools import product
 from numbers import Real
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from sklearn.base import is_regressor
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
 
+from ..metrics._scorer import _SignificanceScorer
 from ._colors import MARKERS, OKABE_ITO
 
-_SCORE_LABEL = "Significant genes per fold"
-_LEGEND_INSIDE = 4
+_COLUMNS = ("line", "lambda_", "mean", "std")
+_STYLES = ("-", "--", ":", "-.")
+_FILLS = ("full", "none", "bottom", "top")
+# Ticks at the lambdas themselves, where there are few and they are not too close.
 _TICKS = 8
+_CLOSEST = 0.04
+# Of the range of lambda: the step to the next line, and the place of lines without a lambda.
+_STEP = 0.0125
+_EDGE = 0.06
+
+
+def _read_results(cv_results):
+    """Return the results as a table, in which None is None."""
+    table = pd.DataFrame(dict(cv_results)).reset_index(drop=True)
+    if "params" not in table:
+        return table
+    # pandas makes NaN of None among texts, as it does of what a candidate does not set.
+    for name in [name for name in table if name.startswith("param_")]:
+        key = name.removeprefix("param_")
+        is_none = [
+            isinstance(params, Mapping) and params.get(key, "") is None
+            for params in table["params"]
+        ]
+        if any(is_none):
+            values = np.where(is_none, None, table[name].astype(object))
+            table[name] = pd.Series(values, dtype=object)
+    return table
 
 
 def _find_lambda(columns, lambda_param):
@@ -60,40 +92,106 @@ def _numbered(name, number, seen):
     return name if seen[name] == 1 else f"{name} {number}"
 
 
-def _label_lines(table, others):
-    """Return one label a candidate, and what the labels tell, of the parameters that vary."""
-    texts = pd.DataFrame(
-        {name.removeprefix("param_"): _readable(list(table[name])) for name in others},
-        index=table.index,
-    )
+def _texts_of(table, names):
+    """Return the searched parameters that vary as texts, and their short names."""
+    texts = pd.DataFrame({name: _readable(list(table[name])) for name in names}, index=table.index)
     texts = texts.loc[:, texts.nunique() > 1]
-    title = ", ".join(name.split("__")[-1] for name in texts)
-    return [", ".join(row) for row in texts.itertuples(index=False)], title
+    return texts, ", ".join(name.removeprefix("param_").split("__")[-1] for name in texts)
+
+
+def _label_lines(texts, label):
+    """Return one label a candidate: of the display, and of its parameters."""
+    return [": ".join(filter(None, [label, ", ".join(row)])) for row in texts.to_numpy(dtype=str)]
 
 
 def _fold_scores(table, metric):
     """Return the scores as an array of shape (n_candidates, n_folds)."""
-    folds = [name for name in table if name.startswith("split") and name.endswith(metric)]
+    pattern = re.compile(rf"split\d+_test_{re.escape(metric)}")
+    folds = [name for name in table if pattern.fullmatch(name)]
     if not folds:
         raise ValueError(
-            f"cv_results has no columns 'split0_{metric}', ...; pass the cv_results_ of a fitted "
-            "search, and the name of the metric where it has several."
+            f"cv_results has no columns 'split0_test_{metric}', ...; pass the cv_results_ of a "
+            "fitted search, and the name of the metric where it has several."
         )
     return table[folds].to_numpy(dtype=float)
 
 
+def _finite(table, scores):
+    """Leave out candidates whose fit or score failed."""
+    finite = np.isfinite(scores).all(axis=1)
+    if not finite.any():
+        raise ValueError("cv_results has no candidate with finite scores in all folds.")
+    if not finite.all():
+        warnings.warn(
+            f"{np.sum(~finite)} of {len(finite)} candidates have scores that are not finite; "
+            "they are not drawn.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return table[finite].reset_index(drop=True), scores[finite]
+
+
+def _lambdas_of(table, lambda_column):
+    """Return the lambdas, NaN for candidates without a prior."""
+    # Those are masked in a search over several grids, and mean nothing without a prior.
+    lambdas = table[lambda_column].astype(float)
+    for name in table:
+        if re.fullmatch(r"param_(.*__)?prior", name):
+            lambdas = lambdas.mask([prior is None for prior in table[name]])
+    return lambdas
+
+
+def _name_of_score(search, metric):
+    """Return what the scores of a search are, "Score" where it does not say."""
+    scoring = getattr(search, "scoring", None)
+    if metric != "score":
+        scoring = scoring.get(metric) if isinstance(scoring, Mapping) else metric
+    if isinstance(scoring, _SignificanceScorer):
+        share = "Share of significant" if scoring.normalize else "Significant"
+        return f"{share} genes per fold"
+    if metric != "score":
+        return metric
+    if scoring is None and is_regressor(search):
+        return "$R^2$"
+    return scoring if isinstance(scoring, str) else "Score"
+
+
+def _check_paths(paths):
+    if not isinstance(paths, pd.DataFrame):
+        raise TypeError(f"paths must be a DataFrame, got an instance of {type(paths).__name__}.")
+    missing = [name for name in _COLUMNS if name not in paths]
+    if missing:
+        raise ValueError(f"paths lacks the columns {missing}; it needs {list(_COLUMNS)}.")
+    if not paths["lambda_"].notna().any():
+        raise ValueError("paths must have at least one row with a lambda, got none.")
+    if not np.isfinite(paths[["mean", "std"]].to_numpy(dtype=float)).all():
+        raise ValueError("paths must hold finite means and standard deviations.")
+    repeated = paths.duplicated(["line", "lambda_"])
+    if repeated.any():
+        line, lambda_ = paths.loc[repeated, ["line", "lambda_"]].iloc[0]
+        raise ValueError(
+            f"paths must have one row for each line and lambda, but has several for line "
+            f"{line!r} and lambda {lambda_}. Give the results a further column param_..., such as "
+            "param_prior, that tells them apart."
+        )
+
+
 class LambdaPathDisplay:
     """
-    Number of significant genes over the weight of the prior knowledge.
+    Score of a search over the weight of the prior knowledge.
 
     One line for each combination of the other searched parameters: the mean over the folds,
-    with a band of one standard deviation. Build it with :meth:`from_cv_results`.
+    with error bars of one standard deviation, a little aside of each other. Candidates without
+    a prior are horizontal lines, with their error bars at the right. Several displays can share
+    axes. Build it with :meth:`from_estimator` or :meth:`from_cv_results`.
 
     Parameters
     ----------
     paths : DataFrame
-        Columns ``line`` (label of the line), ``lambda_``, ``mean`` and ``std`` over folds.
-    score_name : str, default="Significant genes per fold"
+        Columns ``line`` (label of the line), ``lambda_`` (NaN without a prior), ``mean`` and
+        ``std`` over folds. Of two more columns ``param_...``, whose combinations the lines are,
+        colour and marker tell one, and stroke and filling the other.
+    score_name : str, default="Score"
         Label of the vertical axis.
     line_name : str, default=""
         What the labels of the lines tell, the title of the legend.
@@ -106,6 +204,15 @@ class LambdaPathDisplay:
         Figure that holds the axes.
     lines_ : list of matplotlib Line2D
         The lines.
+    errorbars_ : list of matplotlib ErrorbarContainer
+        Their error bars.
+
+    Raises
+    ------
+    TypeError
+        If `paths` is no DataFrame.
+    ValueError
+        If `paths` lacks columns or lambdas, holds NaN elsewhere, or a lambda twice in a line.
 
     See Also
     --------
@@ -122,19 +229,85 @@ class LambdaPathDisplay:
     ...     "split0_test_score": [510, 530, 520],
     ...     "split1_test_score": [500, 540, 525],
     ... }
-    >>> display = LambdaPathDisplay.from_cv_results(cv_results)
+    >>> display = LambdaPathDisplay.from_cv_results(cv_results, score_name="Significant genes")
     >>> display.paths["mean"].tolist()
     [505.0, 535.0, 522.5]
     """
 
-    def __init__(self, paths, *, score_name=_SCORE_LABEL, line_name=""):
+    def __init__(self, paths, *, score_name="Score", line_name=""):
+        _check_paths(paths)
         self.paths = paths
         self.score_name = score_name
         self.line_name = line_name
 
     @classmethod
+    def from_estimator(
+        cls, search, *, lambda_param=None, metric=None, score_name=None, label=None, ax=None
+    ):
+        """
+        Draw the path of a fitted search.
+
+        Parameters
+        ----------
+        search : estimator
+            Fitted search with ``cv_results_``, such as GridSearchCV or
+            :class:`~sklearn_pk.regression.PriorKnowledgeRegressorCV`, or a Pipeline that ends
+            in one.
+        lambda_param : str, default=None
+            As in :meth:`from_cv_results`.
+        metric : str, default=None
+            Name of the metric, where the search has several. None takes the one of its
+            ``refit``.
+        score_name : str, default=None
+            Label of the vertical axis. None asks ``scoring`` of the search:
+            "Significant genes per fold" for
+            :data:`~sklearn_pk.metrics.significance_scorer`, the name of a named score, "Score"
+            where it does not say.
+        label, ax : object
+            As in :meth:`from_cv_results`.
+
+        Returns
+        -------
+        display : LambdaPathDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        NotFittedError
+            If `search` has no ``cv_results_``.
+        ValueError
+            As :meth:`from_cv_results`.
+        """
+        while isinstance(search, Pipeline):
+            search = search[-1]
+        if not hasattr(search, "cv_results_"):
+            raise NotFittedError(
+                "search must be a fitted search with cv_results_, such as GridSearchCV or "
+                f"PriorKnowledgeRegressorCV, got an instance of {type(search).__name__}. Call "
+                "its fit first."
+            )
+        if metric is None:
+            refit = getattr(search, "refit", None)
+            metric = refit if isinstance(refit, str) else "score"
+        return cls.from_cv_results(
+            search.cv_results_,
+            lambda_param=lambda_param,
+            metric=metric,
+            score_name=_name_of_score(search, metric) if score_name is None else score_name,
+            label=label,
+            ax=ax,
+        )
+
+    @classmethod
     def from_cv_results(
-        cls, cv_results, *, lambda_param=None, metric="score", score_name=_SCORE_LABEL, ax=None
+        cls,
+        cv_results,
+        *,
+        lambda_param=None,
+        metric="score",
+        score_name=None,
+        label=None,
+        ax=None,
     ):
         """
         Draw the path from the results of a search.
@@ -148,8 +321,11 @@ class LambdaPathDisplay:
             ends in ``lambda_``.
         metric : str, default="score"
             Name of the metric, where the search has several.
-        score_name : str, default="Significant genes per fold"
-            Label of the vertical axis.
+        score_name : str, default=None
+            Label of the vertical axis. None takes `metric`, and "Score" where the search has
+            one alone: its results do not say what was scored. :meth:`from_estimator` knows.
+        label : str, default=None
+            Name of the display in the legend, for several on the same axes.
         ax : matplotlib Axes, default=None
             Axes to draw on; None makes a new figure.
 
@@ -160,24 +336,44 @@ class LambdaPathDisplay:
 
         Raises
         ------
+        TypeError
+            If `cv_results` is neither dict nor DataFrame.
         ValueError
             If the results have no (or more than one) lambda, or no scores of folds.
+
+        Notes
+        -----
+        A candidate is without a prior where ``prior`` is None, whatever its lambda, and where
+        its grid has no lambda. Those that differ by lambda alone are averaged. Candidates with
+        scores that are not finite are left out, with a warning.
         """
-        table = pd.DataFrame(dict(cv_results))
+        if not isinstance(cv_results, (Mapping, pd.DataFrame)):
+            raise TypeError(
+                "cv_results must be the dict cv_results_ of a fitted search, or a DataFrame of it, "
+                f"got an instance of {type(cv_results).__name__}. Pass a search itself to "
+                "LambdaPathDisplay.from_estimator."
+            )
+        if score_name is None:
+            score_name = "Score" if metric == "score" else metric
+        table = _read_results(cv_results)
         lambda_column = "param_" + _find_lambda(table.columns, lambda_param)
+        table, scores = _finite(table, _fold_scores(table, metric))
         others = [name for name in table if name.startswith("param_") and name != lambda_column]
-        lines, line_name = _label_lines(table, others)
-        scores = _fold_scores(table, f"test_{metric}")
+        texts, line_name = _texts_of(table, others)
+        lines, lambdas = _label_lines(texts, label), _lambdas_of(table, lambda_column)
+        without = lambdas.isna().to_numpy()
+        if without.any():
+            of_line = pd.DataFrame(scores[without]).groupby(np.array(lines)[without])
+            scores[without] = of_line.transform("mean")
         paths = pd.DataFrame(
             {
                 "line": lines,
-                "lambda_": table[lambda_column].astype(float),
+                "lambda_": lambdas,
                 "mean": scores.mean(axis=1),
                 "std": scores.std(axis=1),
             }
-        )
-        # Candidates without a prior have no lambda (masked in a search over several grids).
-        paths = paths.dropna(subset=["lambda_"]).reset_index(drop=True)
+        ).join(texts)
+        paths = paths[~(without & paths.duplicated(["line", "lambda_"]))].reset_index(drop=True)
         return cls(paths, score_name=score_name, line_name=line_name).plot(ax=ax)
 
     def plot(self, ax=None):
@@ -187,56 +383,93 @@ class LambdaPathDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None makes a new figure. Lines of other displays that are there
+            already keep their colours, and the legend tells of all.
 
         Returns
         -------
         display : LambdaPathDisplay
             The display itself.
         """
-        n_lines = self.paths["line"].nunique()
+        groups = [
+            group
+            for _, group in self.paths.groupby(["line", self.paths["lambda_"].isna()], sort=False)
+        ]
+        n_lines = len(groups)
         if ax is None:
-            figsize = (6.4, 4.8) if n_lines <= _LEGEND_INSIDE else (8.4, 4.8)
-            _, ax = plt.subplots(figsize=figsize, layout="constrained")
-        self.ax_, self.figure_, self.lines_ = ax, ax.figure, []
-        lambdas = np.unique(self.paths["lambda_"])
-        for number, (label, path) in enumerate(self.paths.groupby("line", sort=False)):
-            path = path.sort_values("lambda_")
-            # One lambda: points side by side, so that their spreads do not hide each other.
-            shift = 0.01 * (number - (n_lines - 1) / 2) if len(lambdas) == 1 else 0.0
-            self.lines_.append(_draw_line(ax, path, label, number, n_lines, shift))
+            width = 6.4 if n_lines == 1 else 8.4  # with a legend
+            _, ax = plt.subplots(figsize=(width, 4.8), layout="constrained")
+        self.ax_, self.figure_, self.lines_, self.errorbars_ = ax, ax.figure, [], []
+        n_before = len(ax.containers)
+        lambdas = np.unique(self.paths["lambda_"].dropna())
+        span = np.ptp(lambdas) or 0.8
+        step = min([_STEP * span, *0.7 * np.diff(lambdas) / n_lines])
+        looks = _choose_looks([group.iloc[0] for group in groups], ax)
+        for number, (group, look) in enumerate(zip(groups, looks, strict=True)):
+            shift = step * (n_before + number - (n_lines - 1) / 2)
+            line, errorbar = _draw_line(ax, group, look, shift, lambdas[-1] + _EDGE * span)
+            self.lines_.append(line)
+            self.errorbars_.append(errorbar)
         ax.set_xlabel(r"Weight of the prior knowledge, $\lambda$")
         ax.set_ylabel(f"{self.score_name}\n(mean and s.d. over folds)")
         ax.spines[["top", "right"]].set_visible(False)
-        if len(lambdas) <= _TICKS:
-            ax.set_xticks(lambdas)
-        if len(lambdas) == 1:
-            ax.set_xlim(lambdas[0] - 0.1, lambdas[0] + 0.1)
-        if any(self.paths["line"] != ""):
-            _draw_legend(ax, n_lines, self.line_name)
+        _draw_ticks(ax, lambdas if n_before == 0 else np.union1d(lambdas, ax.get_xticks()))
+        _draw_legend(ax, self.line_name)
         return self
 
 
-def _draw_line(ax, path, label, number, n_lines, shift):
-    color = OKABE_ITO[number % len(OKABE_ITO)]
-    style = ("-", "--", ":", "-.")[number // len(OKABE_ITO) % 4]
-    marker = MARKERS[number % len(MARKERS)]
-    x, mean, std = (path[name].to_numpy() for name in ("lambda_", "mean", "std"))
-    x = x + shift
-    if len(x) == 1:
-        ax.errorbar(x, mean, std, color=color, capsize=4)
-    else:
-        alpha = 0.14 if n_lines <= _LEGEND_INSIDE else 0.05
-        ax.fill_between(x, mean - std, mean + std, color=color, alpha=alpha, lw=0)
-    (line,) = ax.plot(x, mean, color=color, ls=style, marker=marker, label=label or None)
-    return line
+def _choose_looks(rows, ax):
+    """Return a colour and a stroke for each line, as numbers, none of them on the axes yet."""
+    used = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
+    names = [name for name in rows[0].index if name.startswith("param_")]
+    if len(names) == 2 and not used:
+        codes = [pd.factorize(np.array([row[name] for row in rows]))[0] for name in names]
+        colors, styles = sorted(codes, key=max, reverse=True)
+        if max(colors) < len(OKABE_ITO) and max(styles) < len(_STYLES):
+            return list(zip(colors, styles, strict=True))
+    every = [(color, style) for style, color in product(range(len(_STYLES)), range(len(OKABE_ITO)))]
+    free = [look for look in every if (OKABE_ITO[look[0]], _STYLES[look[1]]) not in used] or every
+    return [free[number % len(free)] for number in range(len(rows))]
 
 
-def _draw_legend(ax, n_lines, title):
-    """Keep a legend of many lines off the data."""
-    if n_lines <= _LEGEND_INSIDE:
-        ax.legend(frameon=False, title=title)
+def _draw_line(ax, path, look, shift, edge):
+    """Draw a line and its error bars; those of candidates without a lambda stand at the edge."""
+    color, stroke = OKABE_ITO[look[0]], _STYLES[look[1]]
+    style = {"color": color, "ls": stroke, "label": path["line"].iloc[0] or None}
+    path = path.sort_values("lambda_")
+    x, mean, std = (path[name].to_numpy(dtype=float) for name in _COLUMNS[1:])
+    if np.isnan(x).all():
+        x = np.full(len(x), edge)
+        line = ax.axhline(mean[0], **style)
     else:
-        ax.legend(
-            frameon=False, title=title, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small"
-        )
+        marker = {"marker": MARKERS[look[0]], "fillstyle": _FILLS[look[1]], "ms": 5.5}
+        (line,) = ax.plot(x + shift, mean, **style, **marker)
+    errorbar = ax.errorbar(
+        x + shift, mean, std, fmt="none", ecolor=color, elinewidth=1, capsize=2, alpha=0.6
+    )
+    return line, errorbar
+
+
+def _draw_ticks(ax, lambdas):
+    if len(lambdas) == 1:
+        ax.set_xlim(lambdas[0] - 0.1, lambdas[0] + 0.1)
+    elif np.diff(lambdas).min() < _CLOSEST * np.ptp(lambdas):
+        return
+    if len(lambdas) <= _TICKS:
+        ax.set_xticks(lambdas)
+
+
+def _draw_legend(ax, title):
+    """Draw a legend of all displays on the axes, beside the data."""
+    if not ax.get_legend_handles_labels()[1]:
+        return
+    if not title and ax.get_legend():
+        title = ax.get_legend().get_title().get_text()
+    ax.legend(
+        frameon=False,
+        title=title,
+        fontsize="small",
+        handlelength=3,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )

@@ -6,14 +6,14 @@ from numbers import Integral
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.cbook import normalize_kwargs
 from matplotlib.collections import PathCollection
 
 from ..metrics import pearson_by_gene
 from ..metrics._correlation import check_same_table
+from ..metrics._scorer import last_estimator
 from ._colors import GREY, OKABE_ITO
-
-_UNITS = "log2 expression"
 
 
 def _find_gene(gene, names, n_genes):
@@ -54,8 +54,8 @@ class PredictionDisplay:
         Its prediction.
     gene : str or int, default=None
         Name of the gene, for the title.
-    units : str, default="log2 expression"
-        Units of both axes.
+    units : str, default=None
+        Units of the expression, such as "log2 TPM", for both axes; None states none.
 
     Attributes
     ----------
@@ -85,14 +85,14 @@ class PredictionDisplay:
     0.999
     """
 
-    def __init__(self, y_true, y_pred, *, gene=None, units=_UNITS):
+    def __init__(self, y_true, y_pred, *, gene=None, units=None):
         self.y_true = y_true
         self.y_pred = y_pred
         self.gene = gene
         self.units = units
 
     @classmethod
-    def from_predictions(cls, y_true, y_pred, *, gene=None, units=_UNITS, ax=None):
+    def from_predictions(cls, y_true, y_pred, *, gene=None, units=None, ax=None):
         """
         Draw one gene from true and predicted expression.
 
@@ -105,8 +105,8 @@ class PredictionDisplay:
         gene : str or int, default=None
             The gene to draw: its column name, or its number where there are no names. Needed
             where the tables hold several genes.
-        units : str, default="log2 expression"
-            Units of both axes.
+        units : str, default=None
+            Units of the expression, such as "log2 TPM", for both axes; None states none.
         ax : matplotlib Axes, default=None
             Axes to draw on; None makes a new figure.
 
@@ -126,7 +126,7 @@ class PredictionDisplay:
         return display.plot(ax=ax)
 
     @classmethod
-    def from_estimator(cls, estimator, X, y, *, gene=None, units=_UNITS, ax=None):
+    def from_estimator(cls, estimator, X, y, *, gene=None, units=None, ax=None):
         """
         Draw one gene from a fitted estimator.
 
@@ -137,11 +137,13 @@ class PredictionDisplay:
         X : sequence or array of n_samples
             Samples the estimator has not seen.
         y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
-            Their true expression.
+            Their true expression: of all genes the estimator predicts, or of the one to draw.
         gene : str or int, default=None
-            The gene to draw: its column name in `y`, or its number where there are no names.
-        units : str, default="log2 expression"
-            Units of both axes.
+            The gene to draw: its column name in `y`, or where `y` has none its name in
+            ``gene_names_out_`` of the estimator, or its number where there are no names. A
+            Series of one gene tells it by its own name.
+        units : str, default=None
+            Units of the expression, such as "log2 TPM", for both axes; None states none.
         ax : matplotlib Axes, default=None
             Axes to draw on; None makes a new figure.
 
@@ -149,8 +151,22 @@ class PredictionDisplay:
         -------
         display : PredictionDisplay
             The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If the gene is missing, or shapes, gene names or row names differ.
         """
-        return cls.from_predictions(y, estimator.predict(X), gene=gene, units=units, ax=ax)
+        prediction = np.asarray(estimator.predict(X))
+        names = getattr(last_estimator(estimator), "gene_names_out_", None)
+        if np.ndim(y) == 1 and prediction.ndim == 2:
+            gene = getattr(y, "name", None) if gene is None else gene
+            column, gene = _find_gene(gene, names, prediction.shape[1])
+            true, pred, _ = check_same_table(y, prediction[:, column], "y", "prediction")
+            return cls(true[:, 0], pred[:, 0], gene=gene, units=units).plot(ax=ax)
+        if names is not None and prediction.ndim == 2:
+            prediction = pd.DataFrame(prediction, columns=names)
+        return cls.from_predictions(y, prediction, gene=gene, units=units, ax=ax)
 
     def plot(self, ax=None, *, scatter_kwargs=None):
         """
@@ -184,8 +200,9 @@ class PredictionDisplay:
         self.scatter_ = ax.scatter(self.y_true, self.y_pred, **style)
         self.r_ = float(pearson_by_gene(self.y_true, self.y_pred)[0])
         ax.set(xlim=limits, ylim=limits, aspect="equal")
-        ax.set_xlabel(f"True ({self.units})")
-        ax.set_ylabel(f"Predicted ({self.units})")
+        units = "" if self.units is None else f" ({self.units})"
+        ax.set_xlabel(f"True expression{units}")
+        ax.set_ylabel(f"Predicted expression{units}")
         name = "" if self.gene is None else f"{self.gene}: "
         ax.set_title(f"{name}r = {self.r_:.2f}, n = {len(self.y_true)}")
         ax.spines[["top", "right"]].set_visible(False)

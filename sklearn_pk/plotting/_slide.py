@@ -1,18 +1,81 @@
-"""What the pictures of slides have in common: mask, tiles and scale bar."""
+"""What pictures have in common: overview, mask, tiles, scale bar, colour bar and title."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import numpy as np
+import openslide
 from matplotlib.cbook import normalize_kwargs
 from matplotlib.collections import PatchCollection
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
+from mpl_toolkits.axes_grid1 import make_axes_locatable
+from PIL import Image
 
 from ._colors import OKABE_ITO
 
 TILE_COLOR = OKABE_ITO[0]
 # A veil over the glass leaves the colours of the tissue as they are.
 VEIL = (0.0, 0.0, 0.0, 0.35)
+_BLOCK = 2048
+
+
+def read_overview(path, size):
+    """
+    Read a whole slide with OpenSlide, in blocks that bound the memory.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of the slide file.
+    size : int
+        Longer side of the overview in pixels that is at least reached; less than twice as much
+        is read, and a smaller slide is not enlarged.
+
+    Returns
+    -------
+    overview : ndarray of shape (height, width, 3), uint8
+        RGB pixels, transparent ones on white.
+    downsample : float
+        Level-0 pixels per pixel of the overview.
+    mpp : float
+        Resolution of level 0 in um/px, NaN where the file states none.
+
+    Raises
+    ------
+    ValueError
+        If OpenSlide cannot read the file.
+    """
+    try:
+        with openslide.OpenSlide(path) as slide:
+            wanted = max(1.0, max(slide.dimensions) / size)
+            level = slide.get_best_level_for_downsample(wanted)
+            downsample = slide.level_downsamples[level]
+            factor = max(1, int(wanted / downsample))
+            mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, "nan"))
+            return _reduce_level(slide, level, factor), factor * downsample, mpp
+    except openslide.OpenSlideError as error:
+        raise ValueError(
+            f"slide: OpenSlide cannot read {str(path)!r} ({error}). Check the path, or pass "
+            "thumbnail= and downsample=, which SlideTiler().inspect_slide returns."
+        ) from error
+
+
+def _reduce_level(slide, level, factor):
+    width, height = slide.level_dimensions[level]
+    downsample = slide.level_downsamples[level]
+    overview = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
+    step = max(1, _BLOCK // factor) * factor
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            corner = round(left * downsample), round(top * downsample)
+            extent = min(step, width - left), min(step, height - top)
+            block = slide.read_region(corner, level, extent)
+            white = Image.new("RGBA", block.size, "white")
+            block = np.asarray(Image.alpha_composite(white, block).convert("RGB").reduce(factor))
+            row, column = top // factor, left // factor
+            overview[row : row + block.shape[0], column : column + block.shape[1]] = block
+    return overview
 
 
 def scale_bar_length(width_um):
@@ -153,3 +216,100 @@ def below_axes(ax, points):
         The coordinates.
     """
     return offset_copy(ax.get_xaxis_transform(), fig=ax.figure, y=-points, units="points")
+
+
+def color_limits(values, vmin, vmax, *, percentiles=(0, 100)):
+    """
+    Choose what both ends of the colours stand for.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+        What is drawn.
+    vmin, vmax : float or None
+        Limits that the user sets.
+    percentiles : tuple of float, default=(0, 100)
+        Percentiles of the values that take the place of None.
+
+    Returns
+    -------
+    low, high : float
+        Limits that differ, even if all values are equal.
+
+    Raises
+    ------
+    ValueError
+        If `vmin` is not smaller than `vmax`.
+    """
+    low, high = np.percentile(values, percentiles)
+    # float32 values that differ by rounding alone are no pattern.
+    if high - low <= 1e-6 * np.abs(values).max():
+        middle, margin = (low + high) / 2, max(0.01 * abs(high), 0.01)
+        low, high = middle - margin, middle + margin
+    low, high = low if vmin is None else vmin, high if vmax is None else vmax
+    if not low < high:
+        raise ValueError(f"vmin must be smaller than vmax, got {low:g} and {high:g}.")
+    return float(low), float(high)
+
+
+def draw_color_bar(ax, artist, label, *, extend="neither", fontsize=None):
+    """
+    Draw a colour bar that is as high as the picture beside it.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+        Axes with the picture; the bar takes some of its place.
+    artist : matplotlib ScalarMappable
+        What the colours belong to.
+    label : str
+        What they mean.
+    extend : {"neither", "min", "max", "both"}, default="neither"
+        Ends that stand for all values beyond them.
+    fontsize : float, default=None
+        Size of the text in points; None takes matplotlib's.
+
+    Returns
+    -------
+    bar : matplotlib Colorbar
+        The colour bar.
+    """
+    if isinstance(ax.figure.get_layout_engine(), ConstrainedLayoutEngine):
+        place = ax.inset_axes((1.03, 0, 0.05, 1))  # the layout makes room for it
+    else:
+        divider = make_axes_locatable(ax)
+        place = divider.append_axes("right", size=0.13, pad=0.08)
+        divider.append_axes("right", size=0.5, pad=0).set_visible(False)  # room for the text
+        ax.apply_aspect(ax.get_axes_locator()(ax, None))
+    bar = ax.figure.colorbar(artist, cax=place, extend=extend)
+    bar.set_label(label, fontsize=fontsize)
+    bar.ax.tick_params(labelsize=fontsize)
+    return bar
+
+
+def fit_title(ax, parts, *, fontsize=None):
+    """
+    Set a title on one line or, where that is wider than the axes, one part a line.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+        The axes, in its place.
+    parts : list of str
+        Parts of the title; empty ones are left out.
+    fontsize : float, default=None
+        Largest size of the text in points; None takes matplotlib's. A part that is wider than
+        the axes makes it smaller.
+
+    Returns
+    -------
+    title : matplotlib Text
+        The title.
+    """
+    parts = [part for part in parts if part]
+    title = ax.set_title(": ".join(parts), fontsize=fontsize)
+    width = ax.get_window_extent().width
+    if title.get_window_extent().width > width:
+        title.set_text("\n".join(parts))
+        title.set_fontsize(title.get_fontsize() * min(1.0, width / title.get_window_extent().width))
+    return title

@@ -8,9 +8,15 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
+from sklearn.metrics import make_scorer, r2_score
 from sklearn.model_selection import GridSearchCV, ParameterGrid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from sklearn_pk.metrics import make_significance_scorer
 from sklearn_pk.plotting import LambdaPathDisplay, PredictionDisplay
 
 
@@ -50,7 +56,8 @@ def test_one_line_for_each_combination(plt):
     assert labels_of(display) == ["mlp", "transformer"]
     assert display.ax_.get_legend().get_title().get_text() == "aggregator"
     first = display.lines_[0]
-    assert_allclose(first.get_xdata(), [0.1, 0.5, 0.9])
+    assert_allclose(first.get_xdata(), [0.095, 0.495, 0.895])
+    assert_allclose(display.lines_[1].get_xdata(), [0.105, 0.505, 0.905])
     assert_allclose(first.get_ydata(), [11, 21, 1])
     assert_allclose(display.paths["std"], np.std([0, 1, 2]))
     assert_allclose(display.ax_.get_xticks(), [0.1, 0.5, 0.9])
@@ -59,12 +66,16 @@ def test_one_line_for_each_combination(plt):
     assert len(colors) == 2
 
 
-def test_results_of_a_real_search_as_dict_and_frame():
-    class LambdaRidge(Ridge):
-        def __init__(self, lambda_=0.5):
-            self.lambda_ = lambda_
-            super().__init__()
+class LambdaRidge(Ridge):
+    """A regressor with a lambda and a prior that change nothing."""
 
+    def __init__(self, lambda_=0.5, prior=None):
+        self.lambda_ = lambda_
+        self.prior = prior
+        super().__init__()
+
+
+def test_results_of_a_real_search_as_dict_and_frame():
     X = np.random.default_rng(0).normal(size=(30, 3))
     search = GridSearchCV(LambdaRidge(), {"lambda_": [0.1, 0.9]}, cv=3).fit(X, X[:, 0])
     for results in (search.cv_results_, pd.DataFrame(search.cv_results_)):
@@ -103,22 +114,185 @@ def test_searched_objects_get_readable_labels():
     assert all(len(line.get_xdata()) == 2 for line in display.lines_)
 
 
-def test_candidates_without_a_lambda_are_left_out():
+def test_candidates_without_a_lambda_are_horizontal_lines():
     grid = [{"lambda_": [0.1, 0.5], "prior": ["nmf"]}, {"prior": ["none"]}]
     display = LambdaPathDisplay.from_cv_results(search_results(grid))
-    assert len(display.lines_) == 1
+    assert labels_of(display) == ["nmf", "none"]
+    assert_allclose(display.lines_[1].get_ydata(), 21)
+    assert_allclose(display.lines_[1].get_xdata(), [0, 1])  # from edge to edge
+    [(x, low), (_, high)] = display.errorbars_[1][2][0].get_segments()[0]
+    assert x > 0.5
+    assert_allclose([low, high], 21 + np.std([0, 1, 2]) * np.array([-1, 1]))
+    assert_allclose(display.ax_.get_xticks(), [0.1, 0.5])
 
 
-def test_band_and_error_bar_are_one_standard_deviation():
-    grid = {"lambda_": [0.1, 0.5, 0.9]}
-    display = LambdaPathDisplay.from_cv_results(search_results(grid))
-    [band] = display.ax_.collections
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_without_a_prior_lambda_means_nothing(as_frame):
+    grid = {"m__lambda_": [0.1, 0.5], "m__prior": ["nmf", None]}
+    results = search_results(grid)
+    results = pd.DataFrame(results) if as_frame else results
+    display = LambdaPathDisplay.from_cv_results(results)
+    assert labels_of(display) == ["nmf", "None"]
+    assert_allclose(display.lines_[0].get_ydata(), [1, 21])
+    # The candidates at both lambdas are one, with the mean of their scores.
+    assert_allclose(display.lines_[1].get_ydata(), (11 + 31) / 2)
+    assert len(display.paths) == 3
+
+
+def test_error_bars_are_one_standard_deviation():
+    display = LambdaPathDisplay.from_cv_results(search_results({"lambda_": [0.1, 0.5, 0.9]}))
     spread = np.std([0, 1, 2])
-    heights = band.get_paths()[0].vertices[:, 1]
-    assert_allclose([heights.min(), heights.max()], [1 - spread, 21 + spread])
-    one = LambdaPathDisplay.from_cv_results(search_results({"lambda_": [0.5]}))
-    [bar] = one.ax_.containers
-    assert_allclose(bar[2][0].get_segments()[0][:, 1], [1 - spread, 1 + spread])
+    [errorbar] = display.errorbars_
+    assert errorbar in display.ax_.containers
+    for segment, lambda_, mean in zip(
+        errorbar[2][0].get_segments(), [0.1, 0.5, 0.9], [1, 11, 21], strict=True
+    ):
+        assert_allclose(segment, [[lambda_, mean - spread], [lambda_, mean + spread]])
+
+
+def test_error_bars_stand_side_by_side_at_each_lambda():
+    grid = {"lambda_": [0.1, 0.2, 0.9], "a": list("pqr"), "b": list("wxyz")}
+    display = LambdaPathDisplay.from_cv_results(search_results(grid))
+    at = np.array([[s[0][0] for s in bar[2][0].get_segments()] for bar in display.errorbars_])
+    assert at.shape == (12, 3)
+    assert (np.diff(at, axis=0) > 0).all()
+    assert at[:, 0].max() < at[:, 1].min()
+    assert_allclose(at.mean(axis=0), [0.1, 0.2, 0.9])
+    assert_allclose(at, [line.get_xdata() for line in display.lines_])
+
+
+def test_colour_tells_one_parameter_and_stroke_the_other():
+    grid = {"lambda_": [0.1, 0.5], "aggregator": ["mlp", "tf"], "prior": ["a", "b", "c"]}
+    display = LambdaPathDisplay.from_cv_results(search_results(grid))
+    looks = {
+        label: (line.get_color(), line.get_marker(), line.get_linestyle(), line.get_fillstyle())
+        for label, line in zip(labels_of(display), display.lines_, strict=True)
+    }
+    for prior in "abc":
+        assert looks[f"mlp, {prior}"][:2] == looks[f"tf, {prior}"][:2]
+    for aggregator in ("mlp", "tf"):
+        assert len({looks[f"{aggregator}, {prior}"][0] for prior in "abc"}) == 3
+        assert len({looks[f"{aggregator}, {prior}"][2:] for prior in "abc"}) == 1
+    assert looks["mlp, a"][2] != looks["tf, a"][2]
+    assert looks["mlp, a"][3] != looks["tf, a"][3]
+
+
+def test_displays_share_axes():
+    results = search_results({"lambda_": [0.1, 0.5]})
+    first = LambdaPathDisplay.from_cv_results(results, label="prior")
+    results = search_results({"lambda_": [0.1, 0.9]})
+    second = LambdaPathDisplay.from_cv_results(results, label="control", ax=first.ax_)
+    assert second.ax_ is first.ax_
+    assert labels_of(second) == ["prior", "control"]
+    assert first.lines_[0].get_color() != second.lines_[0].get_color()
+    assert first.lines_[0].get_xdata()[0] == 0.1
+    assert second.lines_[0].get_xdata()[0] == pytest.approx(0.11)
+    assert_allclose(second.ax_.get_xticks(), [0.1, 0.5, 0.9])
+    results = search_results({"lambda_": [0.1], "aggregator": ["mlp", "tf"]})
+    third = LambdaPathDisplay.from_cv_results(results, label="third", ax=first.ax_)
+    assert labels_of(third) == ["prior", "control", "third: mlp", "third: tf"]
+    assert third.ax_.get_legend().get_title().get_text() == "aggregator"
+    lines = first.lines_ + second.lines_ + third.lines_
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 4
+
+
+def test_more_lines_than_looks_are_drawn():
+    grid = {"lambda_": [0.5], "seed": list(range(40))}
+    assert len(LambdaPathDisplay.from_cv_results(search_results(grid)).lines_) == 40
+
+
+@pytest.mark.parametrize(
+    ("scoring", "metric", "name"),
+    [
+        (make_significance_scorer(baseline="mean"), None, "Significant genes per fold"),
+        (
+            make_significance_scorer(baseline="mean", normalize=True),
+            None,
+            "Share of significant genes per fold",
+        ),
+        ("r2", None, "r2"),
+        (None, None, "$R^2$"),
+        (make_scorer(r2_score), None, "Score"),
+        (["r2", "neg_max_error"], "neg_max_error", "neg_max_error"),
+        (["r2", "neg_mean_squared_error"], None, "r2"),
+        ({"n": make_significance_scorer(baseline="mean"), "r2": "r2"}, "n", "Significant genes"),
+        ({"n": make_significance_scorer(baseline="mean"), "r2": "r2"}, None, "r2"),
+    ],
+)
+def test_searches_know_their_score(scoring, metric, name):
+    X = np.random.default_rng(0).normal(size=(30, 3))
+    y = X[:, 0] + 0.1 * X[:, 1]
+    several = isinstance(scoring, list | dict)
+    search = GridSearchCV(
+        LambdaRidge(),
+        {"lambda_": [0.1, 0.9], "prior": ["a", None]},
+        scoring=scoring,
+        cv=3,
+        refit="r2" if several else True,
+    )
+    search.fit(X, y)
+    display = LambdaPathDisplay.from_estimator(search, metric=metric)
+    assert display.ax_.get_ylabel().startswith(name)
+    assert display.ax_.get_ylabel().endswith("\n(mean and s.d. over folds)")
+    assert labels_of(display) == ["a", "None"]
+    column = f"mean_test_{metric or ('r2' if several else 'score')}"
+    assert_allclose(display.lines_[0].get_ydata(), search.cv_results_[column][[0, 2]])
+    other = LambdaPathDisplay.from_estimator(search, metric=metric, score_name="Mine", label="L")
+    assert other.score_name == "Mine"
+    assert labels_of(other) == ["L: a", "L: None"]
+
+
+def test_searches_at_the_end_of_a_pipeline():
+    X = np.random.default_rng(0).normal(size=(30, 3))
+    search = GridSearchCV(LambdaRidge(), {"lambda_": [0.1, 0.9]}, cv=3)
+    pipeline = make_pipeline(StandardScaler(), search).fit(X, X[:, 0])
+    assert LambdaPathDisplay.from_estimator(pipeline).paths["lambda_"].tolist() == [0.1, 0.9]
+
+
+def test_what_is_no_search():
+    for estimator in (Ridge(), GridSearchCV(LambdaRidge(), {"lambda_": [0.1]})):
+        with pytest.raises(NotFittedError, match=f"fitted search .* {type(estimator).__name__}"):
+            LambdaPathDisplay.from_estimator(estimator)
+        with pytest.raises(TypeError, match=r"got an instance of .*from_estimator"):
+            LambdaPathDisplay.from_cv_results(estimator)
+    search = GridSearchCV(LambdaRidge(), {"lambda_": [0.1]}, cv=2)
+    search.fit(np.arange(9.0)[:, None], np.arange(9.0))
+    with pytest.raises(ValueError, match="no columns 'split0_test_r2'"):
+        LambdaPathDisplay.from_estimator(search, metric="r2")
+
+
+def test_default_label_claims_nothing():
+    results = search_results({"lambda_": [0.1, 0.5]})
+    assert LambdaPathDisplay.from_cv_results(results).ax_.get_ylabel().startswith("Score\n")
+    results = search_results({"lambda_": [0.1, 0.5]}, metric="r2")
+    display = LambdaPathDisplay.from_cv_results(results, metric="r2")
+    assert display.ax_.get_ylabel().startswith("r2\n")
+
+
+def test_failed_fits_are_left_out_with_a_warning():
+    results = search_results({"lambda_": [0.1, 0.5, 0.9]})
+    results["split1_test_score"][1] = np.nan
+    with pytest.warns(UserWarning, match="1 of 3 candidates have scores that are not finite"):
+        display = LambdaPathDisplay.from_cv_results(results)
+    assert display.paths["lambda_"].tolist() == [0.1, 0.9]
+    results["split0_test_score"][:] = np.nan
+    with pytest.raises(ValueError, match="no candidate with finite scores"):
+        LambdaPathDisplay.from_cv_results(results)
+
+
+def test_bad_paths():
+    paths = pd.DataFrame({"line": "", "lambda_": [0.1, 0.5], "mean": [1.0, 2.0], "std": 0.1})
+    assert LambdaPathDisplay(paths).plot().ax_.get_ylabel().startswith("Score")
+    with pytest.raises(TypeError, match="must be a DataFrame, got an instance of dict"):
+        LambdaPathDisplay(paths.to_dict())
+    with pytest.raises(ValueError, match=r"lacks the columns \['mean'\]"):
+        LambdaPathDisplay(paths.drop(columns="mean"))
+    with pytest.raises(ValueError, match="finite means"):
+        LambdaPathDisplay(paths.assign(std=[0.1, np.nan]))
+    with pytest.raises(ValueError, match="at least one row with a lambda"):
+        LambdaPathDisplay(paths.assign(lambda_=np.nan))
+    with pytest.raises(ValueError, match=r"several for line '' and lambda 0\.1"):
+        LambdaPathDisplay(paths.assign(lambda_=0.1))
 
 
 def test_grids_of_other_parameters_keep_their_places():
@@ -128,7 +302,7 @@ def test_grids_of_other_parameters_keep_their_places():
     ]
     display = LambdaPathDisplay.from_cv_results(search_results(grid))
     assert labels_of(display) == ["nmf, 4", "none, not set"]
-    assert_allclose(display.lines_[1].get_xdata(), [0.0])
+    assert_allclose(display.lines_[1].get_xdata(), [0.0], atol=0.01)
 
 
 def test_which_lambda_and_which_metric():
@@ -158,8 +332,8 @@ def test_prediction_of_one_gene(tables):
     r = stats.pearsonr(y_true["ERBB2"], y_pred[:, 1]).statistic
     assert_allclose(display.r_, r)
     assert display.ax_.get_title() == f"ERBB2: r = {r:.2f}, n = 50"
-    assert display.ax_.get_xlabel() == "True (log2 expression)"
-    assert display.ax_.get_ylabel() == "Predicted (log2 expression)"
+    assert display.ax_.get_xlabel() == "True expression"
+    assert display.ax_.get_ylabel() == "Predicted expression"
     points = display.scatter_.get_offsets()
     assert_allclose(points, np.column_stack([y_true["ERBB2"], y_pred[:, 1]]))
     assert display.ax_.get_xlim() == display.ax_.get_ylim()
@@ -185,13 +359,56 @@ def test_prediction_from_estimator_on_given_axes(tables, plt):
         model, X, y_true, gene="MKI67", units="z-score", ax=ax
     )
     assert display.ax_ is ax
-    assert ax.get_xlabel() == "True (z-score)"
+    assert ax.get_xlabel() == "True expression (z-score)"
+    assert ax.get_ylabel() == "Predicted expression (z-score)"
     assert_allclose(display.scatter_.get_offsets()[:, 1], model.predict(X)[:, 2])
     assert display.plot(scatter_kwargs={"color": "k"}).ax_ is not ax
     values = np.arange(50.0)
     scatter = display.plot(scatter_kwargs={"c": values, "lw": 2}).scatter_
     assert_allclose(scatter.get_array(), values)
     assert scatter.get_linewidth() == [2]
+
+
+class NamedMean(RegressorMixin, BaseEstimator):
+    """Predict multiples of the mean feature, and know the genes by name."""
+
+    def fit(self, X, y):
+        self.gene_names_out_ = np.array(list(y.columns), dtype=object)
+        return self
+
+    def predict(self, X):
+        return X.mean(axis=1, keepdims=True) * [1.0, -1.0, 2.0]
+
+
+def test_one_gene_of_a_model_of_many(tables):
+    y_true, _ = tables
+    X = y_true.to_numpy()
+    unnamed = make_pipeline(StandardScaler(), Ridge()).fit(X, X)
+    search = GridSearchCV(unnamed, {"ridge__alpha": [1.0]}, cv=2).fit(X, y_true)
+    named = make_pipeline(StandardScaler(), NamedMean()).fit(X, y_true)
+    draw = PredictionDisplay.from_estimator
+    for model, y, gene, title in (
+        (unnamed, y_true, "MKI67", "MKI67"),
+        (search, y_true, "MKI67", "MKI67"),
+        (unnamed, X, 2, "2"),
+        (unnamed, X[:, 2], 2, "2"),
+        (unnamed, y_true["MKI67"], 2, "2"),
+        (named, y_true, "MKI67", "MKI67"),
+        (named, X, "MKI67", "MKI67"),
+        (named, X[:, 2], "MKI67", "MKI67"),
+        (named, y_true["MKI67"], None, "MKI67"),
+        (named, y_true["MKI67"].rename("log2"), "MKI67", "MKI67"),
+    ):
+        display = draw(model, X, y, gene=gene)
+        expected = np.column_stack([X[:, 2], model.predict(X)[:, 2]])
+        assert_allclose(display.scatter_.get_offsets(), expected)
+        assert display.ax_.get_title().startswith(f"{title}: r = ")
+    with pytest.raises(ValueError, match="one of the 3 columns, got 'log2'"):
+        draw(named, X, y_true["MKI67"].rename("log2"))
+    with pytest.raises(ValueError, match="3 genes; name the one to draw"):
+        draw(unnamed, X, X[:, 2])
+    with pytest.raises(ValueError, match="same genes in the same order"):
+        draw(named, X, y_true[["ERBB2", "ESR1", "MKI67"]], gene="ESR1")
 
 
 def test_constant_prediction_is_drawn():

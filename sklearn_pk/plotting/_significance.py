@@ -1,0 +1,488 @@
+"""Which genes are predicted significantly, all in one picture."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.collections import PathCollection
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from scipy import optimize, special, stats
+
+from ..metrics import significance_report
+from ..metrics._correlation import pearson_pvalue
+from ..metrics._scorer import predict_with_untrained
+from ._colors import GREY, OKABE_ITO
+
+_COLUMNS = ("r", "p", "p_fdr", "r_baseline", "steiger_p", "steiger_fdr", "significant", "reason")
+_KINDS = ("volcano", "sorted")
+_LABEL_SIZE = 8  # points, as are the heights below
+_LABEL_HEIGHT = 1.35 * _LABEL_SIZE
+_RASTERIZED = 2000
+_COLOR, _MARKED = OKABE_ITO[:2]
+_HOLLOW, _BASELINE = "0.55", "0.78"
+
+
+def _check_report(report):
+    if not isinstance(report, pd.DataFrame):
+        raise TypeError(
+            "report must be the DataFrame that significance_report returns, got an instance of "
+            f"{type(report).__name__}."
+        )
+    missing = [name for name in _COLUMNS if name not in report]
+    if missing:
+        raise ValueError(
+            f"report lacks the columns {missing}; pass what significance_report returns, such "
+            "as the report of cross_val_significance."
+        )
+    if report.empty:
+        raise ValueError("report must have at least one gene, got none.")
+    against_mean = report["steiger_p"].isna().all()
+    # "reason" may be missing: of a significant gene it is "", which comes back from csv as NaN.
+    needed = ["r", "p", "p_fdr", "significant"] if against_mean else list(_COLUMNS[:-1])
+    invalid = report[needed].isna().any(axis=1)
+    if invalid.any():
+        raise ValueError(
+            f"report must not hold NaN, but {invalid.sum()} of {len(report)} genes have some, "
+            f"first {report.index[invalid.argmax()]!r}."
+        )
+
+
+def _check_levels(report, p, corrected, alpha, fdr):
+    """Check that a report was made with these levels, as far as it shows."""
+    passes = (report["p"] < alpha) & (p < alpha) & (corrected < fdr)
+    at_level = report["reason"].astype(str).str.startswith(("Pearson", "Steiger"))
+    wrong = (report["significant"].astype(bool) & ~passes) | (at_level & passes)
+    if wrong.any():
+        raise ValueError(
+            f"alpha={alpha:g} and fdr={fdr:g} are not the levels that the report was made with: "
+            f"{wrong.sum()} of {len(report)} genes have another verdict, first "
+            f"{report.index[wrong.argmax()]!r}. Pass the same to both."
+        )
+
+
+def _count_samples(r, p, level):
+    """Return the number of samples that turns all r into p, None where there is no such."""
+    known = np.flatnonzero((p > 0) & (p < 1) & (np.abs(r) < 1))
+    if not known.size:
+        return None
+    best = known[np.abs(np.log(p[known] / level)).argmin()]
+
+    def excess(n):
+        return pearson_pvalue(r[best], n) - p[best]
+
+    if excess(3) < 0 or excess(1e9) > 0:
+        return None
+    n = round(optimize.brentq(excess, 3, 1e9))
+    return n if np.allclose(pearson_pvalue(r, n), p, rtol=1e-6, atol=1e-12) else None
+
+
+def _critical_r(report, alpha):
+    """Return the r whose two-sided p-value is alpha, None where the report does not tell n."""
+    n = _count_samples(report["r"].to_numpy(), report["p"].to_numpy(), alpha)
+    if n is None:
+        return None
+    t = special.stdtrit(n - 2, 1 - alpha / 2)
+    return t / np.sqrt(n - 2 + t**2)
+
+
+def _corrected_level(p, corrected, fdr):
+    """Return the p-value up to which Benjamini and Hochberg accept, None where unknown."""
+    # The report may hold some of the tested genes only.
+    if not np.allclose(stats.false_discovery_control(p), corrected):
+        return None
+    return fdr * np.mean(corrected < fdr) or None
+
+
+def _spread(heights, gap, top):
+    """Move ascending heights apart, none above the top."""
+    places = list(heights)
+    for k in range(1, len(places)):
+        places[k] = max(places[k], places[k - 1] + gap)
+    for k in range(len(places) - 1, -1, -1):
+        places[k] = min(places[k], top)
+        top = places[k] - gap
+    return places
+
+
+def _plural(count):
+    return f"{count:,} gene" if count == 1 else f"{count:,} genes"
+
+
+class SignificanceDisplay:
+    """
+    Significance of all predicted genes.
+
+    Build it with :meth:`from_report`, :meth:`from_predictions` or :meth:`from_estimator`.
+
+    Parameters
+    ----------
+    report : DataFrame of n_genes rows, indexed by gene
+        What :func:`~sklearn_pk.metrics.significance_report` returns.
+    alpha : float, default=0.05
+        Level for p-values that the report was made with.
+    fdr : float, default=0.2
+        Level for corrected p-values that the report was made with.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the genes.
+    figure_ : matplotlib Figure
+        Figure that holds the axes.
+    significant_, not_significant_ : matplotlib PathCollection
+        The genes, filled and hollow circles.
+    ceiling_ : matplotlib PathCollection or None
+        Genes whose p-value is too small for a float, triangles at the upper edge of the
+        volcano; None where there are none.
+    baseline_ : matplotlib PathCollection or None
+        The baseline's r of the same genes, with ``kind="sorted"`` and where the opponent is
+        not the mean.
+    highlighted_ : matplotlib PathCollection or None
+        Marks around the genes of interest.
+    levels_ : list of matplotlib Line2D
+        The lines of the levels, told by their labels.
+    labels_ : list of matplotlib Annotation
+        Names of genes.
+
+    Raises
+    ------
+    TypeError
+        If `report` is no DataFrame.
+    ValueError
+        If `report` lacks columns or genes, holds NaN, or was made with other levels.
+
+    See Also
+    --------
+    sklearn_pk.metrics.significance_report : The tests that are shown.
+    sklearn_pk.model_selection.cross_val_significance : The report over all folds.
+    PredictionDisplay : One of the genes.
+
+    Notes
+    -----
+    A significant gene lies beyond all lines. One beyond them need not be significant: its RMSE,
+    which the lines cannot show, must be below the baseline's, too. The line of a corrected
+    p-value is drawn where it decides, that is below that of the p-value itself.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import numpy as np
+    >>> from sklearn_pk.plotting import SignificanceDisplay
+    >>> rng = np.random.default_rng(0)
+    >>> y_true = rng.normal(size=(50, 3))
+    >>> y_pred = y_true * [1, 1, 0] + rng.normal(size=(50, 3))
+    >>> display = SignificanceDisplay.from_predictions(y_true, y_pred, rng.normal(size=(50, 3)))
+    >>> display.ax_.get_title()
+    '2 of 3 genes significant, median r = 0.55'
+    """
+
+    def __init__(self, report, *, alpha=0.05, fdr=0.2):
+        _check_report(report)
+        self.report = report
+        self.alpha = alpha
+        self.fdr = fdr
+        self._against_mean = report["steiger_p"].isna().all()
+        names = ("p", "p_fdr") if self._against_mean else ("steiger_p", "steiger_fdr")
+        self._p, self._corrected = (report[name].to_numpy() for name in names)
+        _check_levels(report, self._p, self._corrected, alpha, fdr)
+
+    @classmethod
+    def from_report(
+        cls, report, *, alpha=0.05, fdr=0.2, kind="volcano", n_labels=5, highlight=(), ax=None
+    ):
+        """
+        Draw a report.
+
+        Parameters
+        ----------
+        report : DataFrame of n_genes rows, indexed by gene
+            What :func:`~sklearn_pk.metrics.significance_report` returns, such as the report
+            of :func:`~sklearn_pk.model_selection.cross_val_significance`.
+        alpha, fdr : float
+            Levels that the report was made with.
+        kind, n_labels, highlight, ax : object
+            As in :meth:`plot`.
+
+        Returns
+        -------
+        display : SignificanceDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If `report` is no DataFrame.
+        ValueError
+            If `report` is not what :func:`~sklearn_pk.metrics.significance_report` returns
+            for these levels, or a gene to highlight is not in it.
+        """
+        display = cls(report, alpha=alpha, fdr=fdr)
+        return display.plot(ax, kind=kind, n_labels=n_labels, highlight=highlight)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true,
+        y_pred,
+        y_baseline,
+        *,
+        gene_names=None,
+        alpha=0.05,
+        fdr=0.2,
+        groups=None,
+        compat=None,
+        kind="volcano",
+        n_labels=5,
+        highlight=(),
+        ax=None,
+    ):
+        """
+        Test predictions and draw the genes.
+
+        Parameters
+        ----------
+        y_true : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+            True expression of samples the model has not seen.
+        y_pred : array-like or DataFrame of the same shape
+            Predictions.
+        y_baseline : array-like or DataFrame of the same shape, or None
+            Predictions of the opponent; None stands for the mean of `y_true`.
+        gene_names, alpha, fdr, groups, compat : object
+            As in :func:`~sklearn_pk.metrics.significance_report`.
+        kind, n_labels, highlight, ax : object
+            As in :meth:`plot`.
+
+        Returns
+        -------
+        display : SignificanceDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            As :func:`~sklearn_pk.metrics.significance_report`, or if a gene to highlight is
+            not in the tables.
+        """
+        report = significance_report(
+            y_true,
+            y_pred,
+            y_baseline,
+            gene_names=gene_names,
+            alpha=alpha,
+            fdr=fdr,
+            groups=groups,
+            compat=compat,
+        )
+        display = cls(report, alpha=alpha, fdr=fdr)
+        return display.plot(ax, kind=kind, n_labels=n_labels, highlight=highlight)
+
+    @classmethod
+    def from_estimator(cls, estimator, X, y, **parameters):
+        """
+        Let a fitted estimator predict, and draw the genes.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted regressor, or a Pipeline or search that ends in one. Where it has
+            ``predict_untrained``, that is the opponent; otherwise the mean of `y` is.
+        X : sequence or array of n_samples
+            Samples the estimator has not seen.
+        y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
+            Their true expression.
+        **parameters : dict
+            The parameters of :meth:`from_predictions` that have a name there.
+
+        Returns
+        -------
+        display : SignificanceDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`from_predictions`.
+        """
+        return cls.from_predictions(y, *predict_with_untrained(estimator, X), **parameters)
+
+    def plot(self, ax=None, *, kind="volcano", n_labels=5, highlight=()):
+        """
+        Draw the genes.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; None makes a new figure. Names of genes stand to their right.
+        kind : {"volcano", "sorted"}, default="volcano"
+            "volcano" draws the p-value of Steiger's test over r, and that of r itself where
+            the opponent is the mean. "sorted" draws r of all genes in ascending order, with
+            the baseline's r of the same genes.
+        n_labels : int, default=5
+            How many significant genes are named, those of the largest r.
+        highlight : sequence of str, default=()
+            Genes of interest, to be marked and named.
+
+        Returns
+        -------
+        display : SignificanceDisplay
+            The display itself.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is unknown, or a gene to highlight is not in the report.
+        """
+        if kind not in _KINDS:
+            raise ValueError(f"kind must be one of {_KINDS}, got {kind!r}.")
+        marked = self._find(highlight)
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6.8, 5.4), layout="constrained")
+        self.ax_, self.figure_ = ax, ax.figure
+        self.ceiling_ = self.baseline_ = self.highlighted_ = None
+        self.levels_ = []
+        r = self.report["r"].to_numpy()
+        x, y = self._draw_volcano(r) if kind == "volcano" else self._draw_sorted(r)
+        if marked.any():
+            self.highlighted_ = ax.scatter(
+                x[marked], y[marked], s=70, marker="D", facecolor="none", edgecolor=_MARKED, lw=1.5
+            )
+            self.highlighted_.set_label("highlighted")
+        significant = self.report["significant"].to_numpy(dtype=bool)
+        best = np.flatnonzero(significant)[np.argsort(-r[significant], kind="stable")][:n_labels]
+        self._label(x, y, marked, np.union1d(best, np.flatnonzero(marked)))
+        ax.set_title(
+            f"{significant.sum():,} of {_plural(len(r))} significant, median r = {np.median(r):.2f}"
+        )
+        ax.spines[["top", "right"]].set_visible(False)
+        # Below the labels of the axis, where there is no gene to hide.
+        legend = ax.legend(
+            frameon=False,
+            fontsize="small",
+            ncols=2,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            borderaxespad=4.5,
+        )
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([30])  # the points themselves may be tiny
+        return self
+
+    def _find(self, highlight):
+        names = [highlight] if isinstance(highlight, str) else list(highlight)
+        unknown = [name for name in names if name not in self.report.index]
+        if unknown:
+            raise ValueError(
+                f"highlight must name genes of the report, got {unknown}; its first genes are "
+                f"{self.report.index[:3].tolist()}."
+            )
+        return self.report.index.isin(names)
+
+    def _draw_volcano(self, r):
+        test = "Pearson" if self._against_mean else "Steiger"
+        levels = {f"{test} p = {self.alpha:g}": self.alpha}
+        corrected = _corrected_level(self._p, self._corrected, self.fdr)
+        if corrected is not None and corrected < self.alpha:
+            levels[f"{test} FDR = {self.fdr:g}"] = corrected
+        for (label, level), style in zip(levels.items(), ("--", ":"), strict=False):
+            self._draw_level(self.ax_.axhline, -np.log10(level), label, style)
+        self._draw_critical_r(self.ax_.axvline)
+        lost = self._p == 0
+        y = -np.log10(np.where(lost, 1.0, self._p))
+        top = 1.08 * max(y.max(), *-np.log10(list(levels.values())), 1.0)
+        y[lost] = top
+        self._draw_genes(r, y, lost)
+        self.ax_.set_ylim(-0.03 * top, 1.04 * top)
+        self.ax_.set_xlabel("Pearson r of truth and prediction")
+        what = "Pearson's r" if self._against_mean else "Steiger's test against the baseline"
+        self.ax_.set_ylabel(rf"$-\log_{{10}}$ p, {what}")
+        return r, y
+
+    def _draw_sorted(self, r):
+        x = np.empty(len(r))
+        x[np.argsort(r, kind="stable")] = np.arange(1, len(r) + 1)
+        self._draw_level(self.ax_.axhline, 0, None, "-")
+        if not self._against_mean:
+            self.baseline_ = self.ax_.scatter(
+                x,
+                self.report["r_baseline"],
+                s=self._size() / 2,
+                color=_BASELINE,
+                marker="x",
+                lw=0.6,
+                rasterized=len(r) > _RASTERIZED,
+                label="baseline, same gene",
+            )
+        self._draw_critical_r(self.ax_.axhline)
+        self._draw_genes(x, r, np.zeros(len(r), dtype=bool))
+        self.ax_.set_xlabel("Genes, sorted by r")
+        self.ax_.set_ylabel("Pearson r of truth and prediction")
+        self.ax_.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        self.ax_.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        margin = 0.5 + 0.02 * len(r)
+        self.ax_.set_xlim(1 - margin, len(r) + margin)
+        return x, r
+
+    def _draw_critical_r(self, draw):
+        r = _critical_r(self.report, self.alpha)
+        if r is not None:
+            self._draw_level(draw, r, f"Pearson p = {self.alpha:g} (r = {r:.2f})", "-.")
+
+    def _draw_level(self, draw, position, label, style):
+        line = draw(position, color=GREY, ls=style, lw=0.8, label=label, zorder=0)
+        if label is not None:
+            self.levels_.append(line)
+
+    def _size(self):
+        """Return the area of a point, smaller where there are many."""
+        return float(np.clip(400 / np.sqrt(len(self.report)), 4, 28))
+
+    def _draw_genes(self, x, y, lost):
+        significant = self.report["significant"].to_numpy(dtype=bool)
+        filled, edges = (np.where(significant, _COLOR, other) for other in ("none", _HOLLOW))
+
+        def scatter(group, size, label, marker="o"):
+            shown = group & (lost if marker == "^" else ~lost)
+            return self.ax_.scatter(
+                x[shown],
+                y[shown],
+                s=size,
+                c=filled[shown],
+                edgecolor=edges[shown],
+                lw=0.6,
+                marker=marker,
+                rasterized=len(x) > _RASTERIZED,
+                label=f"{label} ({_plural(group.sum())})" if shown.any() else None,
+            )
+
+        size = self._size()
+        self.not_significant_ = scatter(~significant, 0.7 * size, "not significant")
+        self.significant_ = scatter(significant, 1.4 * size, "significant")
+        if lost.any():
+            self.ceiling_ = scatter(lost, 36, "p below the range of floats", "^")
+
+    def _label(self, x, y, marked, genes):
+        """Write names to the right of the axes, one below the other, with lines to the genes."""
+        ax = self.ax_
+        low, high = ax.get_ylim()
+        genes = genes[np.argsort(y[genes], kind="stable")]
+        height = ax.get_window_extent().height * 72 / ax.figure.dpi
+        places = _spread((y[genes] - low) / (high - low), _LABEL_HEIGHT / height, 1.0)
+        # From the left edge of a name, so that no line crosses another name.
+        leader = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 1, "relpos": (0, 0.5)}
+        self.labels_ = [
+            ax.annotate(
+                str(self.report.index[gene]),
+                (x[gene], y[gene]),
+                (1.03, place),
+                textcoords="axes fraction",
+                va="center",
+                fontsize=_LABEL_SIZE,
+                fontweight="bold" if marked[gene] else "normal",
+                color=_MARKED if marked[gene] else "black",
+                arrowprops=leader,
+            )
+            for gene, place in zip(genes, places, strict=True)
+        ]
