@@ -10,14 +10,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 from mpl_toolkits.axes_grid1 import make_axes_locatable
-from PIL import Image
 
+from ..utils._overview import read_reduced, to_rgb
 from ._colors import OKABE_ITO
 
 TILE_COLOR = OKABE_ITO[0]
 # A veil over the glass leaves the colours of the tissue as they are.
 VEIL = (0.0, 0.0, 0.0, 0.35)
-_BLOCK = 2048
 
 
 def read_overview(path, size):
@@ -53,29 +52,17 @@ def read_overview(path, size):
             downsample = slide.level_downsamples[level]
             factor = max(1, int(wanted / downsample))
             mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, "nan"))
-            return _reduce_level(slide, level, factor), factor * downsample, mpp
+
+            def read(x, y, extent):
+                return to_rgb(slide.read_region((x, y), level, extent))
+
+            overview = read_reduced(read, slide.level_dimensions[level], downsample, factor)
+            return overview, factor * downsample, mpp
     except openslide.OpenSlideError as error:
         raise ValueError(
             f"slide: OpenSlide cannot read {str(path)!r} ({error}). Check the path, or pass "
             "thumbnail= and downsample=, which SlideTiler().inspect_slide returns."
         ) from error
-
-
-def _reduce_level(slide, level, factor):
-    width, height = slide.level_dimensions[level]
-    downsample = slide.level_downsamples[level]
-    overview = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
-    step = max(1, _BLOCK // factor) * factor
-    for top in range(0, height, step):
-        for left in range(0, width, step):
-            corner = round(left * downsample), round(top * downsample)
-            extent = min(step, width - left), min(step, height - top)
-            block = slide.read_region(corner, level, extent)
-            white = Image.new("RGBA", block.size, "white")
-            block = np.asarray(Image.alpha_composite(white, block).convert("RGB").reduce(factor))
-            row, column = top // factor, left // factor
-            overview[row : row + block.shape[0], column : column + block.shape[1]] = block
-    return overview
 
 
 def scale_bar_length(width_um):

@@ -319,7 +319,6 @@ class SpatialExpressionDisplay:
             facecolor="C0",
             edgecolor="none",
             linewidth=0,
-            antialiased=False,  # no seams between neighbours
             # Many tiles stay one picture inside a vector file.
             rasterized=len(values) > _RASTERIZED,
         )

@@ -1,4 +1,4 @@
-"""Read slides with OpenSlide: the one place that knows it."""
+"""Read slides with OpenSlide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -6,16 +6,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import openslide
-from PIL import Image
 
-
-def _to_rgb(image):
-    """Put the RGBA image OpenSlide gives on white."""
-    if image.getextrema()[3][0] == 255:
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white
+from ..utils._overview import to_rgb
 
 
 class OpenSlideReader:
@@ -95,4 +87,4 @@ class OpenSlideReader:
         """
         with self._named():
             image = self._slide.read_region((x, y), level, (width, height))
-        return np.asarray(_to_rgb(image))
+        return np.asarray(to_rgb(image))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..utils._overview import read_reduced
 from ._openslide import OpenSlideReader
 from ._tiff import TiffSlide
 
@@ -24,7 +25,6 @@ MAX_UPSAMPLING = 1.25
 # Other scanners leave tiles out, let them overlap or write several files.
 _FAST_VENDORS = {"aperio", "generic-tiff"}
 _PROBE = 256
-_BLOCK = 2048
 _MIB = 1 << 20
 
 
@@ -348,16 +348,11 @@ def read_overview(slide, info, mpp):
     level = best_level(info, mpp)
     downsample = info.level_downsamples[level]
     factor = max(1, int(mpp * (1 + SAME_RESOLUTION) / (info.mpp * downsample)))
-    width, height = info.level_sizes[level]
-    overview = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
-    step = max(1, _BLOCK // factor) * factor
-    for top in range(0, height, step):
-        for left in range(0, width, step):
-            size = (min(step, width - left), min(step, height - top))
-            corner = (round(left * downsample), round(top * downsample))
-            block = np.asarray(Image.fromarray(slide.read(*corner, level, *size)).reduce(factor))
-            row, column = top // factor, left // factor
-            overview[row : row + block.shape[0], column : column + block.shape[1]] = block
+
+    def read(x, y, size):
+        return Image.fromarray(slide.read(x, y, level, *size))
+
+    overview = read_reduced(read, info.level_sizes[level], downsample, factor)
     return overview, factor * downsample
 
 
