@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from ..utils import check_groups, progress
 from ..utils._rows import centre_rows
 from ..utils._threads import blas_threads
-from ._correlation import GENES, check_same_table
+from ._correlation import GENES, check_same_tables, row_names
 from ._significance import FEWEST_SAMPLES, gene_rows, judge
 
 MEASURES = ("n_significant", "median_r")
@@ -34,34 +34,34 @@ class _Run(NamedTuple):
     y_true: np.ndarray
     y_pred: np.ndarray
     y_baseline: np.ndarray | None
-    names: tuple
+    rows: np.ndarray | None
+    genes: np.ndarray | None
     groups: object
     criteria: dict
 
 
-def _check_run(run, label):
+def _is_result(run):
+    return all(hasattr(run, name) for name in ("y_true", "predictions", "untrained_predictions"))
+
+
+def _check_run(run, label, baseline):
     """Return the tables of a result or of a tuple."""
     if isinstance(run, tuple) and len(run) == 3:
-        tables = run
-    elif all(hasattr(run, name) for name in ("y_true", "predictions", "untrained_predictions")):
-        tables = run.y_true, run.predictions, run.untrained_predictions
+        true, pred, base = run
+    elif _is_result(run):
+        true, pred, base = run.y_true, run.predictions, run.untrained_predictions
     else:
         raise TypeError(
             f"{label} must be a result of cross_val_significance, a tuple of tables (y_true, "
             f"y_pred, y_baseline), or a list of these, got {type(run).__name__}."
         )
-    true, pred, base = tables
-    truth, prediction, genes = check_same_table(true, pred, "y_true", "y_pred")
-    baseline = None
-    if base is not None:
-        _, baseline, _ = check_same_table(true, base, "y_true", "y_baseline")
-    index = true.index if hasattr(true, "index") else pd.RangeIndex(len(truth))
-    names = (index, pd.Index(np.arange(truth.shape[1]) if genes is None else genes))
+    base = None if baseline == "mean" else base
+    tables, genes = check_same_tables(y_true=true, y_pred=pred, y_baseline=base)
     groups, criteria = getattr(run, "groups", None), getattr(run, "criteria", {})
-    return _Run(truth, prediction, baseline, names, groups, criteria)
+    return _Run(*tables, row_names(true), genes, groups, criteria)
 
 
-def _check_runs(reports):
+def _check_runs(reports, baseline):
     """Return the runs of each setting, which must be on the same samples and genes."""
     if not isinstance(reports, Mapping) or len(reports) < 2:
         raise ValueError(
@@ -70,20 +70,44 @@ def _check_runs(reports):
         )
     settings = {}
     for name, runs in reports.items():
-        runs = runs if isinstance(runs, list) else [runs]
+        several = isinstance(runs, tuple) and runs and (_is_result(runs[0]) or len(runs) != 3)
+        runs = list(runs) if several or isinstance(runs, list) else [runs]
         if not runs:
-            raise ValueError(f"reports[{name!r}] is an empty list.")
-        settings[name] = [_check_run(run, f"reports[{name!r}]") for run in runs]
+            raise ValueError(f"reports[{name!r}] has no runs.")
+        settings[name] = [_check_run(run, f"reports[{name!r}]", baseline) for run in runs]
     (first_name, (first, *_)), *_ = settings.items()
     for name, runs in settings.items():
         for run in runs:
-            for what, own, others in zip(("samples", "genes"), run.names, first.names, strict=True):
-                if not own.equals(others):
-                    raise ValueError(
-                        f"reports[{name!r}] and reports[{first_name!r}] must have the same {what} "
-                        f"in the same order, or they cannot be compared in pairs."
-                    )
+            _check_pair(run, first, f"reports[{name!r}]", f"reports[{first_name!r}]")
     return settings
+
+
+def _differ(a, b):
+    return a is not None and b is not None and not np.array_equal(a, b)
+
+
+def _check_pair(run, first, label, first_label):
+    """Check that two runs can be compared in pairs of samples and genes."""
+    both = f"{label} and {first_label}"
+    for what, axis in (("samples", 0), ("genes", 1)):
+        names = [(each.rows, each.genes)[axis] for each in (run, first)]
+        if run.y_true.shape[axis] != first.y_true.shape[axis] or _differ(*names):
+            raise ValueError(
+                f"{both} must have the same {what} in the same order, or they cannot be compared "
+                "in pairs."
+            )
+    # Of the same samples by name, the truth may be on another scale.
+    named = run.rows is not None and first.rows is not None
+    if not named and _differ(run.y_true, first.y_true):
+        raise ValueError(
+            f"{both} have a different y_true, so they do not seem to be of the same samples. If "
+            "they are, on another scale, give the samples names: an index of text."
+        )
+    if (run.y_baseline is None) != (first.y_baseline is None):
+        raise ValueError(
+            f"{both} have different opponents: one has predictions of an untrained model, the "
+            'other has none. Pass baseline="mean" to compare both with the mean.'
+        )
 
 
 def _check_criteria(runs, given):
@@ -100,14 +124,19 @@ def _check_criteria(runs, given):
     return criteria
 
 
-def _patient_numbers(groups, runs, n_samples):
+def _patient_numbers(groups, runs):
     """Return the number of the patient of each sample."""
-    if groups is None:
-        groups = next((run.groups for run in runs if run.groups is not None), None)
-    if groups is None:
-        return np.arange(n_samples)
-    table = pd.DataFrame(index=runs[0].names[0])
-    return np.unique(check_groups(groups, table), return_inverse=True)[1]
+    given = [groups] if groups is not None else [r.groups for r in runs if r.groups is not None]
+    if not given:
+        return np.arange(len(runs[0].y_true))
+    table = pd.DataFrame(index=runs[0].rows if runs[0].rows is not None else runs[0].y_true[:, 0])
+    numbers = [np.unique(check_groups(each, table), return_inverse=True)[1] for each in given]
+    if any(_differ(each, numbers[0]) for each in numbers):
+        raise ValueError(
+            "The reports name different patients for the same samples. Pass groups=, the patient "
+            "of each sample."
+        )
+    return numbers[0]
 
 
 def weighted_statistics(true, pred, base, weights):
@@ -226,17 +255,27 @@ def _margin(own, other, level):
     Rows are runs; the first column is what was observed, the others are draws of patients.
     """
     by_patients = (own.mean(axis=0) - other.mean(axis=0))[1:].var(ddof=1)
-    n_runs = min(len(own), len(other))
-    if n_runs == 1:
+    by_runs, freedom = _variance_over_runs(own[:, 0], other[:, 0])
+    if not by_runs:
         return stats.norm.ppf((1 + level) / 2) * np.sqrt(by_patients)
-    if len(own) == len(other):  # in pairs: they may share seeds
-        by_runs = (own - other)[:, 0].var(ddof=1) / n_runs
-    else:
-        by_runs = sum(runs[:, 0].var(ddof=1) / len(runs) for runs in (own, other))
+    # Few runs say little of their variance (Satterthwaite).
     variance = by_patients + by_runs
-    # Few runs say little of their variance (Welch and Satterthwaite).
-    freedom = (n_runs - 1) * (variance / by_runs) ** 2 if by_runs else np.inf
+    freedom = freedom * (variance / by_runs) ** 2
     return stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+
+
+def _variance_over_runs(own, other):
+    """Return the variance of the difference of two means, and its degrees of freedom."""
+    n, m = len(own), len(other)
+    if n == m == 1:
+        return 0.0, np.inf
+    if n == m:  # in pairs: they may share seeds
+        return (own - other).var(ddof=1) / n, n - 1
+    if min(n, m) == 1:  # the variance of the setting with several runs stands for both
+        return max(own, other, key=len).var(ddof=1) * (1 / n + 1 / m), max(n, m) - 1
+    parts = np.array([own.var(ddof=1) / n, other.var(ddof=1) / m])
+    spread = (parts**2 / [n - 1, m - 1]).sum()
+    return parts.sum(), parts.sum() ** 2 / spread if spread else np.inf
 
 
 def _tabulate(name, measures, reference, level):
@@ -269,6 +308,7 @@ def _tabulate(name, measures, reference, level):
         "groups": ["array-like", None],
         "n_boot": [Interval(Integral, 2, None, closed="left")],
         "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+        "baseline": [StrOptions({"untrained", "mean"})],
         "alpha": [Interval(Real, 0, 1, closed="right"), None],
         "fdr": [Interval(Real, 0, 1, closed="right"), None],
         "compat": [StrOptions({"sequoia"}), None],
@@ -284,6 +324,7 @@ def compare_significance(
     groups=None,
     n_boot=1000,
     confidence_level=0.95,
+    baseline="untrained",
     alpha=None,
     fdr=None,
     compat=None,
@@ -304,7 +345,8 @@ def compare_significance(
         ``(y_true, y_pred, y_baseline)`` of shape (n_samples, n_genes), as
         :func:`significance_report` takes them. A list holds several runs of one setting, such
         as seeds: their measures are averaged, and the intervals then cover other seeds, too.
-        All must have the same samples and genes.
+        All must have the same samples and genes, and the same `y_true` unless the samples have
+        names.
     reference : str, default=None
         The setting the others are compared with. None takes the first.
     groups : array-like of shape (n_samples,), default=None
@@ -314,6 +356,10 @@ def compare_significance(
         Number of draws.
     confidence_level : float, default=0.95
         Level of the intervals.
+    baseline : {"untrained", "mean"}, default="untrained"
+        The opponent. "untrained" takes the one of each report; the untrained model of a setting
+        is its own, so settings then differ in model and opponent. "mean" takes the mean of
+        `y_true`, which is the same for all.
     alpha, fdr : float, default=None
         Levels of :func:`significance_report`. None takes those of the results, 0.05 and 0.2
         for tables.
@@ -336,8 +382,8 @@ def compare_significance(
     TypeError
         If a report is not one of the forms above.
     ValueError
-        If samples, genes or criteria of the reports differ, there are fewer than two settings
-        or four patients, or the reference is none of them.
+        If samples, genes, patients, criteria or the kind of opponent of the reports differ,
+        there are fewer than two settings or four patients, or the reference is none of them.
 
     See Also
     --------
@@ -353,10 +399,13 @@ def compare_significance(
     The interval is the observed difference plus and minus a quantile times its standard error.
     That of one run each is the standard deviation of the difference over the draws, and the
     quantile is that of the normal distribution. Such an interval says how the difference would
-    vary with other patients, but not with another seed of the training. With several runs of
-    both settings, the variance of the difference over the runs (in pairs, if their numbers are
-    equal), divided by their number, is added, and the quantile is that of Student's t with the
-    degrees of freedom of Welch and Satterthwaite.
+    vary with other test patients for these very models, but not how it would if they were
+    trained on other patients or with another seed. With several runs, the variance of the
+    difference over the runs is added, divided by their number, and the quantile is that of
+    Student's t with Satterthwaite's degrees of freedom. Settings with as many runs are taken in
+    pairs, the first with the first and so on, so that seeds which are shared cancel; a single
+    run beside several is taken to vary as they do. Two or three runs say little of their
+    variance, so give five or more.
 
     A draw repeats patients, so its correlations are those of the sample with the noise of
     another sample on top, and more genes are significant than in the sample. Intervals that
@@ -389,15 +438,15 @@ def compare_significance(
     >>> bool(comparison["ci_low"].min() > 0)
     True
     """
-    settings = _check_runs(reports)
+    settings = _check_runs(reports, baseline)
     names = list(settings)
     reference = names[0] if reference is None else reference
-    if reference not in settings:
+    if reference not in names:
         raise ValueError(f"reference must be one of the settings {names}, got {reference!r}.")
     every = [run for runs in settings.values() for run in runs]
     criteria = _check_criteria(every, {"alpha": alpha, "fdr": fdr, "compat": compat})
     n_samples = len(every[0].y_true)
-    drawn = _draw_weights(_patient_numbers(groups, every, n_samples), n_boot, random_state)
+    drawn = _draw_weights(_patient_numbers(groups, every), n_boot, random_state)
     # What was observed is the draw that has each sample once.
     weights = np.concatenate([np.ones((n_samples, 1)), drawn], axis=1)
     total = len(every) * weights.shape[1]

@@ -2,6 +2,9 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from itertools import combinations
+from typing import NamedTuple
+
 import numpy as np
 from scipy import special
 from sklearn.utils import gen_batches
@@ -32,26 +35,62 @@ def pearson_pvalue(r, n):
     return 2 * special.stdtr(n - 2, -t)
 
 
-def check_same_table(a, b, a_name, b_name):
+class _Table(NamedTuple):
+    """A checked table and what it is called."""
+
+    values: np.ndarray
+    genes: np.ndarray | None
+    rows: np.ndarray | None
+    is_1d: bool
+    name: str
+
+
+def _read(table, name):
+    values, genes, is_1d = check_expression(table, estimator_name="The metric", input_name=name)
+    return _Table(values, genes, row_names(table), is_1d, name)
+
+
+def _check_agreement(a, b):
     """Check that two tables agree in shape, gene names and row names."""
-    a_values, a_genes, a_is_1d = check_expression(a, estimator_name="The metric", input_name=a_name)
-    b_values, b_genes, b_is_1d = check_expression(b, estimator_name="The metric", input_name=b_name)
-    if a_values.shape != b_values.shape:
+    if a.values.shape != b.values.shape:
         raise ValueError(
-            f"{a_name} and {b_name} must have the same shape (n_samples, n_genes), got "
-            f"{a_values.shape} and {b_values.shape}."
+            f"{a.name} and {b.name} must have the same shape (n_samples, n_genes), got "
+            f"{a.values.shape} and {b.values.shape}."
         )
     # One gene cannot be in the wrong order, and a Series is often named after what it holds.
-    if not (a_is_1d or b_is_1d):
-        remedy = f"{b_name}[{a_name}.columns]"
-        _check_same_names(a_genes, b_genes, a_name, b_name, "genes", remedy)
-    _check_same_names(
-        _row_names(a), _row_names(b), a_name, b_name, "rows", f"{b_name}.loc[{a_name}.index]"
-    )
-    return a_values, b_values, a_genes if a_genes is not None else b_genes
+    if not (a.is_1d or b.is_1d):
+        remedy = f"{b.name}[{a.name}.columns]"
+        _check_same_names(a.genes, b.genes, a.name, b.name, "genes", remedy)
+    remedy = f"{b.name}.loc[{a.name}.index]"
+    _check_same_names(a.rows, b.rows, a.name, b.name, "rows", remedy)
 
 
-def _row_names(table):
+def check_same_tables(**tables):
+    """
+    Check that tables agree in shape, gene names and row names.
+
+    Parameters
+    ----------
+    **tables : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes), or None
+        The tables, by the names that errors call them. None stays None.
+
+    Returns
+    -------
+    values : list of ndarray of shape (n_samples, n_genes)
+        Their values.
+    gene_names : ndarray of shape (n_genes,), dtype object, or None
+        The names of the genes, None where no table has any.
+    """
+    read = [None if table is None else _read(table, name) for name, table in tables.items()]
+    there = [table for table in read if table is not None]
+    # All pairs: two tables may have names that the first one lacks.
+    for a, b in combinations(there, 2):
+        _check_agreement(a, b)
+    genes = next((table.genes for table in there if table.genes is not None), None)
+    return [None if table is None else table.values for table in read], genes
+
+
+def row_names(table):
     """Return the index of a DataFrame or Series; integers are row numbers, not names."""
     index = getattr(table, "index", None)
     dtype = getattr(index, "dtype", None)
@@ -110,7 +149,7 @@ def pearson_by_gene(y_true, y_pred):
     >>> pearson_by_gene(y_true, y_pred).round(6).tolist()
     [1.0, 0.0]
     """
-    true, pred, _ = check_same_table(y_true, y_pred, "y_true", "y_pred")
+    (true, pred), _ = check_same_tables(y_true=y_true, y_pred=y_pred)
     r = np.empty(true.shape[1])
     for genes in gen_batches(true.shape[1], GENES):
         a, a_norms, _ = centre_rows(np.array(true[:, genes].T, dtype=np.float64, order="C"))

@@ -16,7 +16,7 @@ from ..utils._rows import centre_rows
 from ..utils._threads import blas_threads
 from ._correlation import (
     GENES,
-    check_same_table,
+    check_same_tables,
     correlate_rows,
     pearson_pvalue,
     steiger_test,
@@ -316,11 +316,9 @@ def significance_report(
     >>> report["reason"].to_dict()
     {'ESR1': '', 'MKI67': 'Pearson p >= 0.05'}
     """
-    true, pred, found = check_same_table(y_true, y_pred, "y_true", "y_pred")
-    base = None
-    if y_baseline is not None:
-        _, base, named = check_same_table(y_true, y_baseline, "y_true", "y_baseline")
-        found = named if found is None else found
+    (true, pred, base), found = check_same_tables(
+        y_true=y_true, y_pred=y_pred, y_baseline=y_baseline
+    )
     genes = _index_of_genes(gene_names, found, true.shape[1])
     averager = None
     if groups is not None:

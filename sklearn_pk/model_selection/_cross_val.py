@@ -39,6 +39,11 @@ def takes_groups(estimator):
 
 def check_parameters(estimator):
     """Let every step check its parameters before the steps in front of it have worked."""
+    if isinstance(estimator, type):
+        name = estimator.__name__
+        raise TypeError(f"estimator must be an instance, got the class {name}. Pass {name}().")
+    if getattr(estimator, "refit", True) is False:
+        raise ValueError("estimator has refit=False, so it cannot predict. Pass refit=True.")
     for part in (estimator, *estimator.get_params(deep=True).values()):
         declared = not isinstance(part, type) and hasattr(part, "_parameter_constraints")
         if not declared or not hasattr(part, "_validate_params"):

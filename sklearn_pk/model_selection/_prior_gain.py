@@ -10,12 +10,14 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
+from sklearn.utils.metaestimators import _BaseComposition
 
 from ..utils import check_expression, check_groups, check_sample_names, progress
 from ..utils._folds import make_folds
 from ._cross_val import check_parameters, cross_val_significance
 
 CONTROLS = ("zero", "shuffled", "rewired")
+_GRIDS = ("param_grid", "param_distributions", "search_spaces")
 
 
 def _falsify(embeddings, control, random_state):
@@ -65,15 +67,18 @@ class ControlledPrior(TransformerMixin, BaseEstimator):
         return _falsify(embeddings, self.control, self.random_state)
 
 
-def _owned(params, name):
-    """Return the parameters, at any depth, of that name."""
-    return sorted(key for key in params if key.rpartition("__")[2] == name)
+def _owned(estimator, name):
+    """Return the parameters of that name, at any depth; steps of that name are none."""
+    params = estimator.get_params(deep=True)
+    found = [key for key in params if key.rpartition("__")[2] == name]
+    owners = {key: params[key.rpartition("__")[0]] if "__" in key else estimator for key in found}
+    return sorted(key for key, owner in owners.items() if not isinstance(owner, _BaseComposition))
 
 
 def _find_prior(estimator):
-    """Return the name of the parameter that holds the prior, checked."""
+    """Return the names of the parameters that hold the prior and the seed, checked."""
     params = estimator.get_params(deep=True)
-    found = _owned(params, "prior")
+    found = _owned(estimator, "prior")
     # The parameter of the regressor, not one of a step inside the prior.
     found = [name for name in found if not any(name.startswith(f"{other}__") for other in found)]
     if len(found) != 1:
@@ -81,18 +86,47 @@ def _find_prior(estimator):
             f"estimator must have one parameter 'prior', as PriorKnowledgeRegressor or a Pipeline "
             f"that ends in one has, found {found}."
         )
-    grids = [params[name] for grid in ("param_grid", "param_distributions")
-             for name in _owned(params, grid)]  # fmt: skip
-    grids = [one for grid in grids for one in ([grid] if isinstance(grid, Mapping) else grid)]
-    searched = [key for grid in grids for key in grid if "prior" in key.split("__")]
-    if searched:
-        raise ValueError(
-            f"The search sets {searched[0]!r} by itself, so the prior cannot be exchanged for its "
-            "controls. Search over other parameters, such as lambda_."
+    name = found[0]
+    seed_name = name.removesuffix("prior") + "random_state"
+    if seed_name not in params:
+        raise ValueError(f"estimator must have the parameter {seed_name!r} for the seeds.")
+    _check_searches(estimator, params, [name, seed_name])
+    _check_prior(params[name], name)
+    return name, seed_name
+
+
+def _check_searches(estimator, params, names):
+    """Check that no search inside sets what is exchanged here."""
+    for grid_name in _GRIDS:
+        for owned in _owned(estimator, grid_name):
+            prefix = f"{owned.removesuffix(grid_name)}estimator__"
+            grids = params[owned]
+            for key in {key for grid in _as_list(grids) for key in grid}:
+                path = prefix + key
+                if any(_within(path, name) or _within(name, path) for name in names):
+                    raise ValueError(
+                        f"The search sets {key!r} by itself, so neither the prior nor the seed can "
+                        "be exchanged. Search over other parameters, such as lambda_."
+                    )
+
+
+def _as_list(grids):
+    return [grids] if isinstance(grids, Mapping) else list(grids)
+
+
+def _within(inner, outer):
+    return inner == outer or inner.startswith(f"{outer}__")
+
+
+def _check_prior(prior, name):
+    if prior is None:
+        raise ValueError(f"estimator has no prior to test: {name} is None.")
+    is_estimator = hasattr(prior, "fit_transform") and hasattr(prior, "get_params")
+    if isinstance(prior, type) or not (is_estimator or np.ndim(prior) == 2):
+        raise TypeError(
+            f"{name} must be an estimator with fit_transform, or embeddings of shape "
+            f"(n_genes, d), got {prior!r}."
         )
-    if params[found[0]] is None:
-        raise ValueError(f"estimator has no prior to test: {found[0]} is None.")
-    return found[0]
 
 
 def _control_array(prior, control, gene_names, seed):
@@ -119,7 +153,7 @@ def _make_prior(prior, setting, gene_names, seed):
 
 
 def _rewire_params(prior):
-    return _owned(prior.get_params(deep=True), "rewire") if hasattr(prior, "get_params") else []
+    return _owned(prior, "rewire") if hasattr(prior, "get_params") else []
 
 
 def _check_controls(controls, prior):
@@ -141,10 +175,11 @@ def _check_controls(controls, prior):
 
 
 def _describe(setting, seed, result):
+    has_untrained = result.untrained_predictions is not None
     return {
         "setting": setting,
         "seed": seed,
-        "n_significant": result.n_significant,
+        "n_significant": result.n_significant if has_untrained else np.nan,
         "n_significant_mean": int(result.mean_report["significant"].sum()),
         "median_r": result.median_r,
         "fit_time": result.folds["fit_time"].sum(),
@@ -202,12 +237,13 @@ def prior_gain(
         another, "rewired" has a graph with the edges of each gene led elsewhere, for a prior
         with a step that has the parameter ``rewire``. None takes all that the prior can have.
     n_seeds : int, default=3
-        Number of seeds, each of which is set as ``random_state`` of the regressor.
+        Number of seeds, each of which is set as ``random_state`` of the regressor. Intervals of
+        :func:`~sklearn_pk.metrics.compare_significance` need five or more.
     random_state : int, RandomState instance or None, default=None
         Draws the seeds.
     return_results : bool, default=False
-        Whether to return the results, too. They hold the predictions of all runs, two numbers a
-        sample, gene and run, but not the fitted models.
+        Whether to return the results, too. They hold predictions of the trained and the
+        untrained models, two numbers for each sample, gene and run, but not the fitted models.
     verbose : int, default=0
         Whether to show a progress bar on terminals.
     **options : object
@@ -218,7 +254,8 @@ def prior_gain(
     -------
     table : DataFrame, one row a setting and seed
         ``setting`` ("none", "prior" or a control), ``seed``, ``n_significant`` (against the
-        untrained model), ``n_significant_mean`` (against the mean), ``median_r`` and
+        untrained model of the same setting; NaN if the estimator has none),
+        ``n_significant_mean`` (against the mean, the same opponent for all), ``median_r`` and
         ``fit_time`` (s, all folds).
     results : dict of str to list of CrossValSignificance
         For each setting the result of each seed, for
@@ -229,6 +266,8 @@ def prior_gain(
     ValueError
         Before any fit: if the estimator has no prior or a search sets it, or a control is
         unknown or not possible; and what :func:`cross_val_significance` raises.
+    TypeError
+        If the prior is neither an estimator nor a table of embeddings.
 
     See Also
     --------
@@ -250,12 +289,9 @@ def prior_gain(
     ['none', 'prior', 'zero', 'shuffled']
     """
     check_parameters(estimator)
-    name = _find_prior(estimator)
+    name, seed_name = _find_prior(estimator)
     prior = estimator.get_params(deep=True)[name]
     controls = _check_controls(controls, prior)
-    seed_name = name.removesuffix("prior") + "random_state"
-    if seed_name not in estimator.get_params(deep=True):
-        raise ValueError(f"estimator must have the parameter {seed_name!r} for the seeds.")
     check_sample_names(X, y)
     values, gene_names, _ = check_expression(y, estimator_name="prior_gain")
     groups = None if groups is None else check_groups(groups, y)
@@ -273,6 +309,10 @@ def prior_gain(
         rows.append(_describe(setting, seed, result))
         if return_results:
             result.estimators = []
+            # One truth for all that share it, or it would take a third of the memory.
+            truth = next((kept[0].y_true for kept in results.values() if kept), None)
+            if truth is not None and truth.equals(result.y_true):
+                result.y_true = truth
             results[setting].append(result)
     table = pd.DataFrame(sorted(rows, key=lambda row: settings.index(row["setting"])))
     return (table, results) if return_results else table

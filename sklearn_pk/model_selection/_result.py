@@ -176,11 +176,14 @@ class CrossValSignificance:
         """
         self._check_models()
         check_sample_names(X, y)
-        values, gene_names, _ = check_expression(y, estimator_name="evaluate")
+        values, gene_names, is_1d = check_expression(y, estimator_name="evaluate")
         genes = self.report.index
+        if is_1d and len(genes) == 1:
+            gene_names = None  # a Series is often named after what it holds
         shared = self._shared_genes(gene_names, values.shape[1])
         columns = genes if gene_names is None else gene_names
-        frame = pd.DataFrame(values, index=getattr(y, "index", None), columns=columns)
+        rows = y.index if isinstance(y, pd.DataFrame | pd.Series) else None
+        frame = pd.DataFrame(values, index=rows, columns=columns)
         truth = self._rescale(frame.reindex(columns=genes))[shared]
         prediction, untrained = (
             None

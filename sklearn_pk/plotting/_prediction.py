@@ -11,7 +11,7 @@ from matplotlib.cbook import normalize_kwargs
 from matplotlib.collections import PathCollection
 
 from ..metrics import pearson_by_gene
-from ..metrics._correlation import check_same_table
+from ..metrics._correlation import check_same_tables
 from ..metrics._scorer import last_estimator
 from ._colors import GREY, OKABE_ITO
 
@@ -120,7 +120,7 @@ class PredictionDisplay:
         ValueError
             If the gene is missing, or shapes, gene names or row names differ.
         """
-        true, pred, names = check_same_table(y_true, y_pred, "y_true", "y_pred")
+        (true, pred), names = check_same_tables(y_true=y_true, y_pred=y_pred)
         column, name = _find_gene(gene, names, true.shape[1])
         display = cls(true[:, column], pred[:, column], gene=name, units=units)
         return display.plot(ax=ax)
@@ -162,7 +162,7 @@ class PredictionDisplay:
         if np.ndim(y) == 1 and prediction.ndim == 2:
             gene = getattr(y, "name", None) if gene is None else gene
             column, gene = _find_gene(gene, names, prediction.shape[1])
-            true, pred, _ = check_same_table(y, prediction[:, column], "y", "prediction")
+            (true, pred), _ = check_same_tables(y=y, prediction=prediction[:, column])
             return cls(true[:, 0], pred[:, 0], gene=gene, units=units).plot(ax=ax)
         if names is not None and prediction.ndim == 2:
             prediction = pd.DataFrame(prediction, columns=names)

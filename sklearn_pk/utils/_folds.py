@@ -72,7 +72,7 @@ def warn_of_repeats(folds, values):
             "of one patient do, so the result is too good. Pass groups=, the patient of each "
             "sample, to cross_val_significance.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

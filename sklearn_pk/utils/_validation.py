@@ -204,8 +204,13 @@ def check_gene_order(gene_names, fitted_names):
     """
     if gene_names is None or fitted_names is None:
         return
-    wrong = [n for n, own in zip(gene_names, fitted_names, strict=False) if n != own]
-    if wrong or len(gene_names) != len(fitted_names):
+    if len(gene_names) != len(fitted_names):
+        raise ValueError(
+            f"y has {len(gene_names)} genes, but fit had {len(fitted_names)}. Use "
+            "y[model.gene_names_out_]."
+        )
+    wrong = [n for n, own in zip(gene_names, fitted_names, strict=True) if n != own]
+    if wrong and len(gene_names) > 1:  # the name of a single gene is often what it holds
         raise ValueError(
             f"y has other genes than in fit, or another order: {name_some(wrong)}. Use "
             "y[model.gene_names_out_]."

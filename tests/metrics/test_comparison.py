@@ -188,9 +188,26 @@ def test_variance_over_runs_widens_the_interval():
         freedom = (by_patients + by_runs) ** 2 / (by_runs**2 / 3)
         expected = stats.t.isf(0.025, freedom) * np.sqrt(by_patients + by_runs)
         assert_allclose(half_width(table)[number], expected)
-    # Not in pairs: the seeds do not cancel.
+
+    def width(by_patients, by_runs, freedom):
+        freedom *= ((by_patients + by_runs) / by_runs) ** 2
+        return stats.t.isf(0.025, freedom) * np.sqrt(by_patients + by_runs)
+
+    # Not in pairs: the seeds do not cancel (Welch).
     fewer = compare_significance({"none": none[:3], "prior": prior}, **rest)
-    assert (half_width(fewer) > 0).all()
+    alone = compare_significance({"none": none[0], "prior": tuple(prior)}, **rest)
+    for number in range(2):
+        own, other = observed[0, :, number], observed[1, :3, number]
+        mean = np.mean(measures[0], axis=0)[number]
+        parts = np.array([own.var(ddof=1) / 4, other.var(ddof=1) / 3])
+        freedom = parts.sum() ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 2)
+        by_patients = (mean - np.mean(measures[1][:3], axis=0)[number]).var(ddof=1)
+        expected = width(by_patients, parts.sum(), freedom)
+        assert_allclose(half_width(fewer)[number], expected)
+        # One run varies as the others do.
+        by_patients = (mean - measures[1][0][number]).var(ddof=1)
+        expected = width(by_patients, own.var(ddof=1) * (1 / 4 + 1), 3)
+        assert_allclose(half_width(alone)[number], expected)
     same = compare_significance({"none": none[0], "prior": [none[0]] * 3}, **rest)
     assert_allclose(half_width(same), 0, atol=1e-12)
 
@@ -243,7 +260,7 @@ def test_bad_reports_are_refused(results):
         compare_significance({"a": tables})
     with pytest.raises(TypeError, match=r"reports\['b'\] must be a result.*got DataFrame"):
         compare_significance({"a": tables, "b": significance_report(*tables)})
-    with pytest.raises(ValueError, match=r"reports\['b'\] is an empty list"):
+    with pytest.raises(ValueError, match=r"reports\['b'\] has no runs"):
         compare_significance({"a": tables, "b": []})
     fewer = tuple(table[:50] for table in tables)
     with pytest.raises(ValueError, match=r"'b'\] and reports\['a'\] must have the same samples"):
@@ -266,3 +283,55 @@ def test_bad_reports_are_refused(results):
     results[second].y_true.iloc[3, 4] = np.nan
     with pytest.raises(ValueError, match="Input y_true contains NaN.*'G4'"):
         compare_significance(results, alpha=0.05)
+
+
+def named(tables, names):
+    return tuple(pd.DataFrame(table, index=names) for table in tables)
+
+
+def test_other_samples_are_not_taken_for_the_same():
+    tables = make_tables(n_genes=20)
+    turned = tuple(table[::-1] for table in tables)
+    with pytest.raises(ValueError, match=r"'b'\] and reports\['a'\] have a different y_true"):
+        compare_significance({"a": tables, "b": turned})
+    with pytest.raises(ValueError, match="have a different y_true"):
+        compare_significance({"a": tables, "b": named(turned, np.arange(60))})
+    # Names say that the samples are the same, so the scale may be another.
+    names = [f"S{row}" for row in range(60)]
+    scaled = tuple(2 * table + 1 for table in tables)
+    reports = {"a": named(tables, names), "b": named(scaled, names)}
+    table = compare_significance(reports, n_boot=5, random_state=0)
+    assert_allclose(table[["difference", "ci_low", "ci_high"]], 0, atol=1e-9)
+    with pytest.raises(ValueError, match="the same samples in the same order"):
+        compare_significance(reports | {"c": named(tables, names[::-1])})
+
+
+def test_other_opponents_are_not_taken_for_the_same():
+    y_true, y_pred, y_base = make_tables(n_genes=100)
+    reports = {"a": (y_true, y_pred, None), "b": (y_true, y_pred, y_base)}
+    with pytest.raises(ValueError, match="have different opponents"):
+        compare_significance(reports)
+    table = compare_significance(reports, baseline="mean", n_boot=5, random_state=0)
+    assert (table["difference"] == 0).all()
+    assert table["value"][0] == measures_of((y_true, y_pred, None))[0]
+
+
+def test_patients_of_the_results_must_agree(results):
+    first, second = results.values()
+    expected = compare_significance(results, n_boot=20, random_state=0)
+    first.groups = None
+    pd.testing.assert_frame_equal(
+        compare_significance(results, n_boot=20, random_state=0), expected
+    )
+    first.groups = second.groups.replace("P0", "P1")
+    with pytest.raises(ValueError, match="name different patients for the same samples"):
+        compare_significance(results)
+    given = compare_significance(results, groups=second.groups, n_boot=20, random_state=0)
+    pd.testing.assert_frame_equal(given, expected)
+
+
+def test_lists_are_tables_too():
+    tables = make_tables(n=20, n_genes=8)
+    as_lists = tuple(table.tolist() for table in tables)
+    table = compare_significance({"a": as_lists, "b": tables}, n_boot=5, random_state=0)
+    assert_allclose(table["difference"], 0)

@@ -233,11 +233,13 @@ def test_names_of_genes_and_samples_are_compared(data):
     assert significance_scorer(search, X, y) > 0
     with pytest.raises(ValueError, match="other genes than in fit, or another order: 'h', 'g'"):
         significance_scorer(search, X, y[y.columns[::-1]])
-    with pytest.raises(ValueError, match="other genes than in fit"):
+    with pytest.raises(ValueError, match="y has 7 genes, but fit had 8"):
         significance_scorer(search, X, y.iloc[:, :-1])
     with pytest.raises(ValueError, match="do not belong to the samples of X.*'S0'.*'S89'"):
         significance_scorer(search, X, y[::-1])
     assert significance_scorer(search, X.to_numpy(), y.to_numpy()) > 0
+    one = NamedTwin().fit(X.to_numpy(), y[["a"]])
+    assert significance_scorer(one, X.to_numpy(), y["a"].rename("log2 TPM")) == 1
 
 
 def test_bad_parameters_are_refused():

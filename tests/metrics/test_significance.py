@@ -304,6 +304,17 @@ def test_gene_names_come_from_tables_or_the_argument():
         significance_report(frames[0], tables[1], frames[2][names[::-1]])
 
 
+def test_names_of_prediction_and_baseline_are_compared_where_the_truth_has_none():
+    names = ["ESR1", "ERBB2", "MKI67"]
+    y_true, *tables = make_tables(n_genes=3)
+    rows = [f"S{row}" for row in range(40)]
+    y_pred, y_base = (pd.DataFrame(table, index=rows, columns=names) for table in tables)
+    with pytest.raises(ValueError, match="y_pred and y_baseline must name the same genes"):
+        significance_report(y_true, y_pred, y_base[names[::-1]])
+    with pytest.raises(ValueError, match="y_pred and y_baseline must name the same rows"):
+        significance_report(y_true, y_pred, y_base[::-1])
+
+
 def test_one_gene_as_a_vector():
     y_true, y_pred, y_base = (table[:, 0] for table in make_tables(n_genes=1))
     report = significance_report(y_true, y_pred, y_base)

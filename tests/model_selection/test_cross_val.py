@@ -339,8 +339,10 @@ def test_slides_of_one_patient_in_two_folds_are_told(data):
     X, y, _ = data
     repeated = y.to_numpy()[np.arange(N) // 2]
     order = np.random.default_rng(0).permutation(N)
-    with pytest.warns(UserWarning, match=r"held-out samples have the very expression.*groups="):
+    message = r"held-out samples have the very expression.*groups="
+    with pytest.warns(UserWarning, match=message) as caught:
         cross_val_significance(PatientRidge(), X, repeated[order])
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cross_val_significance(
@@ -452,6 +454,9 @@ def test_external_evaluation_of_one_gene(data, external):
     assert by_series.index.tolist() == ["G0"]
     pd.testing.assert_frame_equal(result.evaluate(X_ext, y_ext["G0"].to_numpy()), by_series)
     pd.testing.assert_frame_equal(result.evaluate(X_ext, y_ext), by_series)
+    renamed = result.evaluate(X_ext, y_ext["G0"].rename("log2 TPM"))
+    pd.testing.assert_frame_equal(renamed, by_series)
+    pd.testing.assert_frame_equal(result.evaluate(X_ext, y_ext["G0"].tolist()), by_series)
 
 
 def test_external_input_is_checked(data, external):

@@ -7,15 +7,17 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, KFold
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_pk.metrics import compare_significance
 from sklearn_pk.model_selection import cross_val_significance, prior_gain
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
-from sklearn_pk.regression import PriorKnowledgeRegressor
+from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV
 
 N, N_GENES = 48, 12
 GENES = [f"G{gene:02d}" for gene in range(N_GENES)]
@@ -162,7 +164,7 @@ def test_search_over_lambda_is_done_for_each_setting(data):
 class NeverFit(RegressorMixin, BaseEstimator):
     """A model with a prior that must not be fitted."""
 
-    def __init__(self, prior="some", random_state=None):
+    def __init__(self, prior=PCA(2), random_state=None):  # noqa: B008
         self.prior = prior
         self.random_state = random_state
 
@@ -178,7 +180,7 @@ class NeverFit(RegressorMixin, BaseEstimator):
 class SeedlessModel(NeverFit):
     """A model without a random_state."""
 
-    def __init__(self, prior="some"):
+    def __init__(self, prior=PCA(2)):  # noqa: B008
         self.prior = prior
 
 
@@ -202,6 +204,26 @@ class NestedPrior(TransformerMixin, BaseEstimator):
             GridSearchCV(NeverFit(NestedPrior()), [{"random_state": [0]}, {"prior__rewire": [1]}]),
             {},
             "search sets 'prior__rewire' by itself",
+        ),
+        (
+            GridSearchCV(make_pipeline(NeverFit()), {"neverfit": [NeverFit()]}),
+            {},
+            "search sets 'neverfit' by itself",
+        ),
+        (GridSearchCV(NeverFit(), {"random_state": [1, 2]}), {}, "search sets 'random_state'"),
+        (
+            make_pipeline(RandomizedSearchCV(NeverFit(), {"prior": [1, 2]})),
+            {},
+            "search sets 'prior' by itself",
+        ),
+        (NeverFit, {}, r"must be an instance, got the class NeverFit. Pass NeverFit\(\)"),
+        (NeverFit("text"), {}, "prior must be an estimator with fit_transform.*got 'text'"),
+        (NeverFit(PCA), {}, "prior must be an estimator with fit_transform"),
+        (NeverFit([1.0, 2.0]), {}, r"embeddings of shape \(n_genes, d\)"),
+        (
+            PriorKnowledgeRegressorCV(prior=PCA(2), refit=False),
+            {},
+            "estimator has refit=False, so it cannot predict",
         ),
         (NeverFit(np.ones((12, 2))), {"controls": ["rewired"]}, "'rewired' needs .* is ndarray"),
         (NeverFit(), {"controls": ["none"]}, r"controls must be some of .*got \['none'\]"),
@@ -232,3 +254,40 @@ def test_the_prior_of_the_regressor_is_meant(data):
     model = NeverFit(NestedPrior(prior=EigengeneEmbedder()))
     with pytest.raises(AssertionError, match="work started"):
         prior_gain(model, X, y)
+
+
+def test_steps_may_be_called_prior_and_rewire(data):
+    X, y, patients = data
+    prior = Pipeline([("rewire", CoexpressionGraph(threshold=0.3)), ("prior", PCA(2))])
+    model = Pipeline([("prior", PriorKnowledgeRegressor(prior=prior, **MODEL))])
+    table = prior_gain(model, X, y, groups=patients, cv=2, n_seeds=1, random_state=0)
+    assert table["setting"].tolist() == ["none", "prior", "zero", "shuffled", "rewired"]
+    assert table["median_r"].nunique() == 5
+
+
+def test_cv_regressor_chooses_lambda_in_each_setting(data):
+    X, y, patients = data
+    model = PriorKnowledgeRegressorCV(
+        lambdas=[0.1, 0.9], cv=2, prior=EigengeneEmbedder(2), max_epochs=4, lr=1e-2
+    )
+    table = prior_gain(model, X, y, groups=patients, cv=2, n_seeds=1, random_state=0)
+    assert table["median_r"].nunique() == 4
+
+
+def test_results_share_the_truth(data):
+    X, y, _ = data
+    model = PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), **MODEL)
+    _, results = prior_gain(model, X, y, cv=2, n_seeds=2, random_state=0, return_results=True)
+    truths = {id(result.y_true) for runs in results.values() for result in runs}
+    assert len(truths) == 1
+    pd.testing.assert_frame_equal(results["none"][1].y_true, y)
+
+
+def test_a_model_without_untrained_twin_is_compared_with_the_mean_alone(data):
+    X, y, _ = data
+    model = TransformedTargetRegressor(
+        PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), **MODEL), transformer=StandardScaler()
+    )
+    table = prior_gain(model, X, y, cv=2, n_seeds=1, random_state=0)
+    assert table["n_significant"].isna().all()
+    assert table["n_significant_mean"].notna().all()

@@ -2,7 +2,6 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-
 import matplotlib.pyplot as plt
 import numpy as np
 import openslide
