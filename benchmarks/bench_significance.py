@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from _common import RESULTS, describe, peak_mb, timed, write_results
 from scipy import special, stats
-from sklearn.model_selection import KFold, cross_validate
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import KFold, cross_val_predict, cross_validate
 
 from sklearn_pk.metrics import compare_significance, significance_report, significance_scorer
 from sklearn_pk.metrics._comparison import resample_measures
@@ -151,6 +152,14 @@ def draw_cohort(rng, noise, n=150, n_genes=300, n_factors=10):
     return y_true, models, 0.3 * own[3]
 
 
+def train_on_cohort(rng, alphas, n=60, n_genes=40):
+    """Draw a cohort and cross-validate ridges on it: these models vary with the cohort, too."""
+    X = rng.normal(size=(n, 10))
+    coefficients = np.random.default_rng(0).normal(size=(10, n_genes)) * 0.15
+    y_true = X @ coefficients + rng.normal(size=(n, n_genes))
+    return y_true, [cross_val_predict(Ridge(alpha=alpha), X, y_true) for alpha in alphas], None
+
+
 def intervals(observed, draws, level=0.95):
     """Return the lower and upper ends that several methods give."""
     z = special.ndtri((1 + level) / 2)
@@ -169,11 +178,16 @@ def intervals(observed, draws, level=0.95):
 def simulate_coverage(arguments):
     """Count how often intervals hold the mean difference over many cohorts."""
     rows = []
-    for name, noise in {"equal": (0.5, 0.5), "one is worse": (0.5, 1.2)}.items():
+    cohorts = {
+        "given models, equal": lambda rng: draw_cohort(rng, (0.5, 0.5)),
+        "given models, one is worse": lambda rng: draw_cohort(rng, (0.5, 1.2)),
+        "ridges trained in folds": lambda rng: train_on_cohort(rng, (3, 300)),
+    }
+    for name, draw in cohorts.items():
         rng = np.random.default_rng(1)
         differences = []
         for _ in range(arguments.cohorts):
-            y_true, models, baseline = draw_cohort(rng, noise)
+            y_true, models, baseline = draw(rng)
             n = len(y_true)
             drawn = rng.multinomial(n, np.full(n, 1 / n), size=400).T
             weights = np.column_stack([np.ones(n), drawn])
