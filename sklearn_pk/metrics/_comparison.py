@@ -65,7 +65,7 @@ def _check_runs(reports, baseline):
     """Return the runs of each setting, which must be on the same samples and genes."""
     if not isinstance(reports, Mapping) or len(reports) < 2:
         raise ValueError(
-            "reports must map the names of at least two settings to their results, got "
+            "reports must be a dict that maps the names of two or more settings to results, got "
             f"{type(reports).__name__}{list(reports) if isinstance(reports, Mapping) else ''}."
         )
     settings = {}

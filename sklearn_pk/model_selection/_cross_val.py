@@ -20,7 +20,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 
-from ..metrics import pearson_by_gene, significance_report
+from ..metrics import significance_report
 from ..metrics._scorer import predict_with_untrained
 from ..metrics._significance import FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
@@ -97,12 +97,12 @@ def _fit_and_predict(estimator, transformer, X, y, values, is_1d, groups, pass_g
 
 def _describe_fold(number, fold, result, groups, **criteria):
     train, test = fold
-    n_significant = np.nan
+    n_significant = median_r = np.nan
     if len(test) >= FEWEST_SAMPLES:
         report = significance_report(
             result["y_true"], result["prediction"], result["untrained"], **criteria
         )
-        n_significant = int(report["significant"].sum())
+        n_significant, median_r = int(report["significant"].sum()), report["r"].median()
     return {
         "fold": number,
         "n_train": len(train),
@@ -110,7 +110,7 @@ def _describe_fold(number, fold, result, groups, **criteria):
         "n_train_patients": len(train if groups is None else np.unique(groups[train])),
         "n_test_patients": len(test if groups is None else np.unique(groups[test])),
         "n_significant": n_significant,
-        "median_r": np.median(pearson_by_gene(result["y_true"], result["prediction"])),
+        "median_r": median_r,
         "fit_time": result["fit_time"],
         "score_time": result["score_time"],
     }
@@ -247,9 +247,8 @@ def cross_val_significance(
 
     Notes
     -----
-    n of the tests counts samples, as published. For one row a patient, pass ``y_true``,
-    ``predictions`` and ``untrained_predictions`` of the result to
-    :func:`sklearn_pk.metrics.significance_report` with its `groups`.
+    n of the tests counts samples, as published. ``report_by_patient`` of the result tests one
+    row a patient.
 
     Examples
     --------

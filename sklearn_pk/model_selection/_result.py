@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.utils._param_validation import StrOptions, validate_params
 
 from ..metrics import significance_report
+from ..metrics._correlation import row_names
 from ..metrics._scorer import predict_with_untrained
 from ..utils import check_expression, check_sample_names
 from ..utils._validation import name_some
@@ -50,8 +51,8 @@ class CrossValSignificance:
         The truth, on the scale of the predictions.
     folds : DataFrame of n_folds rows
         ``fold``, ``n_train``, ``n_test``, ``n_train_patients``, ``n_test_patients`` (samples
-        count as patients without groups), ``n_significant`` (of this fold alone, NaN below
-        4 test samples), ``median_r``, ``fit_time`` and ``score_time`` (s; prediction only).
+        count as patients without groups), ``n_significant`` and ``median_r`` (of this fold
+        alone, NaN below 4 test samples), ``fit_time`` and ``score_time`` (s; prediction only).
     estimators : list of n_folds estimators
         The fitted model of each fold.
     target_transformers : list of n_folds transformers or of None
@@ -172,7 +173,8 @@ class CrossValSignificance:
         Warns
         -----
         UserWarning
-            If genes of the models are missing from `y`.
+            If genes of the models are missing from `y`, or samples of `y` are, by name, among
+            those of the cross-validation.
         """
         self._check_models()
         check_sample_names(X, y)
@@ -181,6 +183,7 @@ class CrossValSignificance:
         if is_1d and len(genes) == 1:
             gene_names = None  # a Series is often named after what it holds
         shared = self._shared_genes(gene_names, values.shape[1])
+        self._warn_of_seen(y)
         columns = genes if gene_names is None else gene_names
         rows = y.index if isinstance(y, pd.DataFrame | pd.Series) else None
         frame = pd.DataFrame(values, index=rows, columns=columns)
@@ -193,6 +196,35 @@ class CrossValSignificance:
         )
         opponent = None if baseline == "mean" else untrained
         return significance_report(truth, prediction, opponent, groups=groups, **self.criteria)
+
+    def report_by_patient(self, *, baseline="untrained"):
+        """
+        Report on patients: samples are averaged to one row a patient before the tests.
+
+        Parameters
+        ----------
+        baseline : {"untrained", "mean"}, default="untrained"
+            The opponent, as in :meth:`evaluate`.
+
+        Returns
+        -------
+        report : DataFrame, one row a gene
+            :func:`~sklearn_pk.metrics.significance_report` of the held-out samples, in which n
+            counts patients.
+
+        Raises
+        ------
+        ValueError
+            If the cross-validation had no `groups`, or `baseline` is unknown.
+        """
+        if baseline not in ("untrained", "mean"):
+            raise ValueError(f"baseline must be 'untrained' or 'mean', got {baseline!r}.")
+        if self.groups is None:
+            raise ValueError("The patients are not known: pass groups= to cross_val_significance.")
+        opponent = None if baseline == "mean" else self.untrained_predictions
+        return significance_report(
+            self.y_true, self.predictions, opponent, groups=self.groups, **self.criteria
+        )
 
     def _check_models(self):
         if not self.estimators:
@@ -207,6 +239,19 @@ class CrossValSignificance:
             untrained = None if lacks else untrained + as_table(twin).astype(np.float64, copy=False)
         n = len(self.estimators)
         return predictions / n, None if untrained is None else untrained / n
+
+    def _warn_of_seen(self, y):
+        names, seen = row_names(y), row_names(self.y_true)
+        if names is None or seen is None:
+            return
+        known = [name for name in names if name in set(seen)]
+        if known:
+            warnings.warn(
+                f"{len(known)} of {len(names)} samples are among those of the cross-validation, "
+                f"which most of its models were trained on: {name_some(known)}.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _shared_genes(self, gene_names, n_genes):
         genes = self.report.index
@@ -251,7 +296,8 @@ class CrossValSignificance:
         against = f"{self.mean_report['significant'].sum()} against the mean"
         if self.untrained_predictions is not None:
             against = f"{self.n_significant} against the untrained model, {against}"
+        genes = "1 gene" if len(self.report) == 1 else f"{len(self.report)} genes"
         return (
-            f"CrossValSignificance({len(self.report)} genes, significant: {against}; median r "
-            f"{self.median_r:.3f}, {len(self.predictions)} samples, {len(self.folds)} folds)"
+            f"CrossValSignificance({genes}, significant: {against}; median r {self.median_r:.3f}, "
+            f"{len(self.predictions)} samples, {len(self.folds)} folds)"
         )

@@ -120,7 +120,8 @@ class GeneGraphDisplay:
         if found is None:
             raise TypeError(
                 "estimator must be a fitted CoexpressionGraph, or hold one as a step of a "
-                f"Pipeline or of its prior; an instance of {type(estimator).__name__} has none."
+                f"Pipeline or of its prior; an instance of {type(estimator).__name__} has none. Of "
+                "a cross-validated result, pass one of its estimators."
             )
         names = getattr(found, "gene_names_in_", np.arange(found.graph_.shape[0]))
         return cls.from_graph(found.graph_, names, gene, **options)
@@ -232,7 +233,7 @@ class GeneGraphDisplay:
         places = _places(weights)
         self.nodes_ = self._draw_nodes(ax, places, values, cmap, vmin, vmax)
         self.colorbar_ = None
-        if values is not None:
+        if values is not None and len(values) > 1:
             missing = " (grey: no value)" if np.isnan(values).any() else ""
             self.colorbar_ = draw_color_bar(ax, self.nodes_, f"{self.value_name}{missing}")
         size, gap, radius, half = self._fit_circle(ax, fontsize)

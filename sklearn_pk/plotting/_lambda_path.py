@@ -74,13 +74,19 @@ def _readable(values):
     objects = {id(value): value for value in values if not _is_simple(value)}
     names, seen = {}, {}
     for key, value in objects.items():
-        name = type(value).__name__
+        name = _class_name(value)
         seen[name] = seen.get(name, 0) + 1
         names[key] = (name, seen[name])
     return [
         _text(value) if _is_simple(value) else _numbered(*names[id(value)], seen)
         for value in values
     ]
+
+
+def _class_name(value):
+    if isinstance(value, Pipeline):
+        return " + ".join(type(step).__name__ for _, step in value.steps)
+    return type(value).__name__
 
 
 def _text(value):
@@ -460,16 +466,16 @@ def _draw_ticks(ax, lambdas):
 
 
 def _draw_legend(ax, title):
-    """Draw a legend of all displays on the axes, beside the data."""
+    """Draw a legend of all displays, beside the axes where the layout makes room for it."""
     if not ax.get_legend_handles_labels()[1]:
         return
     if not title and ax.get_legend():
         title = ax.get_legend().get_title().get_text()
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend(
         frameon=False,
         title=title,
         fontsize="small",
         handlelength=3,
-        loc="upper left",
-        bbox_to_anchor=(1, 1),
+        **({"loc": "best"} if ax.figure.get_layout_engine() is None else beside),
     )

@@ -16,8 +16,8 @@ from ._colors import GREY, OKABE_ITO
 
 _COLUMNS = ("r", "p", "p_fdr", "r_baseline", "steiger_p", "steiger_fdr", "significant", "reason")
 _KINDS = ("volcano", "sorted")
-_LABEL_SIZE = 8  # points, as are the heights below
-_LABEL_HEIGHT = 1.35 * _LABEL_SIZE
+_LABEL_SIZE = 8  # points
+_LINE = 1.35  # room of a name, in heights of its letters
 _RASTERIZED = 2000
 _COLOR, _MARKED = OKABE_ITO[:2]
 _HOLLOW, _BASELINE = "0.55", "0.78"
@@ -26,7 +26,8 @@ _HOLLOW, _BASELINE = "0.55", "0.78"
 def _check_report(report):
     if not isinstance(report, pd.DataFrame):
         raise TypeError(
-            "report must be the DataFrame that significance_report returns, got an instance of "
+            "report must be the DataFrame that significance_report returns, such as the "
+            "attribute report of a result of cross_val_significance, got an instance of "
             f"{type(report).__name__}."
         )
     missing = [name for name in _COLUMNS if name not in report]
@@ -180,6 +181,8 @@ class SignificanceDisplay:
 
     def __init__(self, report, *, alpha=0.05, fdr=0.2):
         _check_report(report)
+        # Read back from a file, the names of the genes may be a column.
+        report = report.set_index("gene") if "gene" in report else report
         self.report = report
         self.alpha = alpha
         self.fdr = fdr
@@ -314,14 +317,15 @@ class SignificanceDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure. Names of genes stand to their right.
+            Axes to draw on; None makes a new figure. Names of genes stand to their right and
+            the legend below, so beside other axes use ``plt.subplots(layout="constrained")``.
         kind : {"volcano", "sorted"}, default="volcano"
             "volcano" draws the p-value of Steiger's test over r, and that of r itself where
             the opponent is the mean. "sorted" draws r of all genes in ascending order, with
             the baseline's r of the same genes.
         n_labels : int, default=5
             How many significant genes are named, those of the largest r.
-        highlight : sequence of str, default=()
+        highlight : str or sequence of str, default=()
             Genes of interest, to be marked and named.
 
         Returns
@@ -388,7 +392,8 @@ class SignificanceDisplay:
             levels[f"{test} FDR = {self.fdr:g}"] = corrected
         for (label, level), style in zip(levels.items(), ("--", ":"), strict=False):
             self._draw_level(self.ax_.axhline, -np.log10(level), label, style)
-        self._draw_critical_r(self.ax_.axvline)
+        if not self._against_mean:  # the same level as that of p
+            self._draw_critical_r(self.ax_.axvline)
         lost = self._p == 0
         y = -np.log10(np.where(lost, 1.0, self._p))
         top = 1.08 * max(y.max(), *-np.log10(list(levels.values())), 1.0)
@@ -469,7 +474,9 @@ class SignificanceDisplay:
         low, high = ax.get_ylim()
         genes = genes[np.argsort(y[genes], kind="stable")]
         height = ax.get_window_extent().height * 72 / ax.figure.dpi
-        places = _spread((y[genes] - low) / (high - low), _LABEL_HEIGHT / height, 1.0)
+        # Many names are smaller, so that they stay beside the axes.
+        size = min(_LABEL_SIZE, height / (_LINE * max(1, len(genes))))
+        places = _spread((y[genes] - low) / (high - low), _LINE * size / height, 1.0)
         # From the left edge of a name, so that no line crosses another name.
         leader = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 1, "relpos": (0, 0.5)}
         self.labels_ = [
@@ -479,7 +486,7 @@ class SignificanceDisplay:
                 (1.03, place),
                 textcoords="axes fraction",
                 va="center",
-                fontsize=_LABEL_SIZE,
+                fontsize=size,
                 fontweight="bold" if marked[gene] else "normal",
                 color=_MARKED if marked[gene] else "black",
                 arrowprops=leader,

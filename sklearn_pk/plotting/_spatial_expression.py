@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import warnings
 from numbers import Real
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matplotlib.colors import Normalize
 from scipy.spatial import cKDTree
 from sklearn.pipeline import Pipeline
 
+from ..utils._validation import same_sample
 from ._prediction import _find_gene
 from ._slide import (
     color_limits,
@@ -182,6 +184,8 @@ class SpatialExpressionDisplay:
             or if the slide cannot be read.
         """
         _check_table(tiles)
+        if isinstance(gene, list | tuple):
+            raise ValueError(f"gene must be one gene, got {gene!r}. Draw one map for each.")
         column, gene = _find_gene(gene, tiles.columns.to_numpy(dtype=object), tiles.shape[1])
         name, edge = _name_of_slide(tiles), tiles.attrs.get("size_level0")
         if slide is not None:
@@ -191,6 +195,7 @@ class SpatialExpressionDisplay:
             thumbnail, downsample, stated = read_overview(path, size)
             # A TiledSlide knows what the user said of a file that states nothing.
             mpp = getattr(slide, "slide_mpp", stated) if mpp is None else mpp
+            _warn_of_other_slide(tiles.attrs.get("slide"), path)
             name = name or Path(path).stem
             edge = edge or getattr(slide, "size_level0", None)
         display = cls(
@@ -407,6 +412,15 @@ def _name_of_slide(tiles):
     """Return the name in a table; of a path, its last part without the ending."""
     name = str(tiles.attrs.get("slide") or "")
     return Path(name).stem if Path(name).name != name else name
+
+
+def _warn_of_other_slide(name, path):
+    if name and not same_sample(str(name), str(path)):
+        warnings.warn(
+            f"The tiles are of the slide {name!r}, and the picture is of {str(path)!r}.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_positive(name, value):

@@ -312,7 +312,8 @@ def _contains(text, name):
     return False
 
 
-def _same_sample(x_name, y_name):
+def same_sample(x_name, y_name):
+    """Tell whether two names, of files or slides or patients, are of the same sample."""
     if x_name == y_name:
         return True
     x_path, y_path = PurePath(x_name), PurePath(y_name)
@@ -367,7 +368,7 @@ def check_sample_names(X, y):
     wrong = [
         row
         for row, (x_name, y_name) in enumerate(zip(x_names, y_names, strict=True))
-        if not _same_sample(x_name, y_name)
+        if not same_sample(x_name, y_name)
     ]
     if wrong:
         shown = "; ".join(

@@ -254,7 +254,7 @@ def test_results_bring_their_patients_and_criteria(results):
 
 def test_bad_reports_are_refused(results):
     tables = make_tables(n_genes=20)
-    with pytest.raises(ValueError, match="at least two settings to their results, got list"):
+    with pytest.raises(ValueError, match="a dict that maps .* to results, got list"):
         compare_significance([tables, tables])
     with pytest.raises(ValueError, match=r"got dict\['a'\]"):
         compare_significance({"a": tables})

@@ -287,7 +287,7 @@ def test_folds_may_leave_samples_out_and_be_tiny(data):
     cv = [(rows[6:], rows[:3]), (rows[6:], rows[3:6])]
     result = cross_val_significance(PatientRidge(), X, y, cv=cv)
     assert result.predictions.index.tolist() == y.index[:6].tolist()
-    assert result.folds["n_significant"].isna().all()
+    assert result.folds[["n_significant", "median_r"]].isna().all(axis=None)
     masks = [(rows >= 6, rows < 6)]
     assert len(cross_val_significance(PatientRidge(), X, y, cv=masks).predictions) == 6
 
@@ -477,3 +477,28 @@ def test_external_input_is_checked(data, external):
         result.evaluate(X_ext, y_ext, baseline="zero")
     with pytest.raises(ValueError, match="at least 4 samples, got n = 3"):
         result.evaluate(X_ext[:3], y_ext[:3])
+
+
+def test_report_by_patient(data):
+    X, y, patients = data
+    result = cross_val_significance(PatientRidge(), X, y, groups=patients, alpha=0.01)
+    tables = (result.y_true, result.predictions, result.untrained_predictions)
+    expected = significance_report(*tables, groups=patients, alpha=0.01)
+    pd.testing.assert_frame_equal(result.report_by_patient(), expected)
+    assert not expected["r"].equals(result.report["r"])
+    expected = significance_report(*tables[:2], None, groups=patients, alpha=0.01)
+    pd.testing.assert_frame_equal(result.report_by_patient(baseline="mean"), expected)
+    with pytest.raises(ValueError, match="baseline must be 'untrained' or 'mean', got 'zero'"):
+        result.report_by_patient(baseline="zero")
+    with pytest.raises(ValueError, match="patients are not known: pass groups="):
+        cross_val_significance(PatientRidge(), X, y).report_by_patient()
+
+
+def test_samples_of_the_cross_validation_are_not_external(data, external):
+    X, y, _ = data
+    X_ext, y_ext = external
+    result = cross_val_significance(PatientRidge(), X, y)
+    y_ext = y_ext.rename(index={"E3": "S3", "E7": "S9"})
+    with pytest.warns(UserWarning, match="2 of 30 samples are among.*'S3', 'S9'") as caught:
+        result.evaluate(X_ext, y_ext)
+    assert caught[0].filename == __file__

@@ -427,3 +427,22 @@ def test_bad_genes(tables):
         PredictionDisplay.from_predictions(y_true.to_numpy(), y_pred, gene=3)
     with pytest.raises(ValueError, match="same shape"):
         PredictionDisplay.from_predictions(y_true, y_pred[:9], gene="ESR1")
+
+
+def test_pipelines_are_named_by_their_steps():
+    priors = [make_pipeline(StandardScaler(), Ridge()), make_pipeline(Ridge())]
+    display = LambdaPathDisplay.from_cv_results(
+        search_results({"lambda_": [0.1, 0.5], "prior": priors})
+    )
+    assert labels_of(display) == ["StandardScaler + Ridge", "Ridge"]
+
+
+@pytest.mark.parametrize("layout", [None, "constrained"])
+def test_legend_stays_on_the_figure(plt, layout):
+    figure, ax = plt.subplots(layout=layout)
+    results = search_results({"lambda_": [0.1, 0.5]})
+    for label in ("a prior with a long name", "its control"):
+        display = LambdaPathDisplay.from_cv_results(results, ax=ax, label=label)
+    figure.canvas.draw()
+    box = display.ax_.get_legend().get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1

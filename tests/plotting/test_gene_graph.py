@@ -327,3 +327,8 @@ def test_graph_is_never_dense_nor_changed():
     assert peak < 50e6  # the dense matrix is 5 GB
     np.testing.assert_array_equal(graph.data, before.data)
     np.testing.assert_array_equal(graph.indices, before.indices)
+
+
+def test_a_gene_alone_has_no_colour_bar():
+    display = GeneGraphDisplay.from_graph(np.zeros((3, 3)), list("abc"), "b", values={"b": 0.3})
+    assert display.colorbar_ is None

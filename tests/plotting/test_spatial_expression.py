@@ -293,9 +293,20 @@ def test_title_has_the_name_of_the_slide(stated, shown):
 
 
 def test_resolution_of_the_user_wins(cmu_slide, tiled):
-    tiles = table(tiled.coords, np.arange(len(tiled)))
+    tiles = table(tiled.coords, np.arange(len(tiled)), slide=cmu_slide)
     display = SpatialExpressionDisplay.from_predictions(tiles, slide=cmu_slide, mpp=0.25)
     assert "100 µm" in texts_of(display)
+
+
+def test_picture_of_another_slide_is_told(cmu_slide, tiled):
+    tiles = table(tiled.coords, np.arange(len(tiled)), slide="TCGA-AA-0001-01Z.svs")
+    with pytest.warns(UserWarning, match="tiles are of the slide 'TCGA-AA-0001.*picture is of"):
+        SpatialExpressionDisplay.from_predictions(tiles, slide=cmu_slide)
+
+
+def test_several_genes_are_several_maps():
+    with pytest.raises(ValueError, match=r"one gene, got \['ESR1', 'PGR'\]"):
+        SpatialExpressionDisplay.from_predictions(table(grid(2, 2), range(4)), gene=["ESR1", "PGR"])
 
 
 @pytest.mark.parametrize("layout", ["constrained", None])
