@@ -19,6 +19,7 @@ from sklearn_pk.datasets import make_slide_cohort
 from sklearn_pk.metrics import compare_significance
 from sklearn_pk.model_selection import cross_val_significance, prior_gain
 from sklearn_pk.plotting import (
+    ComparisonDisplay,
     GeneGraphDisplay,
     PredictionDisplay,
     SignificanceDisplay,
@@ -100,8 +101,9 @@ table.groupby("setting", sort=False)[["n_significant", "n_significant_mean", "me
 # that holds zero says that patients or seeds like these could have shown the opposite.
 
 comparison = compare_significance(results, reference="zero", n_boot=500, random_state=0)
-comparison = comparison[comparison["setting"] == "prior"].set_index("measure")
-comparison[["value", "reference_value", "difference", "ci_low", "ci_high"]].round(3)
+ComparisonDisplay.from_comparison(comparison, measure="median_r")
+plt.show()
+comparison[comparison["setting"] == "prior"].set_index("measure").iloc[:, 2:].round(3)
 
 # %%
 # The knowledge itself: the neighbours of that gene in the graph of the first fold's training

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from ._comparison import ComparisonDisplay
 from ._gene_graph import GeneGraphDisplay
 from ._lambda_path import LambdaPathDisplay
 from ._prediction import PredictionDisplay
@@ -12,6 +13,7 @@ from ._tile_sheet import TileSheetDisplay
 from ._tissue_mask import TissueMaskDisplay
 
 __all__ = [
+    "ComparisonDisplay",
     "GeneGraphDisplay",
     "LambdaPathDisplay",
     "PredictionDisplay",
