@@ -8,7 +8,7 @@ import numpy as np
 _CONSTANT = 1e-13
 
 
-def centre_rows(rows):
+def centre_rows(rows, *, out=None):
     """
     Return centred rows, their Euclidean norms and means; constant rows get norm 0.
 
@@ -19,6 +19,8 @@ def centre_rows(rows):
     ----------
     rows : ndarray of shape (n_rows, n_columns), float64
         Values.
+    out : ndarray of the same shape, default=None
+        Where to put the centred rows, which may be `rows` itself. None takes new memory.
 
     Returns
     -------
@@ -30,8 +32,8 @@ def centre_rows(rows):
         The means.
     """
     means = rows.mean(axis=1)
-    centred = rows - means[:, np.newaxis]
-    norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+    centred = np.subtract(rows, means[:, np.newaxis], out=out)
+    norms = np.sqrt(np.vecdot(centred, centred))
     constant = norms <= _CONSTANT * np.abs(means) * np.sqrt(rows.shape[1])
     norms[constant] = 0.0
     return centred, norms, means

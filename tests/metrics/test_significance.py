@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from sklearn_pk.metrics import significance_report
+from sklearn_pk.metrics._significance import _order_statistics, interquartile_range
 
 GOLDEN = Path(__file__).parents[1] / "data" / "significance.npz"
 COLUMNS = [
@@ -273,6 +274,22 @@ def test_mean_baseline_leaves_out_steiger():
     )
     assert_array_equal(report["significant"], expected)
     assert 0 < expected.sum() < 60
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 41, 200])
+def test_interquartile_range_equals_scipy(n):
+    rng = np.random.default_rng(n)
+    rows = rng.normal(size=(40, n)) * 10.0 ** rng.integers(-3, 3, size=(40, 1))
+    rows[:10] = np.round(rows[:10])  # ties
+    rows[10:15] = 2e4 + 1e-3 * rng.normal(size=(5, n))  # ties in float32, but not here
+    rows[15] = 7.0
+    rows[16] *= 1e150  # beyond float32
+    rows[17] *= 1e-150
+    rows[18] = np.where(np.arange(n) < n // 2, 0.0, rows[18])
+    ranks = [0, 1, n // 2, n - 1]
+    assert_array_equal(_order_statistics(rows, ranks), np.sort(rows, axis=1)[:, ranks].T)
+    rounding = 4 * np.finfo(float).eps * np.abs(rows).max(axis=1)
+    assert (np.abs(interquartile_range(rows) - stats.iqr(rows, axis=1)) <= rounding).all()
 
 
 def test_rmse_ratios_are_nan_where_not_defined():
