@@ -147,6 +147,14 @@ def test_an_interval_that_ends_at_0_holds_it(limits):
     assert_clear(display)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_0_is_in_sight_of_intervals_on_one_side(sign):
+    low, high = sorted([sign * 200.0, sign * 300.0])
+    display = ComparisonDisplay.from_comparison(make_frame({"a": (sign * 250.0, low, high)}))
+    left, right = display.ax_.get_xlim()
+    assert left < 0 < right
+
+
 def test_numbers_of_counts(comparison):
     display = ComparisonDisplay.from_comparison(comparison)
     assert texts_of(display.texts_) == [
