@@ -13,7 +13,7 @@ found.
 
 DIR holds one HDF5 file of tile features a slide, or is a table (csv, csv.gz, parquet) with one row
 a slide or patient. TABLE has one row a slide or patient and one column a gene. Rows are matched by
-name, or by the patient of a TCGA barcode.
+name, or by the TCGA barcode (see :func:`~sklearn_pk.datasets.match_samples`).
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -38,9 +38,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils import Bunch
 
-from sklearn_pk.datasets import make_slide_cohort
+from sklearn_pk.datasets import make_slide_cohort, match_samples, read_expression, read_table
 from sklearn_pk.metrics import significance_scorer
-from sklearn_pk.model_selection import cross_val_significance, patient_ids
+from sklearn_pk.model_selection import cross_val_significance
 from sklearn_pk.plotting import LambdaPathDisplay, PredictionDisplay, TissueMaskDisplay
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
@@ -132,72 +132,33 @@ def regressor(arguments, *, n_components, threshold=0.75, **sizes):
     )
 
 
-def read_table(path):
-    """Read a table whose first column names its rows."""
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, index_col=0)
-    if not all(table.shape):
-        raise SystemExit(f"{path}: expected a table of samples x columns, got {table.shape}.")
-    return table
-
-
 def own_data(arguments):
     """Read features and expression, match their rows, and make the pipeline for features."""
-    expression = read_table(arguments.expression)
+    table = read_expression(arguments.expression)
     if arguments.features.is_dir():
-        files = sorted(arguments.features.rglob("*.h5"))
-        if not files:
-            raise SystemExit(f"{arguments.features}: there is no HDF5 file (*.h5) in this folder.")
-        names, features = [path.stem for path in files], None
+        features, aggregators = read_features(arguments.features), ["mlp", "summary_mixing"]
     else:
-        features = read_table(arguments.features)
-        names = [str(name) for name in features.index]
-    rows = [match_row(name, expression.index) for name in names]
-    kept = [position for position, row in enumerate(rows) if row is not None]
-    print(f"{len(kept)} of {len(names)} rows of features have a row of expression.")
-    if not kept:
-        raise SystemExit(
-            f"No row of features (such as {names[0]!r}) has one of expression (such as "
-            f"{expression.index[0]!r})."
-        )
-    matched = [rows[position] for position in kept]
-    if features is None:
-        X = [read_features(files[position]) for position in kept]
-        first, aggregators = SuperTileClusterer(random_state=0), ["mlp", "summary_mixing"]
-    else:
-        X = features.iloc[kept]
-        first = normalizer(len(kept), 200)
-        aggregators = ["mlp"]
-    own_names = [names[position] for position in kept]
+        features, aggregators = read_table(arguments.features), ["mlp"]
+    matched = match_samples(features, table.expression, patients=table.patients)
+    n_samples = len(matched.X)
+    print(f"{n_samples} of {len(features)} rows of features have a row of expression.")
+    first = SuperTileClusterer(random_state=0)
+    if not arguments.features.is_dir():
+        first = normalizer(n_samples, 200)
     ranked = arguments.transform == "rank"
     return Bunch(
-        X=X,
-        expression=expression.loc[matched].set_axis(own_names),
-        patients=patients_of(expression.loc[matched]),
+        X=matched.X,
+        expression=matched.expression,
+        patients=matched.patients,
         planted_r2=None,
         model=make_pipeline(
             first,
             regressor(arguments, n_components=128, embed_dim=128, depth=2, n_heads=8, head_dim=16),
         ),
         aggregators=aggregators,
-        transformer=normalizer(len(kept), 500) if ranked else None,
+        transformer=normalizer(n_samples, 500) if ranked else None,
         units="rank-normalised" if ranked else None,
     )
-
-
-def match_row(name, index):
-    """Find the row of expression of a slide: of its name, or of its TCGA patient."""
-    if name in index:
-        return name
-    parts = name.split(".")[0].split("-")
-    candidates = ["-".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    return next((candidate for candidate in candidates if candidate in index), None)
-
-
-def patients_of(expression):
-    """Take patients from TCGA barcodes; otherwise slides of equal expression are of one patient."""
-    if all(str(name).startswith("TCGA-") for name in expression.index):
-        return patient_ids(expression.index)
-    return expression.groupby(list(expression.columns), sort=False).ngroup().to_numpy()
 
 
 def normalizer(n_samples, n_quantiles):

@@ -1,8 +1,20 @@
-"""Data sets: shipped real data and cohorts with planted truth."""
+"""Data sets: shipped real data, cohorts with planted truth, and tables of the user's own."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from ._expression_cohort import make_expression_cohort
 from ._loaders import load_brca_expression, load_cgn, load_cmu_slide
+from ._matching import match_samples
 from ._slide_cohort import make_slide_cohort
+from ._tables import read_expression, read_table
 
-__all__ = ["load_brca_expression", "load_cgn", "load_cmu_slide", "make_slide_cohort"]
+__all__ = [
+    "load_brca_expression",
+    "load_cgn",
+    "load_cmu_slide",
+    "make_expression_cohort",
+    "make_slide_cohort",
+    "match_samples",
+    "read_expression",
+    "read_table",
+]

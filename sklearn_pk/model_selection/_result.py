@@ -135,10 +135,11 @@ class CrossValSignificance:
             "y": "no_validation",
             "groups": ["array-like", None],
             "baseline": [StrOptions({"untrained", "mean"})],
+            "return_tables": ["boolean"],
         },
         prefer_skip_nested_validation=True,
     )
-    def evaluate(self, X, y, *, groups=None, baseline="untrained"):
+    def evaluate(self, X, y, *, groups=None, baseline="untrained", return_tables=False):
         """
         Report on samples of another cohort, predicted with the mean of the fold models.
 
@@ -156,6 +157,8 @@ class CrossValSignificance:
         baseline : {"untrained", "mean"}, default="untrained"
             The opponent: the mean of the models before training, or the mean of `y`. The
             latter is taken, too, where the estimator has no ``predict_untrained``.
+        return_tables : bool, default=False
+            Whether to return the tables behind the report, too.
 
         Returns
         -------
@@ -163,6 +166,9 @@ class CrossValSignificance:
             :func:`~sklearn_pk.metrics.significance_report`, by the criteria of the
             cross-validation. With a `target_transformer`, `y` is brought to the mean of the
             scales of the folds first.
+        tables : tuple of DataFrame
+            Truth, prediction and baseline (None for the mean), one row a sample, for
+            :func:`~sklearn_pk.metrics.compare_significance`. Only with `return_tables`.
 
         Raises
         ------
@@ -194,8 +200,9 @@ class CrossValSignificance:
             else pd.DataFrame(table, index=frame.index, columns=genes, copy=False)[shared]
             for table in self._predict_with_untrained(X)
         )
-        opponent = None if baseline == "mean" else untrained
-        return significance_report(truth, prediction, opponent, groups=groups, **self.criteria)
+        tables = truth, prediction, None if baseline == "mean" else untrained
+        report = significance_report(*tables, groups=groups, **self.criteria)
+        return (report, tables) if return_tables else report
 
     def report_by_patient(self, *, baseline="untrained"):
         """

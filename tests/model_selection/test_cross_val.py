@@ -397,6 +397,12 @@ def test_external_report_finds_genes_by_name(data, external):
     pd.testing.assert_frame_equal(against_mean, expected)
     ridge = cross_val_significance(Ridge(), X, y)
     assert ridge.evaluate(X_ext, y_ext)["steiger_p"].isna().all()
+    same, (truth, prediction, opponent) = result.evaluate(X_ext, y_ext, return_tables=True)
+    pd.testing.assert_frame_equal(same, report)
+    pd.testing.assert_frame_equal(truth, y_ext[GENES], check_names=False)
+    assert_allclose(prediction, result.predict(X_ext))
+    assert_allclose(opponent, untrained)
+    assert result.evaluate(X_ext, y_ext, baseline="mean", return_tables=True)[1][2] is None
     patients = np.arange(30) // 2
     assert_allclose(
         result.evaluate(X_ext, y_ext, groups=patients)["r"],

@@ -1,0 +1,297 @@
+"""Tables somebody already has: features with one row a slide, and expression."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import lzma
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.utils import Bunch
+from sklearn.utils._param_validation import StrOptions, validate_params
+
+from ..utils import check_expression
+from ..utils._validation import TCGA_PATIENT, name_some
+
+_TEXT_ENDINGS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_PACKED = {".gz", ".bz2", ".xz", ".zip"}
+_ENDINGS = "csv, tsv or txt (also packed: .gz, .bz2, .xz, .zip), parquet, npz or h5ad"
+# What the columns of the reference table of SEQUOIA are called.
+_SLIDE, _PATIENT, _GENE_PREFIX = "wsi_file_name", "patient_id", "rna_"
+_ROW_KEYS = ("sample", "samples", "slide", "slides", "patient", "patients", "index", "names")
+_COLUMN_KEYS = ("gene", "genes", "feature", "features", "columns")
+
+
+class _Refused(ValueError):
+    """A file that could be read, but is not what it should be."""
+
+
+def _ending(path):
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _PACKED:
+        return suffixes[-2] if len(suffixes) > 1 else ""
+    return suffixes[-1] if suffixes else ""
+
+
+def _read_parquet(path):
+    frame = pd.read_parquet(path)
+    if isinstance(frame.index, pd.RangeIndex) and frame.shape[1]:
+        first = _SLIDE if _SLIDE in frame.columns else frame.columns[0]
+        if not pd.api.types.is_numeric_dtype(frame[first]):
+            return frame.set_index(first)  # written without its index
+        raise _Refused(
+            f"{str(path)!r}: its rows have no names. They are expected in the index or in the "
+            "first column."
+        )
+    return frame
+
+
+def _names_for(arrays, keys, length, others):
+    """Return the names of so many rows or columns: of a known key, else of the only text."""
+    fitting = [key for key in arrays if len(arrays[key]) == length and key not in others]
+    known = [key for key in keys if key in fitting]
+    chosen = known or fitting
+    return (chosen[0], arrays[chosen[0]]) if chosen else (None, None)
+
+
+def _read_npz(path):
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {}
+        for key in archive.files:
+            try:
+                arrays[key] = archive[key]
+            except ValueError as error:  # an array of objects, which is a pickle
+                raise _Refused(
+                    f"{str(path)!r}: the array {key!r} holds Python objects, which could run code "
+                    f"when they are loaded. Save it as text: {key}.astype(str)."
+                ) from error
+    tables = [key for key, array in arrays.items() if array.ndim == 2]
+    if len(tables) != 1:
+        raise _Refused(
+            f"{str(path)!r}: expected one array with two dimensions, samples x columns, and names "
+            f"beside it, found {name_some(tables) if tables else 'none'} in {list(arrays)}."
+        )
+    values = arrays[tables[0]]
+    names = {key: each for key, each in arrays.items() if each.ndim == 1 and each.dtype.kind == "U"}
+    column_key, columns = _names_for(names, _COLUMN_KEYS, values.shape[1], _ROW_KEYS)
+    _, rows = _names_for(names, _ROW_KEYS, values.shape[0], (*_COLUMN_KEYS, column_key))
+    if rows is None:
+        raise _Refused(
+            f"{str(path)!r}: its rows have no names. Beside the values, give it an array of text, "
+            f"'samples', with {len(values)} names."
+        )
+    return pd.DataFrame(values, index=rows, columns=columns)
+
+
+def _read_h5ad(path):
+    try:
+        import anndata
+    except ImportError as error:
+        raise ImportError(
+            f"{str(path)!r}: AnnData files need the package anndata: "
+            "pip install 'sklearn_pk[anndata]'."
+        ) from error
+    data = anndata.read_h5ad(path)
+    values = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
+    frame = pd.DataFrame(values, index=data.obs_names, columns=data.var_names)
+    for name in (_PATIENT, _SLIDE):
+        if name in data.obs:
+            frame.insert(0, name, data.obs[name].astype(str).to_numpy())
+    return frame
+
+
+def _read_text(path):
+    separator = _TEXT_ENDINGS[_ending(path)]
+    header = pd.read_csv(path, sep=separator, nrows=0)
+    if _SLIDE in header.columns:
+        return pd.read_csv(path, sep=separator)
+    return pd.read_csv(path, sep=separator, index_col=0)
+
+
+def _read(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    ending = _ending(path)
+    readers = dict.fromkeys(_TEXT_ENDINGS, _read_text)
+    readers |= {".parquet": _read_parquet, ".npz": _read_npz, ".h5ad": _read_h5ad}
+    if ending not in readers:
+        raise ValueError(f"{str(path)!r}: expected a table as {_ENDINGS}, got {ending!r}.")
+    try:
+        frame = readers[ending](path)
+    except (ImportError, _Refused):
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile, lzma.LZMAError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as {ending}: {error}") from error
+    return frame
+
+
+def _check_frame(frame, path):
+    """Refuse what is not a table of named rows of numbers."""
+    if not all(frame.shape):
+        raise ValueError(
+            f"{str(path)!r}: expected a table of samples x columns, got shape {frame.shape}. The "
+            "first column of a text file names the rows."
+        )
+    frame.index = frame.index.map(str)
+    for what, names in (("rows", frame.index), ("columns", frame.columns)):
+        repeated = names[names.duplicated()].unique()
+        if len(repeated):
+            raise ValueError(
+                f"{str(path)!r}: {len(repeated)} {what} have a name that another has, too: "
+                f"{name_some(repeated)}. Keep one of each, or average them."
+            )
+
+
+def read_table(path):
+    r"""
+    Read a table with one named row a slide or patient, such as features by hand.
+
+    Parameters
+    ----------
+    path : str or path-like
+        csv, tsv or txt (tab separated), these also packed, whose first column names the
+        rows; parquet; npz with one array (rows, columns) and the names of both as text;
+        or h5ad (AnnData, with the extra ``anndata``).
+
+    Returns
+    -------
+    table : DataFrame of shape (n_rows, n_columns)
+        The numbers, rows indexed by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        If an h5ad file is to be read and anndata is not installed.
+    TypeError
+        If a column does not hold numbers; it is named.
+    ValueError
+        If the file is damaged, of another kind, empty, could run code (arrays of objects in
+        npz), names a row or a column twice, or holds NaN or infinity; the file is named.
+
+    See Also
+    --------
+    read_expression : Reads expression, and knows the reference tables of SEQUOIA.
+    match_samples : Finds the row of expression for each row of features.
+    sklearn_pk.slides.read_features : Reads tile features.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from sklearn_pk.datasets import read_table
+    >>> path = Path(mkdtemp()) / "features.csv"
+    >>> _ = path.write_text("slide,area,nuclei\nP1,0.5,120\nP2,0.25,80\n")
+    >>> read_table(path)
+           area  nuclei
+    slide
+    P1     0.50     120
+    P2     0.25      80
+    """
+    path = Path(path)
+    frame = _read(path)
+    frame = frame.drop(columns=[name for name in (_SLIDE, _PATIENT) if name in frame.columns])
+    _check_frame(frame, path)
+    check_expression(frame, estimator_name="read_table", input_name=str(path))
+    return frame
+
+
+def _looks_like_samples(names):
+    return bool(len(names)) and all(TCGA_PATIENT.match(str(name)) for name in names)
+
+
+def _gene_columns(frame):
+    """Return the genes of a table; in that of SEQUOIA, all else describes the sample."""
+    prefixed = [name for name in frame.columns if str(name).startswith(_GENE_PREFIX)]
+    if not prefixed:
+        return frame
+    return frame[prefixed].rename(columns=lambda name: name.removeprefix(_GENE_PREFIX))
+
+
+@validate_params(
+    {"path": "no_validation", "genes_in": [StrOptions({"columns", "rows"})]},
+    prefer_skip_nested_validation=True,
+)
+def read_expression(path, *, genes_in="columns"):
+    r"""
+    Read a table of expression.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A wide table, as :func:`read_table` reads it; the reference table of SEQUOIA, with the
+        columns ``wsi_file_name``, ``patient_id`` and ``rna_GENE``; or AnnData (h5ad; samples
+        are ``obs``, and ``obs["patient_id"]`` names patients, where there is one).
+    genes_in : {"columns", "rows"}, default="columns"
+        Where genes are. Many downloads have them in rows.
+
+    Returns
+    -------
+    table : :class:`~sklearn.utils.Bunch`
+        Dictionary-like object with the attributes:
+
+        expression : DataFrame of shape (n_samples, n_genes)
+            The values as they are in the file, log2(x + 1) as a rule; rows are indexed by the
+            name of the slide, sample or patient.
+        patients : Series of shape (n_samples,), str, or None
+            Patient of each row, where the file states it.
+        path : str
+            The file.
+
+    Raises
+    ------
+    FileNotFoundError, ImportError, TypeError
+        As :func:`read_table`.
+    ValueError
+        As :func:`read_table`, and if columns are TCGA barcodes while genes should be there.
+
+    See Also
+    --------
+    match_samples : Finds the row of each slide.
+    sklearn_pk.model_selection.patient_ids : Patients from TCGA barcodes.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from sklearn_pk.datasets import read_expression
+    >>> path = Path(mkdtemp()) / "reference.csv"
+    >>> _ = path.write_text("wsi_file_name,patient_id,rna_TP53\nS1.svs,P1,5.0\nS2.svs,P1,5.0\n")
+    >>> table = read_expression(path)
+    >>> table.expression
+                   TP53
+    wsi_file_name
+    S1.svs          5.0
+    S2.svs          5.0
+    >>> table.patients.tolist()
+    ['P1', 'P1']
+    """
+    path = Path(path)
+    frame = _read(path)
+    if _SLIDE in frame.columns:
+        frame = frame.set_index(_SLIDE)
+    patients = None
+    if _PATIENT in frame.columns:
+        patients = frame[_PATIENT].astype(str).rename("patient")
+        frame = frame.drop(columns=_PATIENT)
+    if genes_in == "rows":
+        if patients is not None:
+            raise ValueError(
+                f"{str(path)!r} names the patient of each row, so its rows are samples. Use "
+                "genes_in='columns'."
+            )
+        frame = frame.T
+    elif _looks_like_samples(frame.columns):
+        raise ValueError(
+            f"{str(path)!r}: its columns are TCGA barcodes, such as {frame.columns[0]!r}, so genes "
+            "seem to be in rows. Use genes_in='rows'."
+        )
+    frame = _gene_columns(frame)
+    _check_frame(frame, path)
+    frame.columns = frame.columns.map(str)
+    check_expression(frame, estimator_name="read_expression", input_name=str(path))
+    if patients is not None:
+        patients.index = frame.index
+    return Bunch(expression=frame, patients=patients, path=str(path))

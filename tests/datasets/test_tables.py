@@ -1,0 +1,175 @@
+"""Tables of features and expression, as users have them."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from sklearn_pk.datasets import read_expression, read_table
+
+try:
+    import anndata
+except ImportError:
+    anndata = None
+
+needs_anndata = pytest.mark.skipif(
+    anndata is None, reason="anndata, an extra, does not go with the pandas that is installed"
+)
+
+
+@pytest.fixture
+def frame():
+    values = np.random.default_rng(0).normal(size=(4, 3)).round(3)
+    return pd.DataFrame(values, index=pd.Index(list("wxyz"), name="slide"), columns=["A", "B", "C"])
+
+
+def write(frame, path):
+    kind = path.name.partition(".")[2]
+    if kind.startswith(("csv", "tsv", "txt")):
+        frame.to_csv(path, sep="," if kind.startswith("csv") else "\t")
+    elif kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        names = {"samples": frame.index.to_numpy(str), "genes": frame.columns.to_numpy(str)}
+        np.savez(path, values=frame.to_numpy(), **names)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.xz", "tsv", "txt.bz2", "parquet", "npz"])
+def test_wide_tables(frame, tmp_path, kind):
+    path = write(frame, tmp_path / f"table.{kind}")
+    table = read_expression(path)
+    pd.testing.assert_frame_equal(
+        table.expression, frame, check_names=False, check_index_type=False, check_column_type=False
+    )
+    assert table.patients is None
+    assert table.path == str(path)
+    pd.testing.assert_frame_equal(
+        read_table(path), frame, check_names=False, check_index_type=False, check_column_type=False
+    )
+
+
+def test_reference_table_of_sequoia(frame, tmp_path):
+    reference = frame.add_prefix("rna_").reset_index(names="wsi_file_name")
+    reference.insert(0, "patient_id", ["P1", "P1", "P2", "P3"])
+    reference["tcga_project"] = "TCGA-BRCA"
+    for name in ("reference.csv", "reference.parquet"):
+        path = tmp_path / name
+        reference.to_csv(path) if name.endswith("csv") else reference.to_parquet(path)
+        table = read_expression(path)
+        assert table.expression.columns.tolist() == ["A", "B", "C"]
+        np.testing.assert_allclose(table.expression, frame)
+        assert table.expression.index.tolist() == list("wxyz")
+        assert table.patients.to_dict() == {"w": "P1", "x": "P1", "y": "P2", "z": "P3"}
+
+
+@needs_anndata
+def test_anndata_with_sparse_values_and_patients(frame, tmp_path):
+    values = sparse.csr_matrix(np.maximum(frame.to_numpy(), 0))
+    obs = pd.DataFrame({"patient_id": ["P1", "P1", "P2", "P3"]}, index=frame.index)
+    path = tmp_path / "table.h5ad"
+    anndata.AnnData(values, obs=obs, var=pd.DataFrame(index=frame.columns)).write_h5ad(path)
+    table = read_expression(path)
+    np.testing.assert_allclose(table.expression, values.toarray())
+    assert table.patients.tolist() == ["P1", "P1", "P2", "P3"]
+    assert read_table(path).columns.tolist() == ["A", "B", "C"]
+
+
+def test_anndata_that_is_not_installed(tmp_path, monkeypatch):
+    path = tmp_path / "table.h5ad"
+    path.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    with pytest.raises(ImportError, match=r"table.h5ad.*pip install 'sklearn_pk\[anndata\]'"):
+        read_expression(path)
+
+
+def test_genes_in_rows(frame, tmp_path):
+    barcodes = [f"TCGA-3C-AAL{letter}-01A" for letter in "IJKL"]
+    turned = frame.set_axis(barcodes).T
+    path = write(turned, tmp_path / "table.csv")
+    table = read_expression(path, genes_in="rows")
+    assert table.expression.index.tolist() == barcodes
+    np.testing.assert_allclose(table.expression, frame)
+    with pytest.raises(ValueError, match="columns are TCGA barcodes.*Use genes_in='rows'"):
+        read_expression(path)
+    reference = frame.add_prefix("rna_").assign(patient_id="P")
+    with pytest.raises(ValueError, match="rows are samples. Use genes_in='columns'"):
+        read_expression(write(reference, tmp_path / "reference.csv"), genes_in="rows")
+    with pytest.raises(ValueError, match="'genes_in' parameter"):
+        read_expression(path, genes_in="neither")
+
+
+def test_parquet_written_without_its_index(frame, tmp_path):
+    path = tmp_path / "table.parquet"
+    frame.reset_index().to_parquet(path, index=False)
+    pd.testing.assert_frame_equal(read_table(path), frame, check_index_type=False)
+    frame.to_parquet(path, index=False)
+    with pytest.raises(ValueError, match="table.parquet.*its rows have no names"):
+        read_table(path)
+
+
+def test_numbers_as_names_become_text(frame, tmp_path):
+    path = write(frame.set_axis([11, 12, 13, 14]), tmp_path / "table.csv")
+    assert read_expression(path).expression.index.tolist() == ["11", "12", "13", "14"]
+
+
+def test_names_in_npz_of_as_many_rows_as_columns(tmp_path):
+    path = tmp_path / "table.npz"
+    np.savez(path, values=np.eye(2), gene=np.array(["A", "B"]), sample=np.array(["x", "y"]))
+    table = read_table(path)
+    assert table.index.tolist() == ["x", "y"]
+    assert table.columns.tolist() == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"values": np.ones((2, 3))}, "its rows have no names"),
+        ({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, "expected one array with two dimensions"),
+        ({"a": np.ones(2)}, "found none in"),
+        (
+            {"values": np.ones((2, 3)), "samples": np.array(["x", "y"], dtype=object)},
+            "'samples' holds Python objects, which could run code.*samples.astype",
+        ),
+    ],
+)
+def test_npz_that_is_refused(tmp_path, arrays, match):
+    path = tmp_path / "table.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=f"table.npz.*{match}"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("a.csv", b"nothing but one line\n", "expected a table of samples x columns"),
+        ("a.csv", b"", "cannot be read as .csv"),
+        ("a.csv", b"name,A\nx,1\nx,2\n", "1 rows have a name that another has, too: 'x'"),
+        ("a.csv", b"name,A\nx,1\ny,\n", "NaN.*'A'.*'y'"),
+        ("a.csv.gz", b"no gzip", "cannot be read as .csv"),
+        ("a.npz", b"no zip", "a.npz. cannot be read as .npz"),
+        ("a.parquet", b"no parquet", "cannot be read as .parquet"),
+        pytest.param("a.h5ad", b"no hdf5", "cannot be read as .h5ad", marks=needs_anndata),
+        ("a.xlsx", b"", "expected a table as csv.*got '.xlsx'"),
+        ("noending", b"", "expected a table as csv.*got ''"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, name, content, match):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for read in (read_table, read_expression):
+        with pytest.raises(ValueError, match=match):
+            read(path)
+
+
+def test_what_else_is_refused(frame, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file '.*missing.csv'"):
+        read_table(tmp_path / "missing.csv")
+    path = write(frame.assign(stage="II"), tmp_path / "table.csv")
+    with pytest.raises(TypeError, match="not numeric: 'stage'"):
+        read_expression(path)
