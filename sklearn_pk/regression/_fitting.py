@@ -29,6 +29,9 @@ from ._prior import (
 from ._random import seeded
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_r", "dur")
+# In the unit of weights as they are drawn: gene embeddings of a mean square of 1 a row. A map of
+# unit variance then gives outputs of unit variance.
+_MAPPED_SCALE = 3**0.5
 _PACKAGES = ("sklearn_pk", "torch", "skorch", "scikit-learn", "numpy")
 
 
@@ -182,7 +185,9 @@ def _fit_prior(model, data):
         fitted, embeddings = learn(seed_prior(model.prior, model.seed_), expression)
     else:
         embeddings = align_embeddings(model.prior, n_genes, data.gene_names)
-    scale = model.init_scale if model.scale_embeddings else None
+    scale = None
+    if model.scale_embeddings:
+        scale = _MAPPED_SCALE if model.layer == "mapped" else model.init_scale
     return fitted, check_embeddings(embeddings, n_genes, scale=scale)
 
 
@@ -220,7 +225,7 @@ def describe_design(model):
     dict
         The parameters by name.
     """
-    names = ("lambda_", "depth", "n_heads", "head_dim", "embed_dim", "init_scale")
+    names = ("lambda_", "layer", "depth", "n_heads", "head_dim", "embed_dim", "init_scale")
     design = {name: getattr(model, name) for name in names}
     return design | {
         "aggregator": copy.deepcopy(model.aggregator),

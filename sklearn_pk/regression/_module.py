@@ -45,6 +45,8 @@ class ExpressionModule(nn.Module):
         Factor of the learned weights of the layer.
     use_positions : bool
         Whether to add a learned vector to each tile, by its position in the bag.
+    layer : {"published", "mapped"}, default="published"
+        The last layer: gene embeddings as they are, or with a learned map in front of them.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ExpressionModule(nn.Module):
         n_tiles,
         init_scale,
         use_positions,
+        layer="published",
     ):
         super().__init__()
         self.register_buffer("feature_mean", feature_mean)
@@ -84,7 +87,8 @@ class ExpressionModule(nn.Module):
             )
         self.per_tile = getattr(self.aggregator, "per_tile", False)
         self.slide_projection = nn.Identity()
-        if embeddings is not None:
+        learn_map = layer == "mapped"
+        if embeddings is not None and not learn_map:
             excess = embeddings.shape[1] - width
             if excess > 0:
                 self.slide_projection = nn.Linear(width, width + excess)
@@ -92,10 +96,10 @@ class ExpressionModule(nn.Module):
             # Narrow embeddings are padded: a prior takes no width from the learned weights.
             embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
-        self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_)
+        self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_, learn_map=learn_map)
         with torch.no_grad():
-            self.layer.weight.mul_(init_scale)
-            self.layer.bias.mul_(init_scale)
+            for weight in self.layer.parameters():
+                weight.mul_(init_scale)
 
     def learned_state(self):
         """

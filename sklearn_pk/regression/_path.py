@@ -117,7 +117,7 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
     prior : estimator, ndarray, DataFrame or None, default=None
         Where the gene embeddings come from. An estimator is fitted once a fold.
 
-    aggregator, depth, n_heads, head_dim, embed_dim : object
+    aggregator, layer, depth, n_heads, head_dim, embed_dim : object
         The network, as in :class:`PriorKnowledgeRegressor`.
 
     scale_embeddings, standardize, init_scale : object
@@ -227,6 +227,7 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
         refit=True,
         prior=None,
         aggregator="mlp",
+        layer="published",
         depth=6,
         n_heads=16,
         head_dim=64,
@@ -259,6 +260,7 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
         self.refit = refit
         self.prior = prior
         self.aggregator = aggregator
+        self.layer = layer
         self.depth = depth
         self.n_heads = n_heads
         self.head_dim = head_dim

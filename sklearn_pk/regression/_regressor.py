@@ -60,6 +60,13 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer (behind the
         projection to their width, where they are wider than the slide embedding).
 
+    layer : {"published", "mapped"}, default="published"
+        The last layer. "published" is the one above. "mapped" learns a linear map M between the
+        slide embedding and the gene embeddings, ``(1 - lambda_) * w @ A.T + lambda_ * w @ M.T @
+        G.T + b``: with ``lambda_=1`` and few components, such as
+        :class:`~sklearn_pk.prior.EigengeneEmbedder`, that is reduced-rank regression, which
+        has no weights for single genes but b.
+
     depth : int, default=6
         Number of blocks of "transformer" and "summary_mixing".
 
@@ -74,11 +81,13 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         value puts a learned linear projection in front of the aggregator. Where
         the gene embeddings are wider, a second learned projection brings the slide
         embedding to their width; where they are narrower, they are padded with zeros.
+        With ``layer="mapped"`` neither is needed.
 
     scale_embeddings : bool, default=True
         Whether to bring the gene embeddings as a whole to the root mean square
-        of freshly drawn learned weights, ``init_scale / sqrt(3 d)``. Otherwise their scale,
-        which is arbitrary for most priors, decides what a given `lambda_` means.
+        of freshly drawn learned weights, ``init_scale / sqrt(3 d)``; with ``layer="mapped"``,
+        to a mean square of 1 a row. Otherwise their scale, which is arbitrary for most priors,
+        decides what a given `lambda_` means.
 
     standardize : bool, default=True
         Whether to centre and scale every feature by its mean and standard deviation
@@ -267,6 +276,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
             type,
         ],
         "lambda_": [Interval(Real, 0, 1, closed="both")],
+        "layer": [StrOptions({"published", "mapped"})],
         "depth": [Interval(Integral, 1, None, closed="left")],
         "n_heads": [Interval(Integral, 1, None, closed="left")],
         "head_dim": [Interval(Integral, 1, None, closed="left")],
@@ -300,6 +310,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         prior=None,
         aggregator="mlp",
         lambda_=0.5,
+        layer="published",
         depth=6,
         n_heads=16,
         head_dim=64,
@@ -329,6 +340,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         self.prior = prior
         self.aggregator = aggregator
         self.lambda_ = lambda_
+        self.layer = layer
         self.depth = depth
         self.n_heads = n_heads
         self.head_dim = head_dim

@@ -205,6 +205,8 @@ class Stack:
         if self._stacked_embeddings is not None:
             embeddings = self._stacked_embeddings
             embeddings = embeddings if len(embeddings) == 1 else embeddings[rows]
+            if "layer.map.weight" in weights:
+                embeddings = embeddings @ weights["layer.map.weight"]
             fused = torch.lerp(fused, embeddings, self._lambdas[rows, None, None])
         runs = self.runs if isinstance(rows, slice) else [self.runs[row] for row in rows]
         if len(folds) == 1:

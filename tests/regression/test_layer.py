@@ -36,6 +36,39 @@ def test_equation():
     np.testing.assert_allclose(layer(torch.from_numpy(w)).detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("lambda_", [0.3, 1.0])
+@pytest.mark.parametrize("n_rows", [4, 200])
+def test_equation_with_a_learned_map(lambda_, n_rows):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(n_rows, 6)).astype(np.float32)
+    G = rng.normal(size=(9, 3)).astype(np.float32)
+    layer = PriorKnowledgeLinear(6, 9, G, lambda_, learn_map=True)
+    A, b, M = (p.detach().numpy() for p in (layer.weight, layer.bias, layer.map.weight))
+    assert M.shape == (3, 6)
+    expected = (1 - lambda_) * w @ A.T + lambda_ * w @ M.T @ G.T + b
+    output = layer(torch.from_numpy(w))
+    np.testing.assert_allclose(output.detach(), expected, rtol=1e-5, atol=1e-5)
+    fused = w @ layer.fused_weight().detach().numpy().T + b
+    np.testing.assert_allclose(fused, expected, rtol=1e-5, atol=1e-5)
+    output.sum().backward()
+    assert layer.map.weight.grad.abs().min() > 0
+    assert (layer.weight.grad is None) == (lambda_ == 1)
+    assert not layer.embeddings.requires_grad
+
+
+def test_a_map_needs_embeddings_and_a_weight():
+    w = torch.randn(4, 6)
+    for layer in (
+        PriorKnowledgeLinear(6, 9, learn_map=True),
+        PriorKnowledgeLinear(6, 9, torch.ones(9, 2), 0.0, learn_map=True),
+    ):
+        plain = torch.nn.functional.linear(w, layer.weight, layer.bias)
+        assert torch.equal(layer(w), plain)
+        assert torch.equal(layer.fused_weight(), layer.weight)
+    with pytest.raises(ValueError, match=r"\(out_features, k\) = \(9, k\), got \(8, 2\)"):
+        PriorKnowledgeLinear(6, 9, torch.ones(8, 2), learn_map=True)
+
+
 @pytest.mark.parametrize(("embeddings", "lambda_"), [(None, 0.7), (torch.ones(9, 6), 0.0)])
 def test_without_prior_it_is_a_plain_linear_layer(embeddings, lambda_):
     layer = PriorKnowledgeLinear(6, 9, embeddings, lambda_)

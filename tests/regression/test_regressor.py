@@ -169,6 +169,37 @@ def test_wider_embeddings_get_a_projection(data):
     assert module.layer.weight.shape == (30, 20)
 
 
+@pytest.mark.parametrize("width", [5, 20])
+def test_a_learned_map_takes_embeddings_as_wide_as_they_are(data, width):
+    X, y = data
+    model = small(prior=np.ones((30, width)), layer="mapped", embed_dim=12).fit(X, y)
+    layer = model.net_.module_.layer
+    assert layer.map.weight.shape == (width, 12)
+    assert layer.weight.shape == (30, 12)
+    assert_allclose(np.square(model.embeddings_).sum(axis=1), 1, rtol=1e-5)
+    unscaled = small(prior=np.ones((30, width)), layer="mapped", scale_embeddings=False)
+    assert_array_equal(unscaled.fit(X, y).embeddings_, 1)
+
+
+def test_mapped_with_lambda_1_is_of_the_rank_of_the_prior(data):
+    X, y = data
+    model = small(prior=TruncatedSVD(2), layer="mapped", lambda_=1.0, max_epochs=60, lr=1e-2)
+    predicted = model.fit(X, y).predict(X) - model.net_.module_.target_mean.numpy()
+    offset = (
+        model.net_.module_.layer.bias.detach().numpy() * model.net_.module_.target_scale.numpy()
+    )
+    singular = np.linalg.svd(predicted - offset, compute_uv=False)
+    assert singular[1] > 100 * singular[2]
+    # Three factors make the expression, so two of them explain most, but not all, of it.
+    assert 0.5 < model.score(X, y) < 0.98
+    # The published layer cannot turn the two components as the slides need them.
+    published = clone(model).set_params(layer="published")
+    assert published.fit(X, y).score(X, y) < model.score(X, y) - 0.2
+    # Without a map, without a prior and without weight it is the plain layer.
+    plain = small(lambda_=0.0).fit(X, y).predict(X)
+    assert_array_equal(plain, small(layer="mapped").fit(X, y).predict(X))
+
+
 def test_narrower_embeddings_are_padded(data):
     X, y = data
     module = small(prior=np.ones((30, 5))).fit(X, y).net_.module_

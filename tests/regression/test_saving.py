@@ -283,7 +283,12 @@ def test_single_gene_without_names(data):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"compat": "sequoia"}, {"embed_dim": 2, "prior": table_prior()}, {"aggregator": "topk"}],
+    [
+        {"compat": "sequoia"},
+        {"embed_dim": 2, "prior": table_prior()},
+        {"layer": "mapped", "prior": table_prior()},
+        {"aggregator": "topk"},
+    ],
 )
 def test_all_parts_of_the_network_are_saved(data, settings):
     model = PriorKnowledgeRegressor(max_epochs=2, random_state=0, **settings).fit(*data)
