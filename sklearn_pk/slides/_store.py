@@ -110,7 +110,8 @@ def _pack(slide, features, key, encoder, weights_hash):
     """Return the content of a file in two parts: its seal, and what HDF5 makes of the features."""
     # In memory, because the HDF5 library crashes later on once it could not write to a disk.
     memory = {"driver": "core", "backing_store": False, "userblock_size": USER_BLOCK}
-    with h5py.File("features", "w", **memory) as file:
+    # A name of its own, or threads that write at the same time would open one another's.
+    with h5py.File(uuid.uuid4().hex, "w", **memory) as file:
         place = file.create_dataset("features", data=features)
         own = {}
         if isinstance(slide, TiledSlide):

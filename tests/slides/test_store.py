@@ -5,6 +5,7 @@
 import dataclasses
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -43,6 +44,19 @@ def test_round_trip(stored, tiled):
     np.testing.assert_array_equal(bag.coords, tiled.coords)
     assert (bag.slide, bag.size_level0, bag.tile_edge_um) == ("a.tiff", 64, 32.0)
     assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+def test_threads_write_at_the_same_time(tmp_path, tiled):
+    features = np.random.default_rng(0).normal(size=(len(tiled), 500)).astype(np.float32)
+
+    def write(number):
+        path = tmp_path / "store" / f"{number}.h5"
+        write_features(path, tiled, features + number, "key", "encoder", "hash")
+        return open_stored(path, "key", features.shape).features
+
+    with ThreadPoolExecutor(8) as threads:
+        for number, found in enumerate(threads.map(write, range(64))):
+            np.testing.assert_array_equal(found, features + number)
 
 
 def test_layout_that_other_tools_read(stored):
