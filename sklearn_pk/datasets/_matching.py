@@ -145,7 +145,7 @@ def match_samples(X, expression, *, patients=None):
             One row a sample: ``row`` of expression (None if there is none), ``patient`` and
             ``how`` it was found, or why not.
         unused_rows : list of str
-            Rows of expression without a sample.
+            Rows of expression without a sample; further slides of a patient do not count.
 
     Raises
     ------
@@ -221,14 +221,17 @@ def match_samples(X, expression, *, patients=None):
         dtype=object,
     )
     matched = expression.iloc[chosen].set_axis([labels[i] for i in kept])
-    used = set(same_rows[chosen])
+    # Other slides of a patient, with the same row, are in use, too.
+    used = set(zip(same_rows[chosen], of_patient[chosen], strict=True))
     return Bunch(
         X=_take(X, kept),
         expression=matched,
         patients=of_patient[chosen],
         audit=audit,
         unused_rows=[
-            name for name, same in zip(expression.index, same_rows, strict=True) if same not in used
+            name
+            for name, *key in zip(expression.index, same_rows, of_patient, strict=True)
+            if tuple(key) not in used
         ],
     )
 

@@ -69,6 +69,8 @@ def test_rows_that_are_equal_are_one():
     matched = match_samples(samples(["S1", "S2", "S4"]), expression)
     assert matched.patients.tolist() == ["S1.svs", "S1.svs", "S4.svs"]
     assert matched.unused_rows == ["S3.svs"]
+    apart = match_samples(samples(["S1"]), expression, patients=["P1", "P2", "P3", "P4"])
+    assert apart.unused_rows == ["S2.svs", "S3.svs", "S4.svs"]
     # TCGA slides of one patient, whose table has a row for each, in which only one is left.
     barcodes = [f"TCGA-3C-AALI-01Z-00-DX{i}.{i}{i}" for i in (1, 2)]
     expression = expression_of(barcodes)
