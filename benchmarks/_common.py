@@ -23,6 +23,32 @@ def timed(function, *arguments, repeats=3):
     return result, min(seconds)
 
 
+def run_in_turns(ways, rounds):
+    """
+    Call functions in turns, the order reversed from round to round.
+
+    Parameters
+    ----------
+    ways : dict of str to callable
+        The functions.
+    rounds : int
+        Rounds that are timed, after one that warms up.
+
+    Returns
+    -------
+    results : dict of str to object
+        What each function returned last.
+    seconds : dict of str to list of float
+        What each call took.
+    """
+    results, seconds = {}, {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name in list(ways) if number % 2 else reversed(ways):
+            results[name], spent = timed(ways[name], repeats=1)
+            seconds[name].append(spent)
+    return results, {name: each[1:] for name, each in seconds.items()}
+
+
 def peak_mb():
     """Return the largest memory this process has had, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

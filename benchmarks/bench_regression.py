@@ -18,13 +18,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from _common import RESULTS, describe, peak_mb, write_results
+from _common import RESULTS, describe, peak_mb, run_in_turns, timed, write_results
+from _reference_training import (
+    HeadByHead,
+    make_network,
+    make_optimizer,
+    replace_mixers,
+    train_step,
+)
 from torch.nn import functional as F
 
 from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV
 from sklearn_pk.regression._data import tile_statistics
 from sklearn_pk.regression._fitting import build_module, check_training_data, prepare
-from sklearn_pk.regression._module import ExpressionModule
 from sklearn_pk.regression._stopping import mean_correlation
 from sklearn_pk.slides import read_features
 
@@ -61,70 +67,22 @@ def make_model(shape, G, **parameters):
     return PriorKnowledgeRegressor(**(settings | parameters))
 
 
-class HeadByHead(torch.nn.Module):
-    """Summary mixing as written down: head by head, the summary a mean of projections."""
-
-    def __init__(self, mixing):
-        super().__init__()
-        self.mixing = mixing
-
-    def forward(self, x, mask=None):
-        """Map (batch, tiles, dim) to the same shape."""
-        mixing = self.mixing
-        heads, width = mixing.local_weight.shape
-        layer_norm, gelu = F.layer_norm, F.gelu
-        outputs = []
-        for head in range(heads):
-            rows = slice(head * width, (head + 1) * width)
-            local = x @ mixing.local.weight[rows].T + mixing.local.bias[rows]
-            summary = (x @ mixing.summary.weight[rows].T + mixing.summary.bias[rows]).mean(1, True)
-            norms = (mixing.local_weight[head], mixing.local_bias[head])
-            local = gelu(layer_norm(local, (width,), *norms))
-            norms = (mixing.summary_weight[head], mixing.summary_bias[head])
-            summary = gelu(layer_norm(summary, (width,), *norms)).expand_as(local)
-            joined = torch.cat([local, summary], dim=-1)
-            outputs.append(gelu(joined @ mixing.combine_weight[head] + mixing.combine_bias[head]))
-        return mixing.projection(torch.cat(outputs, dim=-1))
-
-
 def step_mixing(arguments):
     """Make training steps of a summary mixing network, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    n_genes, dim = arguments.n_genes, 1024
-    network = ExpressionModule(
-        aggregator="summary_mixing",
-        feature_mean=torch.zeros(dim),
-        feature_scale=torch.ones(dim),
-        target_mean=torch.zeros(n_genes),
-        target_scale=torch.ones(n_genes),
-        embeddings=torch.randn(n_genes, dim) / dim**0.5,
-        lambda_=0.5,
-        depth=6,
-        n_heads=16,
-        head_dim=64,
-        embed_dim=None,
-        n_tiles=100,
-        init_scale=1.0,
-        use_positions=False,
-    )
+    n_genes = arguments.n_genes
+    network = make_network("summary_mixing", n_genes)
     if arguments.way == "reference":
-        for block in network.aggregator.layers:
-            block[0] = HeadByHead(block[0])
-    # As anyone would write it, AdamW is not fused; a second row has it fused on both sides.
+        replace_mixers(network, HeadByHead)
+    # A second row has it fused on both sides.
     fused = arguments.way == "ours" or arguments.optimizer == "fused"
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=fused)
-    X, y = torch.randn(16, 100, dim), torch.randn(16, n_genes)
+    optimizer = make_optimizer(network, fused=fused)
+    X, y = torch.randn(16, 100, 1024), torch.randn(16, n_genes)
     with torch.no_grad():
         first = network(X)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        F.mse_loss(network(X), y).backward()
-        optimizer.step()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": min(seconds), "output": first[:, :: n_genes // 50].flatten().tolist()}
+    _, seconds = timed(train_step, network, optimizer, X, y, repeats=4)
+    return {"seconds": seconds, "output": first[:, :: n_genes // 50].flatten().tolist()}
 
 
 def train_by_hand(model, X, y):
@@ -185,15 +143,8 @@ def in_turns(ours, reference, arguments):
     if arguments.way != "both":
         {"ours": ours, "reference": reference}[arguments.way]()
         return {"mb": peak_mb()}
-    seconds, losses = {"ours": [], "reference": []}, {}
-    for number in range(arguments.rounds + 1):
-        order = (ours, reference) if number % 2 else (reference, ours)
-        for function in order:
-            start = time.perf_counter()
-            losses[function.__name__] = function()
-            seconds[function.__name__].append(time.perf_counter() - start)
-    # The first round warms up.
-    row = {f"{name}_seconds": each[1:] for name, each in seconds.items()}
+    losses, seconds = run_in_turns({"ours": ours, "reference": reference}, arguments.rounds)
+    row = {f"{name}_seconds": each for name, each in seconds.items()}
     difference = np.abs(np.array(losses["ours"]) - np.array(losses["reference"])).max()
     ratio = min(row["ours_seconds"]) / min(row["reference_seconds"])
     return row | {"ratio": ratio, "largest_difference": float(difference)}

@@ -14,13 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import openslide
 import torch
-from _common import RESULTS, describe, timed, write_results
-from _slide import TILE, write_slide
-from matplotlib.colors import rgb_to_hsv
+from _common import RESULTS, describe, run_in_turns, timed, write_results
+from _reference_tiling import for_each_tile, read_tile, reference_candidates, reference_keeps
+from _slide import write_slide
 from safetensors.torch import save_file
-from scipy import ndimage
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
@@ -32,68 +30,24 @@ from sklearn_pk.slides._weights import find_weights, load_encoder
 SIZE = (40_000, 30_000)
 
 
-def float_otsu(values):
-    """Otsu's threshold of floats, by a histogram of 256 bins."""
-    counts, edges = np.histogram(values, bins=256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
-    mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
-    mean_above = (np.cumsum((counts * centres)[::-1]) / np.maximum(above[::-1], 1))[::-1]
-    return centres[(below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2).argmax()]
-
-
-def float_mask(rgb):
-    """Tissue of an image: saturated, not bright in all colours, not black."""
-    saturation = rgb_to_hsv(rgb / 255.0)[..., 1]
-    bright = np.stack([rgb[..., c] > float_otsu(rgb[..., c]) for c in range(3)]).all(axis=0)
-    return ~bright & (saturation > float_otsu(saturation)) & (rgb > 50).all(axis=2)
-
-
-def reference_candidates(path):
-    """Mask the lowest level, read whole; return the corners of tiles with over 20 % tissue."""
-    with openslide.OpenSlide(path) as slide:
-        level, size = slide.level_count - 1, slide.dimensions
-        image = slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB")
-        scale = slide.level_downsamples[level]
-    mask = ndimage.binary_closing(np.pad(float_mask(np.asarray(image)), 3), iterations=3)[
-        3:-3, 3:-3
-    ]
-    x, y = (np.arange(0, length - TILE + 1, TILE) for length in size)
-    corners = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    edge = int(TILE / scale)
-    starts = (corners / scale).astype(int)
-    shares = [mask[row : row + edge, column : column + edge].mean() for column, row in starts]
-    return corners, np.array(shares) > 0.2
-
-
-def reference_keeps(slide, x, y):
-    """Read one tile and look for tissue and contrast in it."""
-    tile = np.asarray(slide.read_region((x, y), 0, (TILE, TILE)).convert("RGB"))
-    if ndimage.binary_dilation(float_mask(tile), iterations=3).mean() <= 0.2:
-        return False
-    low, high = np.percentile(tile @ np.array([0.2125, 0.7154, 0.0721]), (1, 99))
-    return (high - low) / 255 >= 0.05
-
-
-def read_all(tiled):
+def read_batches(tiled):
     """Read all tiles of a slide, a batch at a time."""
     with tiled.open_tiles() as read:
         for start in range(0, len(tiled), 32):
-            read(start, start + 32)
+            yield read(start, start + 32)
 
 
 def bench_tiling(path, n_tested, rng):
     """Find and read all tiles of a slide; the reference is timed on some of them and scaled."""
     start = time.perf_counter()
     [tiled] = SlideTiler(max_tiles=None).fit_transform([path])
-    read_all(tiled)
+    for _ in read_batches(tiled):
+        pass
     seconds = time.perf_counter() - start
     (corners, tissue), mask_seconds = timed(reference_candidates, path, repeats=1)
     tested = np.sort(rng.permutation(np.flatnonzero(tissue))[:n_tested])
-    start = time.perf_counter()
-    with openslide.OpenSlide(path) as slide:
-        keeps = np.array([reference_keeps(slide, *corner) for corner in corners[tested].tolist()])
-    tile_seconds = (time.perf_counter() - start) / len(tested)
+    keeps, tile_seconds = timed(for_each_tile, reference_keeps, path, corners[tested], repeats=1)
+    keeps, tile_seconds = np.array(keeps), tile_seconds / len(tested)
     found = set(map(tuple, tiled.coords.tolist()))
     ours = np.array([tuple(corner) in found for corner in corners.tolist()])
     # The tested tiles stand for all on the mask of the reference.
@@ -112,21 +66,9 @@ def bench_tiling(path, n_tested, rng):
 
 def bench_reading(tiled, n_tiles):
     """Read the same tiles, in the same order, as OpenSlide gives them one by one."""
-    coords = tiled.coords[:n_tiles].tolist()
-
-    def loop():
-        with openslide.OpenSlide(tiled.path) as slide:
-            return [
-                np.asarray(slide.read_region(corner, 0, (TILE, TILE)).convert("RGB"))
-                for corner in coords
-            ]
-
-    def ours():
-        with tiled.open_tiles() as read:
-            return [read(start, min(start + 32, n_tiles)) for start in range(0, n_tiles, 32)]
-
-    expected, reference = timed(loop)
-    tiles, seconds = timed(ours)
+    some = replace(tiled, coords=tiled.coords[:n_tiles])
+    expected, reference = timed(for_each_tile, read_tile, some.path, some.coords)
+    tiles, seconds = timed(lambda: list(read_batches(some)))
     return {
         "step": "reading tiles",
         "tiles_per_second": n_tiles / seconds,
@@ -193,17 +135,13 @@ def bench_encoding(name, weights, tiled, *, rounds, device, batch_size=32):
     model = load_encoder(encoder, find_weights(encoder, weights), device)
     tiles = np.stack(list(tiled.iter_tiles()))
     dtype = torch.bfloat16 if device == "cuda" else None
-    times = {"ours": [], "pure": []}
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        [bag] = featurizer.transform([tiled])
-        times["ours"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        expected = pure_model(model, encoder, tiles, batch_size, device, dtype)
-        times["pure"].append(time.perf_counter() - start)
-    # The first round warms up.
-    ours, pure = (float(np.median(times[key][1:])) for key in ("ours", "pure"))
-    difference = np.abs(bag.features - expected).max() / np.abs(expected).max()
+    ways = {
+        "ours": lambda: featurizer.transform([tiled])[0].features,
+        "pure": lambda: pure_model(model, encoder, tiles, batch_size, device, dtype),
+    }
+    features, times = run_in_turns(ways, rounds)
+    ours, pure = (float(np.median(times[way])) for way in ways)
+    difference = np.abs(features["ours"] - features["pure"]).max() / np.abs(features["pure"]).max()
     return {
         "step": f"end-to-end encoding, {name}, {device}",
         "tiles_per_second": len(tiled) / ours,
@@ -211,6 +149,13 @@ def bench_encoding(name, weights, tiled, *, rounds, device, batch_size=32):
         "share_of_pure": pure / ours,
         "largest_relative_difference": float(difference),
     }
+
+
+def planted_tiles(rng, n_tiles=4000, n_features=1024):
+    """Draw features of tiles around 300 centres."""
+    centres = rng.normal(size=(300, n_features))
+    tiles = centres[rng.integers(300, size=n_tiles)] + rng.normal(size=(n_tiles, n_features))
+    return tiles.astype(np.float32)
 
 
 def inertia(features, labels):
@@ -314,9 +259,7 @@ def main():
             weights = make_weights(name, folder) if weights == "" else None
             some = replace(tiled, coords=tiled.coords[: n_tiles // share])
             record(bench_encoding(name, weights, some, rounds=3, device=arguments.device))
-        centres = rng.normal(size=(300, 1024))
-        tiles = centres[rng.integers(300, size=4000)] + rng.normal(size=(4000, 1024))
-        record(bench_supertiles(tiles.astype(np.float32)))
+        record(bench_supertiles(planted_tiles(rng)))
         record(bench_kill(folder, 30))
 
 
