@@ -1,0 +1,150 @@
+"""Features and expression of a cohort, read and matched."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from sklearn_pk.datasets import match_samples, read_expression, read_table
+from sklearn_pk.slides import SuperTileClusterer, read_features
+from sklearn_pk.utils import is_bag_input
+
+
+@dataclass
+class Cohort:
+    """
+    Samples that have features and expression.
+
+    Parameters
+    ----------
+    X : DataFrame, ndarray of shape (n, tiles, n_features) or list of bags
+        Features: a table with one row a sample, super-tiles, or bags in their files.
+    expression : DataFrame of shape (n, n_genes)
+        Expression, one row a sample.
+    patients : ndarray of shape (n,)
+        Patient of each sample.
+    audit : DataFrame
+        What was matched, and why not.
+    unused_rows : list of str
+        Rows of expression without a sample.
+    """
+
+    X: object
+    expression: pd.DataFrame
+    patients: np.ndarray
+    audit: pd.DataFrame
+    unused_rows: list
+
+    @property
+    def is_table(self):
+        """Whether there is one vector a sample."""
+        return not is_bag_input(self.X)
+
+    @property
+    def n_features(self):
+        """Width of the features."""
+        return (self.X if hasattr(self.X, "shape") else self.X[0]).shape[-1]
+
+    def fingerprint(self):
+        """Return what tells this cohort from another."""
+        X = self.X
+        if isinstance(X, list):  # not the features: they stay in their files
+            X = [(bag.name, bag.shape, str(getattr(bag, "path", ""))) for bag in X]
+        values = joblib.hash([np.asarray(X) if hasattr(X, "shape") else X])
+        return {
+            "features": values,
+            "expression": joblib.hash([self.expression.to_numpy(), list(self.expression)]),
+            "patients": joblib.hash(list(map(str, self.patients))),
+        }
+
+    def describe(self):
+        """Return its size."""
+        return {
+            "n_samples": len(self.expression),
+            "n_patients": len(np.unique(self.patients)),
+            "n_genes": self.expression.shape[1],
+            "n_features": int(self.n_features),
+        }
+
+
+def cluster(bags, n_clusters, path, verbose):
+    """Make super-tiles of bags, once; they are kept in a file beside the results."""
+    key = [(bag.name, bag.shape, str(getattr(bag, "path", ""))) for bag in bags]
+    key = joblib.hash([key, n_clusters])
+    path = path.with_name(f"{path.name}-{key[:16]}.npy")
+    if not path.exists():
+        clusterer = SuperTileClusterer(n_clusters=n_clusters, random_state=0, verbose=verbose)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, clusterer.fit_transform(bags).astype(np.float32))
+        temporary.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in="columns"):
+    """
+    Read features and expression, and match their rows.
+
+    Parameters
+    ----------
+    features : Path
+        Folder of files that :func:`~sklearn_pk.slides.read_features` reads, or a table.
+    expression : Path
+        Table that :func:`~sklearn_pk.datasets.read_expression` reads.
+    n_clusters : int, default=100
+        Super-tiles a slide, for bags with more tiles; 0 takes bags as they are.
+    work : Path
+        Where super-tiles are kept, a path without its ending.
+    genes_in : {"columns", "rows"}, default="columns"
+        Where the table of expression has its genes.
+
+    Returns
+    -------
+    Cohort
+        The samples that have both.
+    """
+    table = read_expression(expression, genes_in=genes_in)
+    X = read_features(features) if features.is_dir() else read_table(features)
+    matched = match_samples(X, table.expression, patients=table.patients)
+    X = matched.X
+    if features.is_dir() and n_clusters and max(bag.shape[0] for bag in X) > 1:
+        X = cluster(X, n_clusters, work, verbose=1)
+    return Cohort(X, matched.expression, matched.patients, matched.audit, matched.unused_rows)
+
+
+def tell_audit(name, cohort):
+    """
+    Tell in a few lines what was matched and what was not.
+
+    Parameters
+    ----------
+    name : str
+        What to call the cohort.
+    cohort : Cohort
+        The cohort.
+
+    Returns
+    -------
+    str
+        The lines.
+    """
+    audit, size = cohort.audit, cohort.describe()
+    found = audit["row"].notna()
+    lines = [
+        f"{name}: {found.sum():,} of {len(audit):,} samples have a row of expression "
+        f"({size['n_patients']:,} patients, {size['n_genes']:,} genes, "
+        f"{size['n_features']:,} features).",
+        *(f"  {n:,} by {how}" for how, n in audit[found]["how"].value_counts().items()),
+    ]
+    for how, few in audit[~found].groupby("how"):
+        lines.append(f"  {len(few):,} left out: {how}, such as {few.index[0]!r}")
+    if cohort.unused_rows:
+        lines.append(
+            f"  {len(cohort.unused_rows):,} rows of expression have no sample, such as "
+            f"{cohort.unused_rows[0]!r}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,415 @@
+"""The settings of the experiment, and running them: each once, whatever interrupts it."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import json
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from _common import peak_mb
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import QuantileTransformer
+from sklearn.utils import _safe_indexing
+from sklearn.utils.parallel import Parallel, delayed
+
+from sklearn_pk.model_selection import cross_val_significance
+from sklearn_pk.model_selection._prior_gain import ControlledPrior
+from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
+from sklearn_pk.regression import PriorKnowledgeRegressor
+
+GRAPHS = ("external", "internal", "combined")
+PRIORS = ("none", *GRAPHS, "eigen")
+MAPPED = ":mapped"
+N_FOLDS = 5
+N_EIGENGENES = 30
+# How training differs from the defaults of the regressor.
+TRAININGS = {"default": {}, "published": {"lr": 1e-3, "init_scale": 1.0}}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    One model.
+
+    Parameters
+    ----------
+    aggregator : str
+        How tiles become a slide.
+    prior : str
+        Name of the prior, with ":mapped" for a learned map in front of the embeddings; "none";
+        or "zero", the control that is the same for all priors.
+    control : str
+        "" for the prior itself, or "shuffled" or "rewired".
+    lambda_ : float
+        Weight of the prior.
+    """
+
+    aggregator: str
+    prior: str
+    control: str = ""
+    lambda_: float = 0.0
+
+    @property
+    def name(self):
+        """Name of the folder of its runs."""
+        parts = [self.aggregator, self.prior.replace(":", "-"), self.control]
+        parts.append("" if self.prior == "none" else f"{self.lambda_:g}")
+        return "_".join(part for part in parts if part)
+
+
+def controls_of(prior, controls):
+    """Return the controls a prior can have, beside the one of zeros."""
+    can_rewire = prior.removesuffix(MAPPED) in GRAPHS
+    return [name for name in controls if name == "shuffled" or (name == "rewired" and can_rewire)]
+
+
+def lambdas_of(prior, lambdas):
+    """Return the weights to try: with a learned map, the prior may stand alone."""
+    return sorted({*lambdas, 1.0}) if prior.endswith(MAPPED) else list(lambdas)
+
+
+def make_settings(aggregators, priors, lambdas, controls):
+    """
+    List all settings.
+
+    Parameters
+    ----------
+    aggregators, priors, controls : list of str
+        What to combine.
+    lambdas : list of float
+        Weights of the prior.
+
+    Returns
+    -------
+    list of Setting
+        Each once. The zeros of a weight are the control of all priors.
+    """
+    settings = []
+    for aggregator in aggregators:
+        for prior in priors:
+            if prior == "none":
+                settings.append(Setting(aggregator, "none"))
+                continue
+            for control in ["", *controls_of(prior, controls)]:
+                for lambda_ in lambdas_of(prior, lambdas):
+                    settings.append(Setting(aggregator, prior, control, lambda_))
+        if "zero" in controls and set(priors) != {"none"}:
+            # At 1, zeros are a constant.
+            settings += [Setting(aggregator, "zero", "", each) for each in lambdas if each < 1]
+    return settings
+
+
+@dataclass(frozen=True)
+class Design:
+    """
+    What all runs share.
+
+    Parameters
+    ----------
+    threshold : float
+        Of the internal graph.
+    gene_sets : str
+        GMT file of the external graph; "cgn" takes the shipped collection.
+    width : int
+        Width of the slide embedding and, as published, of the gene embeddings of graphs.
+    embed_dim : int or None
+        Width features are projected to; None leaves them.
+    transform : {"rank", "none"}
+        What is done to expression, on the training patients of each fold.
+    training : {"default", "published"}
+        Learning rate and start of the weights.
+    max_epochs : int
+        Largest number of epochs.
+    n_folds : int
+        Number of folds.
+    """
+
+    threshold: float
+    gene_sets: str
+    width: int
+    embed_dim: int | None
+    transform: str
+    training: str
+    max_epochs: int
+    n_folds: int = N_FOLDS
+
+    def make_prior(self, setting, seed):
+        """Make the prior of a setting, or its control."""
+        name = setting.prior.removesuffix(MAPPED)
+        if name == "none":
+            return None
+        if name == "eigen":
+            prior = EigengeneEmbedder(N_EIGENGENES, random_state=0)
+        else:
+            graph = CoexpressionGraph(
+                threshold=self.threshold,
+                source=name,
+                external=self.gene_sets,
+                rewire=1.0 if setting.control == "rewired" else 0.0,
+                random_state=seed,
+            )
+            # As published: the left factor, from random numbers of seed 0.
+            prior = make_pipeline(
+                graph, NMFGeneEmbedder(self.width, factors="left", random_state=0)
+            )
+        if setting.control == "shuffled":
+            return ControlledPrior(prior, setting.control, seed)
+        return prior
+
+    def make_model(self, setting, seed, n_genes, **options):
+        """Make the regressor of a setting."""
+        prior = None
+        if setting.prior == "zero":
+            prior = np.zeros((n_genes, 1))
+        elif setting.prior != "none":
+            prior = self.make_prior(setting, seed)
+        return PriorKnowledgeRegressor(
+            prior=prior,
+            aggregator=setting.aggregator,
+            lambda_=setting.lambda_,
+            layer="mapped" if setting.prior.endswith(MAPPED) else "published",
+            embed_dim=self.embed_dim,
+            max_epochs=self.max_epochs,
+            random_state=seed,
+            **TRAININGS[self.training],
+            **options,
+        )
+
+    def make_transformer(self, n_samples):
+        """Make what brings expression to a normal distribution, fitted in each fold."""
+        if self.transform == "none":
+            return None
+        n_quantiles = max(2, min(200, n_samples // 2))
+        return QuantileTransformer(n_quantiles=n_quantiles, output_distribution="normal")
+
+    def make_folds(self, cohort):
+        """Draw folds of patients, the same for all runs."""
+        splitter = GroupKFold(self.n_folds, shuffle=True, random_state=0)
+        return list(splitter.split(cohort.expression, groups=cohort.patients))
+
+
+class Store:
+    """
+    The runs in a folder: figures, predictions of the held-out samples, reports.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def _base(self, setting, seed):
+        return self.folder / "runs" / setting.name / f"seed{seed}"
+
+    def row(self, setting, seed):
+        """Return the figures of a run, or None if it has not been finished."""
+        path = self._base(setting, seed).with_suffix(".json")
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def tables(self, setting, seed, cohort="cv"):
+        """Return predictions and those of the untrained model, not read yet."""
+        base = self._base(setting, seed)
+        names = (f"{base.name}-{cohort}-{what}.npy" for what in ("prediction", "untrained"))
+        return tuple(np.load(base.with_name(name), mmap_mode="r") for name in names)
+
+    def truth(self, cohort="cv"):
+        """Return the truth that all runs are compared with."""
+        return np.load(self.folder / f"{cohort}-truth.npy", mmap_mode="r")
+
+    def _save(self, path, array):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}-{path.name}")
+        with temporary.open("wb") as file:
+            np.save(file, np.asarray(array, dtype=np.float32))
+        temporary.replace(path)
+
+    def keep(self, setting, seed, row, tables, report):
+        """Write a run; the figures come last, so that what has them is whole."""
+        base = self._base(setting, seed)
+        for cohort, (truth, prediction, untrained) in tables.items():
+            if not (self.folder / f"{cohort}-truth.npy").exists():
+                self._save(self.folder / f"{cohort}-truth.npy", truth)
+            for what, table in (("prediction", prediction), ("untrained", untrained)):
+                self._save(base.with_name(f"{base.name}-{cohort}-{what}.npy"), table)
+        report.to_parquet(base.with_suffix(".parquet"))
+        temporary = base.with_name(f".{os.getpid()}-{base.name}.json")
+        temporary.write_text(json.dumps(row, indent=1))
+        temporary.replace(base.with_suffix(".json"))
+
+
+def _figures(report, mean_report):
+    return {
+        "n_significant": int(report["significant"].sum()),
+        "n_significant_mean": int(mean_report["significant"].sum()),
+        "median_r": float(report["r"].median()),
+    }
+
+
+def _held_out_loss(model):
+    """Return the loss of the patients held out for early stopping, at the best epoch."""
+    history = model.history_.set_index("epoch")
+    column = "valid_loss" if "valid_loss" in history else "train_loss"
+    return float(history.loc[model.best_epoch_, column])
+
+
+def run(setting, seed, cohort, external, design, store, options):
+    """
+    Cross-validate one setting with one seed and keep what it found.
+
+    Parameters
+    ----------
+    setting : Setting
+        The model.
+    seed : int
+        Its seed.
+    cohort, external : Cohort
+        The samples to cross-validate on, and those of another cohort, or None.
+    design : Design
+        What all runs share.
+    store : Store
+        Where it is kept.
+    options : dict
+        Further parameters of the regressor.
+
+    Returns
+    -------
+    dict
+        Its figures.
+    """
+    start = time.perf_counter()
+    model = design.make_model(setting, seed, cohort.expression.shape[1], **options)
+    with warnings.catch_warnings():
+        # Of single folds; the same in every run, and no news.
+        warnings.filterwarnings("ignore", message=".*have the same value in all")
+        result = cross_val_significance(
+            model,
+            cohort.X,
+            cohort.expression,
+            groups=cohort.patients,
+            cv=design.make_folds(cohort),
+            target_transformer=design.make_transformer(len(cohort.expression)),
+        )
+    row = asdict(setting) | {"seed": seed} | _figures(result.report, result.mean_report)
+    row["folds"] = [
+        {
+            "n_significant": None if np.isnan(n) else int(n),
+            "median_r": r,
+            "held_out_loss": _held_out_loss(fitted),
+            "best_epoch": int(fitted.best_epoch_),
+            "epochs": len(fitted.history_),
+        }
+        for n, r, fitted in zip(
+            result.folds["n_significant"],
+            result.folds["median_r"],
+            result.estimators,
+            strict=True,
+        )
+    ]
+    tables = {"cv": (result.y_true, result.predictions, result.untrained_predictions)}
+    if external is not None:
+        report, found = result.evaluate(external.X, external.expression, return_tables=True)
+        mean_report = result.evaluate(external.X, external.expression, baseline="mean")
+        row["external"] = _figures(report, mean_report)
+        tables["external"] = found
+    row["seconds"] = time.perf_counter() - start
+    row["peak_mb_of_process"] = peak_mb()
+    store.keep(setting, seed, row, tables, result.report)
+    return row
+
+
+def _try_run(setting, seed, *arguments):
+    """Run a setting; what its prior or training cannot do is told, and costs no other run."""
+    try:
+        return setting, seed, run(setting, seed, *arguments), None
+    except ValueError as error:
+        return setting, seed, None, str(error)
+
+
+def run_all(todo, *arguments, n_jobs, say):
+    """
+    Run what is left to do, several at a time, and tell how long it will take.
+
+    Parameters
+    ----------
+    todo : list of (Setting, int)
+        Settings and seeds.
+    *arguments : object
+        The others of :func:`run`.
+    n_jobs : int
+        Number of runs at a time, as in joblib.
+    say : callable
+        Is given a line for each run that is done.
+
+    Returns
+    -------
+    dict of str to str
+        Settings that failed, and why.
+    """
+    start, failed = time.perf_counter(), {}
+    tasks = (delayed(_try_run)(*each, *arguments) for each in todo)
+    done = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks)
+    for number, (setting, seed, row, error) in enumerate(done, start=1):
+        left = (time.perf_counter() - start) / number * (len(todo) - number)
+        name = f"[{number}/{len(todo)}] {setting.name}, seed {seed}"
+        if error:
+            failed[f"{setting.name}, seed {seed}"] = error
+            say(f"{name}: failed: {error}")
+            continue
+        say(
+            f"{name}: {row['n_significant']:,} genes, median r {row['median_r']:.3f}, "
+            f"{row['seconds']:.0f} s; {duration(left)} left"
+        )
+    return failed
+
+
+def duration(seconds):
+    """Return a time as text."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def estimate(todo, cohort, design, options, n_jobs):
+    """
+    Train one fold for two epochs, and tell how long all runs may take.
+
+    Parameters
+    ----------
+    todo : list of (Setting, int)
+        Settings and seeds.
+    cohort : Cohort
+        The samples.
+    design : Design
+        What all runs share.
+    options : dict
+        Further parameters of the regressor.
+    n_jobs : int
+        Number of runs at a time.
+
+    Returns
+    -------
+    float
+        Seconds, if trainings end after 30 epochs; priors are not counted.
+    """
+    train = design.make_folds(cohort)[0][0]
+    y, X = cohort.expression.iloc[train], _safe_indexing(cohort.X, train)
+    total = 0.0
+    for aggregator in dict.fromkeys(setting.aggregator for setting, _ in todo):
+        model = design.make_model(Setting(aggregator, "none"), 0, y.shape[1], **options)
+        model.set_params(max_epochs=2, early_stopping=None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*have the same value in all")
+            model.fit(X, y, groups=cohort.patients[train])
+        of_fold = model.history_["dur"].iloc[-1] * min(30, design.max_epochs)
+        n_runs = sum(setting.aggregator == aggregator for setting, _ in todo)
+        total += of_fold * design.n_folds * n_runs
+    return total / n_jobs

@@ -1,0 +1,376 @@
+"""What the runs say: the weight of each prior, gains with intervals, tables and figures."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from _runs import MAPPED, Setting, controls_of, lambdas_of
+
+from sklearn_pk.metrics import compare_significance
+from sklearn_pk.plotting import ComparisonDisplay, LambdaPathDisplay
+
+MEASURES = {"n_significant": "Significant genes", "median_r": "Median r"}
+
+
+def collect(settings, seeds, store):
+    """
+    Gather the figures of all runs that are finished.
+
+    Parameters
+    ----------
+    settings : list of Setting
+        The settings.
+    seeds : list of int
+        The seeds.
+    store : Store
+        Where they are kept.
+
+    Returns
+    -------
+    DataFrame
+        One row a run.
+    """
+    rows = (store.row(setting, seed) for setting, seed in itertools.product(settings, seeds))
+    return pd.DataFrame([row for row in rows if row is not None])
+
+
+class Line:
+    """
+    The runs of one prior, or of one control, over lambda and seeds.
+
+    Parameters
+    ----------
+    aggregator, prior, control : str
+        Which.
+    runs : DataFrame
+        What :func:`collect` gives.
+    store : Store
+        Where predictions are kept.
+    lambdas : list of float, default=None
+        The weights to look at; None takes all.
+    """
+
+    def __init__(self, aggregator, prior, control, runs, store, lambdas=None):
+        mine = (runs["aggregator"] == aggregator) & (runs["prior"] == prior)
+        runs = runs[mine & (runs["control"] == control)]
+        if lambdas is not None:
+            runs = runs[runs["lambda_"].isin(lambdas)]
+        self.runs, self.store = runs, store
+        self.key = (aggregator, prior, control)
+
+    @property
+    def seeds(self):
+        """Seeds that all weights have been run with."""
+        of_lambda = self.runs.groupby("lambda_")["seed"].agg(set)
+        return sorted(set.intersection(*of_lambda)) if len(of_lambda) else []
+
+    def best_lambda(self):
+        """Return the weight with the most significant genes, over all seeds."""
+        return float(self.runs.groupby("lambda_")["n_significant"].mean().idxmax())
+
+    def at(self, lambda_, column="n_significant"):
+        """Return the figures of one weight, one a seed."""
+        return self.runs[self.runs["lambda_"] == lambda_].set_index("seed")[column]
+
+    def by_held_out(self, seed):
+        """Return for each fold the weight at which the held-out patients had the lowest loss."""
+        runs = self.runs[self.runs["seed"] == seed].sort_values("lambda_")
+        losses = np.array([[fold["held_out_loss"] for fold in folds] for folds in runs["folds"]])
+        return runs["lambda_"].to_numpy()[losses.argmin(axis=0)]
+
+    def results(self, folds, seeds):
+        """
+        Return predictions whose weight was chosen in each fold on the held-out patients.
+
+        Parameters
+        ----------
+        folds : list of (ndarray, ndarray)
+            The folds.
+        seeds : list of int
+            Seeds.
+
+        Returns
+        -------
+        list of tuple
+            Truth, prediction and that of the untrained model for each seed.
+        """
+        truth = np.asarray(self.store.truth())
+        return [(truth, *self._compose(folds, seed, truth.shape)) for seed in seeds]
+
+    def _compose(self, folds, seed, shape):
+        composed = np.empty((2, *shape), dtype=np.float32)
+        for (_, test), lambda_ in zip(folds, self.by_held_out(seed), strict=True):
+            tables = self.store.tables(Setting(*self.key, lambda_), seed)
+            for part, table in zip(composed, tables, strict=True):
+                part[test] = table[test]
+        return tuple(composed)
+
+    def external(self, lambda_, seeds):
+        """Return the tables of the external cohort at one weight, one a seed."""
+        truth = np.asarray(self.store.truth("external"))
+        setting = Setting(*self.key, lambda_)
+        return [(truth, *self.store.tables(setting, seed, "external")) for seed in seeds]
+
+
+def label_of(prior, control=""):
+    """Return how a setting is called in tables and figures."""
+    name = prior.replace(MAPPED, ", mapped") if prior != "none" else "no prior"
+    return f"{name}, {control}" if control else name
+
+
+def lines_of(aggregator, prior, options, runs, store):
+    """Return the lines to compare for a prior: none, itself, and its controls, by label."""
+    lambdas = lambdas_of(prior, options.lambdas)
+    wanted = {label_of("none"): ("none", ""), label_of(prior): (prior, "")}
+    if "zero" in options.controls:
+        wanted["zeros"] = ("zero", "")
+    for control in controls_of(prior, options.controls):
+        wanted[label_of(prior, control)] = (prior, control)
+    lines = {
+        label: Line(aggregator, *key, runs, store, None if key[0] == "none" else lambdas)
+        for label, key in wanted.items()
+    }
+    return {label: line for label, line in lines.items() if line.seeds}
+
+
+def compare(aggregator, prior, options, runs, store, cohort, folds):
+    """
+    Compare a prior with no prior and with its controls, each at the weight of its own choice.
+
+    Parameters
+    ----------
+    aggregator, prior : str
+        Which.
+    options : Namespace
+        Has `lambdas`, `controls` and `n_boot`.
+    runs : DataFrame
+        What :func:`collect` gives.
+    store : Store
+        Where predictions are kept.
+    cohort : Cohort
+        The samples.
+    folds : list of (ndarray, ndarray)
+        The folds.
+
+    Returns
+    -------
+    list of dict
+        What :func:`~sklearn_pk.metrics.compare_significance` finds, from the prior to each
+        other line, and from no prior to all.
+    """
+    lines = lines_of(aggregator, prior, options, runs, store)
+    if label_of(prior) not in lines:
+        return []
+    seeds = sorted(set.intersection(*(set(line.seeds) for line in lines.values())))
+    results = {label: line.results(folds, seeds) for label, line in lines.items()}
+    rows = []
+    for reference in (label_of("none"), *(label for label in results if label != label_of("none"))):
+        others = {
+            label: results[label] for label in results if label in (reference, label_of(prior))
+        }
+        if reference == label_of("none"):
+            others = results
+        if len(others) < 2 or reference not in others:
+            continue
+        table = compare_significance(
+            others,
+            reference=reference,
+            groups=cohort.patients,
+            n_boot=options.n_boot,
+            random_state=0,
+        )
+        rows += table.assign(aggregator=aggregator, prior=prior, n_seeds=len(seeds)).to_dict(
+            "records"
+        )
+    return rows
+
+
+def _count(value):
+    return f"{value:,.0f}"
+
+
+def _interval(row, measure):
+    if measure == "n_significant":
+        return f"{row.difference:+,.0f} [{row.ci_low:,.0f}, {row.ci_high:,.0f}]"
+    return f"{row.difference:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+
+
+def rst_table(header, rows):
+    """Write a simple table of reStructuredText."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    rule = " ".join("=" * width for width in widths)
+    lines = [
+        " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
+
+
+def paper_table(options, runs, store, cohort="cv"):
+    """
+    Write the table of the paper: genes, and the weight with the most on the development cohort.
+
+    Parameters
+    ----------
+    options : Namespace
+        Has `aggregators`, `priors`, `lambdas` and `controls`.
+    runs : DataFrame
+        What :func:`collect` gives.
+    store : Store
+        Where predictions are kept.
+    cohort : {"cv", "external"}, default="cv"
+        Whose genes to count.
+
+    Returns
+    -------
+    str
+        The table.
+    """
+
+    def cell(line):
+        if not line.seeds:
+            return "--"
+        lambda_ = line.best_lambda()
+        if cohort == "cv":
+            value = line.at(lambda_).mean()
+        else:
+            value = np.mean([each["n_significant"] for each in line.at(lambda_, "external")])
+        return _count(value) + ("" if line.key[1] == "none" else f" ({lambda_:g})")
+
+    columns = [*options.priors, *(["zero"] if "zero" in options.controls else [])]
+    rows = [
+        [aggregator, *(cell(Line(aggregator, each, "", runs, store)) for each in columns)]
+        for aggregator in options.aggregators
+    ]
+    header = ["", *(("zeros" if each == "zero" else label_of(each)) for each in columns)]
+    return rst_table(header, rows)
+
+
+def gain_table(comparisons, aggregator, measure):
+    """Write what each prior gains over no prior and over its controls, with intervals."""
+    table = pd.DataFrame(comparisons)
+    table = table[(table["aggregator"] == aggregator) & (table["measure"] == measure)]
+    kinds = ("no prior", "zeros", "shuffled", "rewired")
+    rows = []
+    for prior, of_prior in table.groupby("prior", sort=False):
+        own = of_prior[of_prior["setting"] == label_of(prior)]
+        value = own["value"].iloc[0]
+        shown = _count(value) if measure == "n_significant" else f"{value:.3f}"
+        gains = {}
+        for row in own.itertuples():
+            kind = next(kind for kind in kinds if row.reference.endswith(kind))
+            gains[kind] = _interval(row, measure)
+        rows.append([label_of(prior), shown, *(gains.get(kind, "--") for kind in kinds)])
+    return rst_table(["Prior", MEASURES[measure], *(f"over {kind}" for kind in kinds)], rows)
+
+
+def _paths(line, label):
+    """Return a line as results of a search, in which the seeds are the folds."""
+    table = line.runs[line.runs["seed"].isin(line.seeds)]
+    wide = table.pivot(index="lambda_", columns="seed", values="n_significant")
+    scores = {
+        f"split{i}_test_score": column.to_numpy() for i, (_, column) in enumerate(wide.items())
+    }
+    # One seed has no spread; LambdaPathDisplay draws bars of length zero.
+    return {"param_lambda_": wide.index.to_numpy(), "param_line": [label] * len(wide)} | scores
+
+
+def draw_paths(options, runs, store):
+    """
+    Draw the genes of each prior and of its controls over lambda.
+
+    Parameters
+    ----------
+    options : Namespace
+        Has `aggregators`, `priors`, `lambdas` and `controls`.
+    runs : DataFrame
+        What :func:`collect` gives.
+    store : Store
+        Where predictions are kept.
+
+    Returns
+    -------
+    Figure or None
+        One panel for each aggregator and prior; None where no prior was run.
+    """
+    priors = [prior for prior in options.priors if prior != "none"]
+    if not priors:
+        return None
+    n_rows, n_columns = len(options.aggregators), len(priors)
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(3.3 * n_columns + 0.4, 3.4 * n_rows + 0.4),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    handles = {}
+    for (aggregator, prior), ax in zip(
+        itertools.product(options.aggregators, priors), axes.flat, strict=True
+    ):
+        for label, line in lines_of(aggregator, prior, options, runs, store).items():
+            short = label.removeprefix(f"{label_of(prior)}, ")
+            short = "the prior" if label == label_of(prior) else short
+            if label == label_of("none"):
+                level = ax.axhline(line.runs["n_significant"].mean(), color="0.4", lw=1)
+                handles.setdefault(short, level)
+                continue
+            display = LambdaPathDisplay.from_cv_results(
+                _paths(line, short), score_name="Significant genes", label=short, ax=ax
+            )
+            handles.setdefault(short, display.lines_[0])
+        if ax.get_legend():
+            ax.get_legend().remove()
+        ax.set_title(label_of(prior) + (f", {aggregator}" if n_rows > 1 else ""))
+        ax.label_outer()
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False
+    )
+    return figure
+
+
+def draw_gains(comparisons, options):
+    """
+    Draw the difference of each prior and control from no prior.
+
+    Parameters
+    ----------
+    comparisons : list of dict
+        What :func:`compare` gives.
+    options : Namespace
+        Has `aggregators`.
+
+    Returns
+    -------
+    Figure or None
+        One panel for each aggregator; None where there is nothing to compare.
+    """
+    table = pd.DataFrame(comparisons)
+    if table.empty:
+        return None
+    table = table[table["reference"] == label_of("none")]
+    table = table.drop_duplicates(["aggregator", "setting", "measure"])
+    aggregators = [each for each in options.aggregators if each in set(table["aggregator"])]
+    if not aggregators:
+        return None
+    n_rows = table.groupby("aggregator")["setting"].nunique().max()
+    figure, axes = plt.subplots(
+        len(aggregators),
+        2,
+        figsize=(11, (1.4 + 0.42 * n_rows) * len(aggregators)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, aggregator in zip(axes, aggregators, strict=True):
+        of_aggregator = table[table["aggregator"] == aggregator]
+        for ax, measure in zip(row, MEASURES, strict=True):
+            ComparisonDisplay.from_comparison(of_aggregator, measure=measure, ax=ax)
+            if len(aggregators) > 1:
+                ax.set_title(f"{aggregator}. {ax.get_title()}", fontsize="small")
+    return figure

@@ -1,0 +1,299 @@
+"""The paper's experiment on features and expression of your own, with controls.
+
+Every prior is cross-validated over patients at every weight, beside no prior and beside controls
+that know nothing. Runs are kept in --out as they end: the same command goes on where it was
+interrupted, and more seeds, weights or priors are added to what is there.
+"""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from _common import describe, write_results  # noqa: E402
+from _data import read_cohort, tell_audit  # noqa: E402
+from _runs import (  # noqa: E402
+    MAPPED,
+    N_FOLDS,
+    PRIORS,
+    TRAININGS,
+    Design,
+    Store,
+    duration,
+    estimate,
+    make_settings,
+    run_all,
+)
+from _tables import (  # noqa: E402
+    MEASURES,
+    collect,
+    compare,
+    draw_gains,
+    draw_paths,
+    gain_table,
+    paper_table,
+)
+
+from sklearn_pk.utils import pick_device, progress  # noqa: E402
+
+AGGREGATORS = ("mlp", "transformer", "summary_mixing", "topk")
+CONTROLS = ("zero", "shuffled", "rewired")
+_TABLE_WIDTH = 128
+
+
+def _prior(text):
+    if text.removesuffix(MAPPED) in PRIORS and text != "none" + MAPPED:
+        return text
+    raise argparse.ArgumentTypeError(
+        f"expected one of {', '.join(PRIORS)}, or one with {MAPPED!r} behind it, got {text!r}"
+    )
+
+
+def _lambda(text):
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in (0, 1], got {text!r}")
+    return value
+
+
+def make_parser():
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--features", type=Path, required=True, help="folder of feature files, or a table")
+    add("--expression", type=Path, required=True, help="table, one row a slide or patient")
+    add("--genes-in", choices=["columns", "rows"], default="columns", help="of the expression")
+    add("--gene-sets", default="cgn", help="GMT file of the external graph (default: MSigDB CGN)")
+    add("--external-features", type=Path, help="of another cohort, for the models of the folds")
+    add("--external-expression", type=Path)
+    add("--aggregators", nargs="+", choices=AGGREGATORS, help="default: mlp for tables, else three")
+    add(
+        "--priors",
+        nargs="+",
+        type=_prior,
+        default=list(PRIORS),
+        help=f"{', '.join(PRIORS)}; with "
+        f"{MAPPED!r} behind it, a learned map stands before the embeddings",
+    )
+    add("--lambdas", nargs="+", type=_lambda, default=[0.1, 0.2, 0.5, 0.8, 0.9])
+    add("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
+    add("--seeds", type=int, default=5, help="number of seeds; intervals need five or more")
+    add("--threshold", type=float, default=0.85, help="of the internal graph")
+    add("--transform", choices=["rank", "none"], default="rank", help="of expression, by fold")
+    add("--training", choices=TRAININGS, default="default", help="published: lr 1e-3, init_scale 1")
+    add("--n-clusters", type=int, default=100, help="super-tiles a slide; 0 keeps bags as they are")
+    add("--embed-dim", type=int, help=f"default: {_TABLE_WIDTH} for tables, else that of features")
+    add("--max-epochs", type=int, default=200)
+    add("--device", default="auto")
+    add("--n-jobs", type=int, help="runs at a time (default: one a core, one with a GPU)")
+    add("--n-boot", type=int, default=1000, help="draws of patients for the intervals")
+    add("--dry-run", action="store_true", help="say what would run, and how long it may take")
+    add("--out", type=Path, required=True, help="folder for results, figures and runs")
+    return parser
+
+
+def parse(arguments=None):
+    """Read the command line and check what can be checked without the data."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if (options.external_features is None) != (options.external_expression is None):
+        parser.error("--external-features and --external-expression go together")
+    paths = ("features", "expression", "external_features", "external_expression")
+    for name in paths:
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            parser.error(f"--{name.replace('_', '-')}: there is no {path}")
+    if options.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    options.priors = list(dict.fromkeys(["none", *options.priors]))
+    options.lambdas = sorted(set(options.lambdas))
+    try:
+        options.device = pick_device(options.device)
+    except ValueError as error:
+        parser.error(f"--device: {error}")
+    if options.n_jobs is None:
+        options.n_jobs = (os.cpu_count() or 1) if options.device == "cpu" else 1
+    return options
+
+
+def read(options):
+    """Read the cohorts, tell what was matched, and settle what depends on them."""
+    settings = {"n_clusters": options.n_clusters, "work": options.out / "supertiles"}
+    cohort = read_cohort(
+        options.features, options.expression, genes_in=options.genes_in, **settings
+    )
+    print(tell_audit("Cohort", cohort), flush=True)
+    external = None
+    if options.external_features is not None:
+        external = read_cohort(
+            options.external_features,
+            options.external_expression,
+            genes_in=options.genes_in,
+            **settings,
+        )
+        print(tell_audit("External cohort", external), flush=True)
+    if options.aggregators is None:
+        options.aggregators = ["mlp"] if cohort.is_table else list(AGGREGATORS[:3])
+    if options.embed_dim is None and cohort.is_table:
+        options.embed_dim = _TABLE_WIDTH
+    return cohort, external
+
+
+def make_design(options, cohort):
+    """Settle what all runs share."""
+    return Design(
+        threshold=options.threshold,
+        gene_sets=options.gene_sets,
+        width=options.embed_dim or cohort.n_features,
+        embed_dim=options.embed_dim,
+        transform=options.transform,
+        training=options.training,
+        max_epochs=options.max_epochs,
+        n_folds=N_FOLDS,
+    )
+
+
+def check_manifest(folder, manifest):
+    """Refuse to mix runs of other data or another design."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        write_results(manifest, path)
+        return
+    known = json.loads(path.read_text())
+    differing = [key for key in manifest if known.get(key) != manifest[key]]
+    if differing:
+        told = "; ".join(
+            f"{key}: {known.get(key)!r} there, {manifest[key]!r} now" for key in differing
+        )
+        raise SystemExit(
+            f"{folder} holds runs of other data or another design ({told}). Choose another --out."
+        )
+
+
+def plan(options, cohort, design, settings, todo, fit_options):
+    """Tell what is left to run, and how long it may take."""
+    n_numbers = cohort.expression.size * 2
+    print(
+        f"{len(settings)} settings x {options.seeds} seeds, {design.n_folds} folds each: "
+        f"{len(todo)} of {len(settings) * options.seeds} runs are left to do, "
+        f"{options.n_jobs} at a time on {options.device}. Predictions take "
+        f"{len(todo) * n_numbers * 4 / 1e9:.1f} GB in {options.out}."
+    )
+    if todo and options.dry_run:
+        seconds = estimate(todo, cohort, design, fit_options, options.n_jobs)
+        print(
+            f"Roughly {duration(seconds)}, if trainings end after 30 epochs; early stopping and "
+            "the priors decide."
+        )
+
+
+def report(options, settings, cohort, external, design, store):
+    """Write the results, the tables and the figures of all runs that are finished."""
+    runs = collect(settings, range(options.seeds), store)
+    folds, comparisons = design.make_folds(cohort), []
+    pairs = [
+        (aggregator, prior)
+        for aggregator in options.aggregators
+        for prior in options.priors
+        if prior != "none"
+    ]
+    for aggregator, prior in progress(pairs, desc="Intervals", verbose=1):
+        comparisons += compare(aggregator, prior, options, runs, store, cohort, folds)
+    write_results(
+        describe(options.device)
+        | {"design": asdict(design), "cohort": cohort.describe()}
+        | ({"external_cohort": external.describe()} if external else {})
+        | {"n_seeds": options.seeds, "n_boot": options.n_boot}
+        | {"runs": runs.to_dict("records"), "comparisons": comparisons},
+        options.out / "results.json",
+    )
+    text = tables_of(options, runs, store, external, comparisons)
+    (options.out / "table2.rst").write_text(text)
+    print(text)
+    figures = {
+        "lambda_paths": draw_paths(options, runs, store),
+        "gains": draw_gains(comparisons, options),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(options.out / f"{name}.png", dpi=150)
+            print(f"wrote {options.out / name}.png")
+
+
+def tables_of(options, runs, store, external, comparisons):
+    """Write all tables."""
+    parts = [
+        "Significant genes; in parentheses the lambda with the most, chosen on the same patients, "
+        f"as published. Mean of {options.seeds} seeds.",
+        paper_table(options, runs, store),
+    ]
+    if external is not None:
+        parts += [
+            "Significant genes of the external cohort, at the lambda chosen on the first one.",
+            paper_table(options, runs, store, cohort="external"),
+        ]
+    for aggregator in options.aggregators:
+        if not any(row["aggregator"] == aggregator for row in comparisons):
+            continue
+        parts.append(
+            f"{aggregator}: gains with 95 % intervals over patients and seeds; each setting at the "
+            "lambda that the patients held out for early stopping chose, in each fold."
+        )
+        parts += [gain_table(comparisons, aggregator, measure) for measure in MEASURES]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments=None):
+    """Run what is left to do, then write tables and figures."""
+    options = parse(arguments)
+    try:
+        cohort, external = read(options)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error
+    design = make_design(options, cohort)
+    settings = make_settings(options.aggregators, options.priors, options.lambdas, options.controls)
+    store = Store(options.out)
+    manifest = asdict(design) | cohort.fingerprint()
+    manifest["external"] = external.fingerprint() if external else None
+    fit_options = {"device": options.device, "memory": str(options.out / "cache")}
+    if (options.out / "manifest.json").exists() or not options.dry_run:
+        check_manifest(options.out, manifest)
+    todo = [
+        (setting, seed)
+        for seed in range(options.seeds)
+        for setting in settings
+        if store.row(setting, seed) is None
+    ]
+    plan(options, cohort, design, settings, todo, fit_options)
+    if options.dry_run:
+        return
+    cohort.audit.to_csv(options.out / "audit.csv")
+    failed = run_all(
+        todo, cohort, external, design, store, fit_options, n_jobs=options.n_jobs, say=_say
+    )
+    report(options, settings, cohort, external, design, store)
+    if failed:
+        raise SystemExit(
+            f"{len(failed)} runs failed:\n" + "\n".join(map(": ".join, failed.items()))
+        )
+
+
+def _say(line):
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        main()
