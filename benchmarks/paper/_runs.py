@@ -24,7 +24,7 @@ from sklearn_pk.regression import PriorKnowledgeRegressor
 
 GRAPHS = ("external", "internal", "combined")
 PRIORS = ("none", *GRAPHS, "eigen")
-MAPPED = ":mapped"
+PROJECTED = ":projected"
 N_FOLDS = 5
 N_EIGENGENES = 30
 # How training differs from the defaults of the regressor.
@@ -41,7 +41,7 @@ class Setting:
     aggregator : str
         How tiles become a slide.
     prior : str
-        Name of the prior, with ":mapped" for a learned map in front of the embeddings; "none";
+        Name of the prior, with ":projected" where predictions are projected onto its span; "none";
         or "zero", the control that is the same for all priors.
     control : str
         "" for the prior itself, or "shuffled" or "rewired".
@@ -64,13 +64,13 @@ class Setting:
 
 def controls_of(prior, controls):
     """Return the controls a prior can have, beside the one of zeros."""
-    can_rewire = prior.removesuffix(MAPPED) in GRAPHS
+    can_rewire = prior.removesuffix(PROJECTED) in GRAPHS
     return [name for name in controls if name == "shuffled" or (name == "rewired" and can_rewire)]
 
 
 def lambdas_of(prior, lambdas):
-    """Return the weights to try: with a learned map, the prior may stand alone."""
-    return sorted({*lambdas, 1.0}) if prior.endswith(MAPPED) else list(lambdas)
+    """Return the weights to try: predictions can be projected altogether."""
+    return sorted({*lambdas, 1.0}) if prior.endswith(PROJECTED) else list(lambdas)
 
 
 def make_settings(aggregators, priors, lambdas, controls):
@@ -140,7 +140,7 @@ class Design:
 
     def make_prior(self, setting, seed):
         """Make the prior of a setting, or its control."""
-        name = setting.prior.removesuffix(MAPPED)
+        name = setting.prior.removesuffix(PROJECTED)
         if name == "none":
             return None
         if name == "eigen":
@@ -172,7 +172,7 @@ class Design:
             prior=prior,
             aggregator=setting.aggregator,
             lambda_=setting.lambda_,
-            layer="mapped" if setting.prior.endswith(MAPPED) else "published",
+            layer="projected" if setting.prior.endswith(PROJECTED) else "published",
             embed_dim=self.embed_dim,
             max_epochs=self.max_epochs,
             random_state=seed,

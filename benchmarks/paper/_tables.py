@@ -7,7 +7,7 @@ import itertools
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from _runs import MAPPED, Setting, controls_of, lambdas_of
+from _runs import PROJECTED, Setting, controls_of, lambdas_of
 
 from sklearn_pk.metrics import compare_significance
 from sklearn_pk.plotting import ComparisonDisplay, LambdaPathDisplay
@@ -117,7 +117,7 @@ class Line:
 
 def label_of(prior, control=""):
     """Return how a setting is called in tables and figures."""
-    name = prior.replace(MAPPED, ", mapped") if prior != "none" else "no prior"
+    name = prior.replace(PROJECTED, ", projected") if prior != "none" else "no prior"
     return f"{name}, {control}" if control else name
 
 
@@ -134,6 +134,13 @@ def lines_of(aggregator, prior, options, runs, store):
         for label, key in wanted.items()
     }
     return {label: line for label, line in lines.items() if line.seeds}
+
+
+def average(runs):
+    """Return one run of several: the mean of their predictions, an ensemble."""
+    truth = runs[0][0]
+    means = (np.mean([run[part] for run in runs], axis=0, dtype=np.float64) for part in (1, 2))
+    return (truth, *means)
 
 
 def compare(aggregator, prior, options, runs, store, cohort, folds):
@@ -159,32 +166,32 @@ def compare(aggregator, prior, options, runs, store, cohort, folds):
     -------
     list of dict
         What :func:`~sklearn_pk.metrics.compare_significance` finds, from the prior to each
-        other line, and from no prior to all.
+        other line, and from no prior to all: for single networks, and for the ensembles of all
+        seeds.
     """
     lines = lines_of(aggregator, prior, options, runs, store)
     if label_of(prior) not in lines:
         return []
     seeds = sorted(set.intersection(*(set(line.seeds) for line in lines.values())))
     results = {label: line.results(folds, seeds) for label, line in lines.items()}
-    rows = []
-    for reference in (label_of("none"), *(label for label in results if label != label_of("none"))):
-        others = {
-            label: results[label] for label in results if label in (reference, label_of(prior))
-        }
-        if reference == label_of("none"):
-            others = results
-        if len(others) < 2 or reference not in others:
-            continue
-        table = compare_significance(
-            others,
-            reference=reference,
-            groups=cohort.patients,
-            n_boot=options.n_boot,
-            random_state=0,
-        )
-        rows += table.assign(aggregator=aggregator, prior=prior, n_seeds=len(seeds)).to_dict(
-            "records"
-        )
+    same = {"aggregator": aggregator, "prior": prior, "n_seeds": len(seeds)}
+    arguments = {"groups": cohort.patients, "n_boot": options.n_boot}
+    rows = _compare_all(results, label_of(prior), same | {"ensemble": False}, arguments)
+    if len(seeds) > 1:
+        ensembles = {label: average(each) for label, each in results.items()}
+        rows += _compare_all(ensembles, label_of(prior), same | {"ensemble": True}, arguments)
+    return rows
+
+
+def _compare_all(results, own, columns, arguments):
+    """Compare all with no prior, and the prior with each of the others."""
+    none, rows = label_of("none"), []
+    references = [label for label in results if label not in (none, own)]
+    pairs = [(none, results)] if none in results else []
+    pairs += [(each, {own: results[own], each: results[each]}) for each in references]
+    for reference, some in pairs:
+        table = compare_significance(some, reference=reference, random_state=0, **arguments)
+        rows += table.assign(**columns).to_dict("records")
     return rows
 
 
@@ -250,10 +257,11 @@ def paper_table(options, runs, store, cohort="cv"):
     return rst_table(header, rows)
 
 
-def gain_table(comparisons, aggregator, measure):
+def gain_table(comparisons, aggregator, measure, *, ensemble=False):
     """Write what each prior gains over no prior and over its controls, with intervals."""
     table = pd.DataFrame(comparisons)
     table = table[(table["aggregator"] == aggregator) & (table["measure"] == measure)]
+    table = table[table["ensemble"] == ensemble]
     kinds = ("no prior", "zeros", "shuffled", "rewired")
     rows = []
     for prior, of_prior in table.groupby("prior", sort=False):
@@ -354,7 +362,7 @@ def draw_gains(comparisons, options):
     table = pd.DataFrame(comparisons)
     if table.empty:
         return None
-    table = table[table["reference"] == label_of("none")]
+    table = table[(table["reference"] == label_of("none")) & ~table["ensemble"]]
     table = table.drop_duplicates(["aggregator", "setting", "measure"])
     aggregators = [each for each in options.aggregators if each in set(table["aggregator"])]
     if not aggregators:

@@ -8,6 +8,7 @@ interrupted, and more seeds, weights or priors are added to what is there.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -23,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import describe, write_results  # noqa: E402
 from _data import read_cohort, tell_audit  # noqa: E402
 from _runs import (  # noqa: E402
-    MAPPED,
     N_FOLDS,
     PRIORS,
+    PROJECTED,
     TRAININGS,
     Design,
     Store,
@@ -52,10 +53,10 @@ _TABLE_WIDTH = 128
 
 
 def _prior(text):
-    if text.removesuffix(MAPPED) in PRIORS and text != "none" + MAPPED:
+    if text.removesuffix(PROJECTED) in PRIORS and text != "none" + PROJECTED:
         return text
     raise argparse.ArgumentTypeError(
-        f"expected one of {', '.join(PRIORS)}, or one with {MAPPED!r} behind it, got {text!r}"
+        f"expected one of {', '.join(PRIORS)}, or one with {PROJECTED!r} behind it, got {text!r}"
     )
 
 
@@ -85,7 +86,7 @@ def make_parser():
         type=_prior,
         default=list(PRIORS),
         help=f"{', '.join(PRIORS)}; with "
-        f"{MAPPED!r} behind it, a learned map stands before the embeddings",
+        f"{PROJECTED!r} behind it, predictions are projected onto its span",
     )
     add("--lambdas", nargs="+", type=_lambda, default=[0.1, 0.2, 0.5, 0.8, 0.9])
     add("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
@@ -244,14 +245,17 @@ def tables_of(options, runs, store, external, comparisons):
             "Significant genes of the external cohort, at the lambda chosen on the first one.",
             paper_table(options, runs, store, cohort="external"),
         ]
-    for aggregator in options.aggregators:
-        if not any(row["aggregator"] == aggregator for row in comparisons):
-            continue
-        parts.append(
-            f"{aggregator}: gains with 95 % intervals over patients and seeds; each setting at the "
-            "lambda that the patients held out for early stopping chose, in each fold."
-        )
-        parts += [gain_table(comparisons, aggregator, measure) for measure in MEASURES]
+    intervals = "each setting at the lambda that held-out patients chose in each fold, with 95 %"
+    kinds = {False: f"{intervals} intervals over patients and seeds."}
+    kinds[True] = f"the mean prediction of all seeds, {intervals} intervals over patients."
+    for aggregator, (ensemble, told) in itertools.product(options.aggregators, kinds.items()):
+        keys = {(row["aggregator"], row["ensemble"]) for row in comparisons}
+        if (aggregator, ensemble) in keys:
+            parts.append(f"{aggregator}: {told}")
+            parts += [
+                gain_table(comparisons, aggregator, measure, ensemble=ensemble)
+                for measure in MEASURES
+            ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -24,14 +24,12 @@ from ._prior import (
     check_embeddings,
     expression_by_patient,
     learn_embeddings,
+    orthonormal_basis,
     seed_prior,
 )
 from ._random import seeded
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_r", "dur")
-# In the unit of weights as they are drawn: gene embeddings of a mean square of 1 a row. A map of
-# unit variance then gives outputs of unit variance.
-_MAPPED_SCALE = 3**0.5
 _PACKAGES = ("sklearn_pk", "torch", "skorch", "scikit-learn", "numpy")
 
 
@@ -185,10 +183,11 @@ def _fit_prior(model, data):
         fitted, embeddings = learn(seed_prior(model.prior, model.seed_), expression)
     else:
         embeddings = align_embeddings(model.prior, n_genes, data.gene_names)
-    scale = None
-    if model.scale_embeddings:
-        scale = _MAPPED_SCALE if model.layer == "mapped" else model.init_scale
-    return fitted, check_embeddings(embeddings, n_genes, scale=scale)
+    scale = model.init_scale if model.scale_embeddings else None
+    embeddings = check_embeddings(embeddings, n_genes, scale=scale)
+    if model.layer == "projected":
+        embeddings = orthonormal_basis(embeddings)
+    return fitted, embeddings
 
 
 def _describe_module(model, data):

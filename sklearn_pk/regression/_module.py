@@ -45,8 +45,8 @@ class ExpressionModule(nn.Module):
         Factor of the learned weights of the layer.
     use_positions : bool
         Whether to add a learned vector to each tile, by its position in the bag.
-    layer : {"published", "mapped"}, default="published"
-        The last layer: gene embeddings as they are, or with a learned map in front of them.
+    layer : {"published", "projected"}, default="published"
+        The last layer: gene embeddings as weights, or as the space predictions are projected to.
     """
 
     def __init__(
@@ -87,8 +87,7 @@ class ExpressionModule(nn.Module):
             )
         self.per_tile = getattr(self.aggregator, "per_tile", False)
         self.slide_projection = nn.Identity()
-        learn_map = layer == "mapped"
-        if embeddings is not None and not learn_map:
+        if embeddings is not None and layer == "published":
             excess = embeddings.shape[1] - width
             if excess > 0:
                 self.slide_projection = nn.Linear(width, width + excess)
@@ -96,10 +95,10 @@ class ExpressionModule(nn.Module):
             # Narrow embeddings are padded: a prior takes no width from the learned weights.
             embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
-        self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_, learn_map=learn_map)
+        self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_, kind=layer)
         with torch.no_grad():
-            for weight in self.layer.parameters():
-                weight.mul_(init_scale)
+            self.layer.weight.mul_(init_scale)
+            self.layer.bias.mul_(init_scale)
 
     def learned_state(self):
         """

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from scipy import linalg, sparse
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
@@ -178,3 +178,27 @@ def check_embeddings(embeddings, n_genes, *, scale):
     if scale is not None:
         embeddings *= scale * unit_scale(embeddings)
     return embeddings
+
+
+def orthonormal_basis(embeddings):
+    """
+    Compute orthonormal columns that span those of the embeddings.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n_genes, d), float32
+        Gene embeddings.
+
+    Returns
+    -------
+    basis : ndarray of shape (n_genes, k), float32
+        As many columns as the embeddings have rank, at least one; rows of zeros stay so.
+    """
+    known = embeddings.any(axis=1)
+    basis = np.zeros((len(embeddings), 1), dtype=np.float32)
+    if known.any():
+        # What float32 has rounded is no direction of its own.
+        spanned = linalg.orth(embeddings[known].astype(np.float64), rcond=1e-6)
+        basis = np.zeros((len(embeddings), spanned.shape[1]), dtype=np.float32)
+        basis[known] = spanned
+    return basis

@@ -60,12 +60,13 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer (behind the
         projection to their width, where they are wider than the slide embedding).
 
-    layer : {"published", "mapped"}, default="published"
-        The last layer. "published" is the one above. "mapped" learns a linear map M between the
-        slide embedding and the gene embeddings, ``(1 - lambda_) * w @ A.T + lambda_ * w @ M.T @
-        G.T + b``: with ``lambda_=1`` and few components, such as
-        :class:`~sklearn_pk.prior.EigengeneEmbedder`, that is reduced-rank regression, which
-        has no weights for single genes but b.
+    layer : {"published", "projected"}, default="published"
+        What the gene embeddings do. "published" mixes them into the last layer, as above.
+        "projected" trains the network without them, and projects what it predicts onto the span
+        of their columns, ``(1 - lambda_) * w @ A.T + lambda_ * w @ A.T @ Q @ Q.T + b`` with an
+        orthonormal basis Q of it: with :class:`~sklearn_pk.prior.EigengeneEmbedder`, onto how
+        genes vary together in the training patients. Genes without an embedding are left as they
+        are. The loss and correlation of early stopping are those of the projected predictions.
 
     depth : int, default=6
         Number of blocks of "transformer" and "summary_mixing".
@@ -81,13 +82,12 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         value puts a learned linear projection in front of the aggregator. Where
         the gene embeddings are wider, a second learned projection brings the slide
         embedding to their width; where they are narrower, they are padded with zeros.
-        With ``layer="mapped"`` neither is needed.
+        With ``layer="projected"`` they may have any width.
 
     scale_embeddings : bool, default=True
         Whether to bring the gene embeddings as a whole to the root mean square
-        of freshly drawn learned weights, ``init_scale / sqrt(3 d)``; with ``layer="mapped"``,
-        to a mean square of 1 a row. Otherwise their scale, which is arbitrary for most priors,
-        decides what a given `lambda_` means.
+        of freshly drawn learned weights, ``init_scale / sqrt(3 d)``. Otherwise their scale,
+        which is arbitrary for most priors, decides what a given `lambda_` means.
 
     standardize : bool, default=True
         Whether to centre and scale every feature by its mean and standard deviation
@@ -174,7 +174,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         The fitted clone of `prior`; None unless `prior` is an estimator.
 
     embeddings_ : ndarray of shape (n_genes, d), float32, or None
-        The gene embeddings G, scaled.
+        The gene embeddings G, scaled; with ``layer="projected"``, the basis Q of their span.
 
     history_ : DataFrame
         One row an epoch: epoch, train_loss (mean while training), valid_loss and valid_r (if
@@ -276,7 +276,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
             type,
         ],
         "lambda_": [Interval(Real, 0, 1, closed="both")],
-        "layer": [StrOptions({"published", "mapped"})],
+        "layer": [StrOptions({"published", "projected"})],
         "depth": [Interval(Integral, 1, None, closed="left")],
         "n_heads": [Interval(Integral, 1, None, closed="left")],
         "head_dim": [Interval(Integral, 1, None, closed="left")],

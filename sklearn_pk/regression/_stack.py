@@ -14,6 +14,7 @@ from ..utils import progress
 from ._aggregators import Attention
 from ._data import BagDataset, Batches
 from ._fitting import build_module, note_training
+from ._layer import smooth_over_genes
 from ._net import (
     autocast,
     few_threads,
@@ -205,9 +206,11 @@ class Stack:
         if self._stacked_embeddings is not None:
             embeddings = self._stacked_embeddings
             embeddings = embeddings if len(embeddings) == 1 else embeddings[rows]
-            if "layer.map.weight" in weights:
-                embeddings = embeddings @ weights["layer.map.weight"]
-            fused = torch.lerp(fused, embeddings, self._lambdas[rows, None, None])
+            lambdas = self._lambdas[rows, None, None]
+            if self._model.layer == "published":
+                fused = torch.lerp(fused, embeddings, lambdas)
+            elif not self._module.training:
+                fused = smooth_over_genes(fused, embeddings, lambdas)
         runs = self.runs if isinstance(rows, slice) else [self.runs[row] for row in rows]
         if len(folds) == 1:
             (X, mask), along = batches[folds[0]][0], None

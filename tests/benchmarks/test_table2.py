@@ -142,20 +142,20 @@ def test_the_script_says_what_it_takes(project_root):
 def test_settings(table2):
     Setting = table2["_runs"].Setting
     settings = table2["_runs"].make_settings(
-        ["mlp"], ["none", "external", "eigen:mapped"], [0.5], ["zero", "shuffled", "rewired"]
+        ["mlp"], ["none", "external", "eigen:projected"], [0.5], ["zero", "shuffled", "rewired"]
     )
     expected = [
         Setting("mlp", "none"),
         *(Setting("mlp", "external", control, 0.5) for control in ("", "shuffled", "rewired")),
         *(
-            Setting("mlp", "eigen:mapped", control, each)
+            Setting("mlp", "eigen:projected", control, each)
             for control in ("", "shuffled")
             for each in (0.5, 1)
         ),
         Setting("mlp", "zero", "", 0.5),
     ]
     assert settings == expected
-    assert settings[4].name == "mlp_eigen-mapped_0.5"
+    assert settings[4].name == "mlp_eigen-projected_0.5"
     assert len({setting.name for setting in settings}) == len(settings)
     make = table2["_runs"].make_settings
     assert make(["mlp"], ["none"], [0.5], ["zero"]) == [Setting("mlp", "none")]
@@ -190,7 +190,7 @@ def test_the_weight_of_a_fold_is_that_of_its_held_out_patients(table2, tmp_path)
     ("arguments", "message"),
     [
         (["--priors", "eigne"], "expected one of none, external.*got 'eigne'"),
-        (["--priors", "none:mapped"], "got 'none:mapped'"),
+        (["--priors", "none:projected"], "got 'none:projected'"),
         (["--lambdas", "1.5"], r"expected a number in \(0, 1\], got '1.5'"),
         (["--external-features", "x"], "go together"),
         (["--features", "missing.csv"], "--features: there is no missing.csv"),

@@ -108,7 +108,7 @@ DESIGNS = {
     "mlp": {"aggregator": "mlp"},
     "transformer": {"aggregator": "transformer", "depth": 1},
     "summary mixing": {"aggregator": "summary_mixing", "depth": 1, "compat": "sequoia"},
-    "mapped": {"layer": "mapped"},
+    "projected": {"layer": "projected"},
     "loss": {"embed_dim": 6, "early_stopping": "loss"},
     "schedule": {"lr_schedule": "cosine", "weight_decay": 0.1, "patience": 2},
     "all epochs": {"validation_fraction": 0, "early_stopping": None, "max_epochs": 5},

@@ -170,34 +170,61 @@ def test_wider_embeddings_get_a_projection(data):
 
 
 @pytest.mark.parametrize("width", [5, 20])
-def test_a_learned_map_takes_embeddings_as_wide_as_they_are(data, width):
+def test_projected_takes_embeddings_as_wide_as_they_are(data, width):
     X, y = data
-    model = small(prior=np.ones((30, width)), layer="mapped", embed_dim=12).fit(X, y)
-    layer = model.net_.module_.layer
-    assert layer.map.weight.shape == (width, 12)
-    assert layer.weight.shape == (30, 12)
-    assert_allclose(np.square(model.embeddings_).sum(axis=1), 1, rtol=1e-5)
-    unscaled = small(prior=np.ones((30, width)), layer="mapped", scale_embeddings=False)
-    assert_array_equal(unscaled.fit(X, y).embeddings_, 1)
+    G = np.random.default_rng(0).normal(size=(30, width))
+    G[3] = 0
+    model = small(prior=G, layer="projected", embed_dim=12).fit(X, y)
+    assert model.net_.module_.layer.weight.shape == (30, 12)
+    Q = model.embeddings_
+    assert Q.shape == (30, width)
+    assert not Q[3].any()
+    assert_allclose(Q.T @ Q, np.eye(width), atol=1e-5)
+    assert_allclose(Q @ (Q.T @ G), G, atol=1e-4)
+    # Columns that say the same are one; of a prior that knows nothing, nothing is left.
+    again = small(prior=np.c_[G, G[:, 0]], layer="projected").fit(X, y)
+    assert again.embeddings_.shape == (30, width)
+    zeros = small(prior=np.zeros((30, 4)), layer="projected", lambda_=1.0).fit(X, y)
+    assert_array_equal(zeros.predict(X), small().fit(X, y).predict(X))
 
 
-def test_mapped_with_lambda_1_is_of_the_rank_of_the_prior(data):
+@pytest.mark.parametrize("lambda_", [0.3, 1.0])
+def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     X, y = data
-    model = small(prior=TruncatedSVD(2), layer="mapped", lambda_=1.0, max_epochs=60, lr=1e-2)
-    predicted = model.fit(X, y).predict(X) - model.net_.module_.target_mean.numpy()
-    offset = (
-        model.net_.module_.layer.bias.detach().numpy() * model.net_.module_.target_scale.numpy()
+    every = {"validation_fraction": 0, "early_stopping": None}  # the epoch is the last of both
+    plain = small(**every).fit(X, y)
+    model = small(prior=TruncatedSVD(2), layer="projected", lambda_=lambda_, **every).fit(X, y)
+    assert_allclose(model.history_["train_loss"], plain.history_["train_loss"], rtol=1e-6)
+    module = plain.net_.module_
+    offset = (module.target_mean + module.target_scale * module.layer.bias).detach().numpy()
+    for predict in ("predict", "predict_untrained"):
+        shift = offset if predict == "predict" else getattr(plain, predict)(X).mean(axis=0)
+        deviation = getattr(plain, predict)(X) - shift
+        Q = model.embeddings_.astype(float)
+        expected = (1 - lambda_) * deviation + lambda_ * deviation @ Q @ Q.T
+        found = getattr(model, predict)(X)
+        if predict == "predict":
+            assert_allclose(found, expected + shift, atol=1e-4)
+        else:
+            assert_allclose(found - found.mean(axis=0), expected, atol=1e-4)
+
+
+def test_projection_helps_where_expression_is_of_low_rank_and_harms_where_it_is_wrong():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 1, 20))
+    y = X[:, 0] @ rng.normal(size=(20, 2)) @ rng.normal(size=(2, 60)) + 6 * rng.normal(
+        size=(200, 60)
     )
-    singular = np.linalg.svd(predicted - offset, compute_uv=False)
-    assert singular[1] > 100 * singular[2]
-    # Three factors make the expression, so two of them explain most, but not all, of it.
-    assert 0.5 < model.score(X, y) < 0.98
-    # The published layer cannot turn the two components as the slides need them.
-    published = clone(model).set_params(layer="published")
-    assert published.fit(X, y).score(X, y) < model.score(X, y) - 0.2
-    # Without a map, without a prior and without weight it is the plain layer.
-    plain = small(lambda_=0.0).fit(X, y).predict(X)
-    assert_array_equal(plain, small(layer="mapped").fit(X, y).predict(X))
+    scores = {}
+    for name, prior in {
+        "none": None,
+        "eigen": TruncatedSVD(2, random_state=0),
+        "random": rng.normal(size=(60, 2)),
+    }.items():
+        model = small(prior=prior, layer="projected", lambda_=1.0, max_epochs=40, lr=1e-3)
+        scores[name] = model.fit(X[:150], y[:150]).score(X[150:], y[150:])
+    assert scores["eigen"] > scores["none"] + 0.005
+    assert scores["random"] < scores["none"] - 0.02
 
 
 def test_narrower_embeddings_are_padded(data):

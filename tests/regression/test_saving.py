@@ -286,7 +286,7 @@ def test_single_gene_without_names(data):
     [
         {"compat": "sequoia"},
         {"embed_dim": 2, "prior": table_prior()},
-        {"layer": "mapped", "prior": table_prior()},
+        {"layer": "projected", "prior": table_prior()},
         {"aggregator": "topk"},
     ],
 )
