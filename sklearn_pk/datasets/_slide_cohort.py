@@ -18,6 +18,7 @@ from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.parallel import Parallel, delayed
 
 from ..utils import progress
+from ._expression_cohort import draw_patients
 from ._loaders import load_brca_expression, load_cmu_slide
 
 _MPP = 0.5
@@ -353,17 +354,14 @@ def make_slide_cohort(
         raise ValueError(f"slide_size: expected (width, height) of at least 512 px, got {size!r}.")
     random_state = check_random_state(random_state)
     table = load_brca_expression().expression
-    # No patient has more than two slides.
-    n_patients = max(-(-n_slides // 2), round(n_slides / (1 + two_slide_share)))
+    numbers = draw_patients(n_slides, two_slide_share, random_state)
+    n_patients = numbers[-1] + 1
     if n_patients > len(table):
         raise ValueError(
             f"n_slides={n_slides} with two_slide_share={two_slide_share} needs {n_patients} "
             f"patients, but there are {len(table)}. Ask for fewer slides."
         )
-    slides_of = np.ones(n_patients, dtype=int)
-    slides_of[random_state.permutation(n_patients)[: n_slides - n_patients]] = 2
-    rows = np.repeat(random_state.permutation(len(table))[:n_patients], slides_of)
-    numbers = np.repeat(np.arange(n_patients), slides_of)
+    rows = random_state.permutation(len(table))[numbers]
     patients = np.array([f"patient-{number:03d}" for number in numbers])
     second = np.r_[False, numbers[1:] == numbers[:-1]]
     names = [f"{name}-slide-{1 + other}" for name, other in zip(patients, second, strict=True)]

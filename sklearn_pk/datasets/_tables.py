@@ -150,7 +150,7 @@ def read_table(path):
     Parameters
     ----------
     path : str or path-like
-        csv, tsv or txt (tab separated), these also packed, whose first column names the
+        A csv, tsv or txt (tab separated) file, also packed, whose first column names the
         rows; parquet; npz with one array (rows, columns) and the names of both as text;
         or h5ad (AnnData, with the extra ``anndata``).
 
