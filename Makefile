@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each runs its numerical libraries on one thread.
 JOBS ?= 2
+# Further extras to install for the tests, such as EXTRAS=anndata.
+EXTRAS ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
+comma := ,
 # The checkout is installed in editable mode, so only a change of its metadata asks for another install.
 METADATA := pyproject.toml setup.py
 
@@ -39,7 +42,7 @@ $(VENV)/.installed-run: $(METADATA) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test $(VENV)/.installed-docs: $(VENV)/.installed-%: $(METADATA) | $(BIN)/python
-	$(call install,.[$*])
+	$(call install,.[$*$(if $(EXTRAS),$(comma)$(EXTRAS))])
 	@touch $@ $(VENV)/.installed-run
 
 quickstart: $(VENV)/.installed-run
