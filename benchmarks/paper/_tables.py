@@ -306,41 +306,49 @@ def draw_paths(options, runs, store):
         One panel for each aggregator and prior; None where no prior was run.
     """
     priors = [prior for prior in options.priors if prior != "none"]
-    if not priors:
+    panels = list(itertools.product(options.aggregators, priors))
+    if not panels:
         return None
-    n_rows, n_columns = len(options.aggregators), len(priors)
+    n_columns = min(3, len(priors))
+    n_rows = -(-len(panels) // n_columns)
+    size = (3.6 * n_columns + 0.6, 2.9 * n_rows + 0.6)
     figure, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(3.3 * n_columns + 0.4, 3.4 * n_rows + 0.4),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
+        n_rows, n_columns, figsize=size, squeeze=False, layout="constrained"
     )
-    handles = {}
-    for (aggregator, prior), ax in zip(
-        itertools.product(options.aggregators, priors), axes.flat, strict=True
-    ):
-        for label, line in lines_of(aggregator, prior, options, runs, store).items():
-            short = label.removeprefix(f"{label_of(prior)}, ")
-            short = "the prior" if label == label_of(prior) else short
-            if label == label_of("none"):
-                level = ax.axhline(line.runs["n_significant"].mean(), color="0.4", lw=1)
-                handles.setdefault(short, level)
-                continue
-            display = LambdaPathDisplay.from_cv_results(
-                _paths(line, short), score_name="Significant genes", label=short, ax=ax
-            )
-            handles.setdefault(short, display.lines_[0])
-        if ax.get_legend():
-            ax.get_legend().remove()
-        ax.set_title(label_of(prior) + (f", {aggregator}" if n_rows > 1 else ""))
-        ax.label_outer()
+    handles, limits = {}, {}
+    for (aggregator, prior), ax in zip(panels, axes.flat, strict=False):
+        _draw_panel(ax, prior, lines_of(aggregator, prior, options, runs, store), handles)
+        ax.set_title(label_of(prior) + (f", {aggregator}" if len(options.aggregators) > 1 else ""))
+        # Projected onto what is wrong, nothing is left to see: such panels have their own scale.
+        limits.setdefault((aggregator, prior.endswith(PROJECTED)), []).append(ax)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for same in limits.values():
+        low, high = zip(*(ax.get_ylim() for ax in same), strict=True)
+        for ax in same:
+            ax.set_ylim(min(low), max(high))
+    figure.supylabel("Significant genes (mean and s.d. over seeds)")
     figure.legend(
         handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False
     )
     return figure
+
+
+def _draw_panel(ax, prior, lines, handles):
+    """Draw a prior and its controls, and note a handle of each for the legend."""
+    for label, line in lines.items():
+        short = label.removeprefix(f"{label_of(prior)}, ")
+        short = "the prior" if label == label_of(prior) else short
+        if label == label_of("none"):
+            level = ax.axhline(line.runs["n_significant"].mean(), color="0.4", lw=1)
+            handles.setdefault(short, level)
+            continue
+        display = LambdaPathDisplay.from_cv_results(_paths(line, short), label=short, ax=ax)
+        handles.setdefault(short, display.lines_[0])
+    ax.set_ylabel("")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    if ax.get_legend():
+        ax.get_legend().remove()
 
 
 def draw_gains(comparisons, options):
