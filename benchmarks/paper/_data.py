@@ -2,7 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import joblib
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_pk.datasets import match_samples, read_expression, read_table
-from sklearn_pk.slides import SuperTileClusterer, read_features
+from sklearn_pk.slides import FeatureBags, SuperTileClusterer, read_features
 from sklearn_pk.utils import is_bag_input
 
 
@@ -31,6 +31,8 @@ class Cohort:
         What was matched, and why not.
     unused_rows : list of str
         Rows of expression without a sample.
+    left_out : dict of str to str
+        Slides that cannot be used, and why.
     """
 
     X: object
@@ -38,6 +40,7 @@ class Cohort:
     patients: np.ndarray
     audit: pd.DataFrame
     unused_rows: list
+    left_out: dict = field(default_factory=dict)
 
     @property
     def is_table(self):
@@ -108,12 +111,22 @@ def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in="
         The samples that have both.
     """
     table = read_expression(expression, genes_in=genes_in)
-    X = read_features(features) if features.is_dir() else read_table(features)
+    X, left_out = read_table(features) if features.is_file() else None, {}
+    if features.is_dir():
+        X, left_out = _drop_empty(read_features(features))
     matched = match_samples(X, table.expression, patients=table.patients)
     X = matched.X
     if features.is_dir() and n_clusters and max(bag.shape[0] for bag in X) > 1:
         X = cluster(X, n_clusters, work, verbose=1)
-    return Cohort(X, matched.expression, matched.patients, matched.audit, matched.unused_rows)
+    parts = (matched.expression, matched.patients, matched.audit, matched.unused_rows)
+    return Cohort(X, *parts, left_out)
+
+
+def _drop_empty(bags):
+    """Leave out slides without tiles; return the others, and all that cannot be used."""
+    left_out = dict(zip(bags.failures["slide"], bags.failures["reason"], strict=True))
+    left_out |= {bag.name: "no tiles" for bag in bags if not bag.shape[0]}
+    return FeatureBags((bag for bag in bags if bag.shape[0]), bags.failures), left_out
 
 
 def tell_audit(name, cohort):
@@ -142,6 +155,9 @@ def tell_audit(name, cohort):
     ]
     for how, few in audit[~found].groupby("how"):
         lines.append(f"  {len(few):,} left out: {how}, such as {few.index[0]!r}")
+    if cohort.left_out:
+        slide, reason = next(iter(cohort.left_out.items()))
+        lines.append(f"  {len(cohort.left_out):,} slides cannot be used, such as {slide}: {reason}")
     if cohort.unused_rows:
         lines.append(
             f"  {len(cohort.unused_rows):,} rows of expression have no sample, such as "

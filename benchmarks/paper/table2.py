@@ -12,10 +12,10 @@ import itertools
 import json
 import os
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import joblib
 import matplotlib
 
 matplotlib.use("agg")
@@ -145,6 +145,8 @@ def read(options):
             **settings,
         )
         print(tell_audit("External cohort", external), flush=True)
+    if len(set(cohort.patients)) < N_FOLDS:
+        raise ValueError(f"{N_FOLDS} folds need as many patients, got {len(set(cohort.patients))}.")
     if options.aggregators is None:
         options.aggregators = ["mlp"] if cohort.is_table else list(AGGREGATORS[:3])
     if options.embed_dim is None and cohort.is_table:
@@ -270,6 +272,8 @@ def main(arguments=None):
     settings = make_settings(options.aggregators, options.priors, options.lambdas, options.controls)
     store = Store(options.out)
     manifest = asdict(design) | cohort.fingerprint()
+    if Path(design.gene_sets).is_file():
+        manifest["gene_sets_content"] = joblib.hash(Path(design.gene_sets).read_bytes())
     manifest["external"] = external.fingerprint() if external else None
     fit_options = {"device": options.device, "memory": str(options.out / "cache")}
     if (options.out / "manifest.json").exists() or not options.dry_run:
@@ -299,5 +303,4 @@ def _say(line):
 
 
 if __name__ == "__main__":
-    with warnings.catch_warnings():
-        main()
+    main()

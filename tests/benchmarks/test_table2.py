@@ -99,6 +99,9 @@ def test_from_tables_to_results_and_on(run, tmp_path):
     written = {path.name for path in out.iterdir()}
     assert {"lambda_paths.png", "gains.png", "audit.csv", "manifest.json"} <= written
     assert "significant" in pd.read_parquet(out / "runs" / "mlp_none" / "seed0.parquet")
+    (tmp_path / "other.gmt").write_text("SET_G1\tx\tG2\tG3\n")
+    code, _ = run(out, *more, "--gene-sets", tmp_path / "other.gmt")
+    assert "gene_sets_content: " in code
     code, _ = run(out, *more, "--training", "published")
     assert "training: 'default' there, 'published' now" in code
 
@@ -221,13 +224,17 @@ def test_what_does_not_match_is_told(table2, folder, tmp_path):
 def test_bags_become_super_tiles_once(table2, folder, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "features").mkdir()
-    for i in range(8):
+    for i in range(9):
         with h5py.File(tmp_path / "features" / f"P{i}.h5", "w") as file:
-            file["features"] = rng.normal(size=(20, 6)).astype(np.float32)
+            n_tiles = 0 if i == 8 else 20
+            file["features"] = rng.normal(size=(n_tiles, 6)).astype(np.float32)
     read = table2["_data"].read_cohort
     given = (tmp_path / "features", folder / "expression.csv")
     cohort = read(*given, n_clusters=4, work=tmp_path / "work" / "supertiles")
     assert cohort.X.shape == (8, 4, 6)
+    assert "1 slides cannot be used, such as P8: no tiles" in table2["_data"].tell_audit(
+        "C", cohort
+    )
     assert not cohort.is_table
     assert cohort.n_features == 6
     [path] = (tmp_path / "work").glob("*.npy")
@@ -238,3 +245,10 @@ def test_bags_become_super_tiles_once(table2, folder, tmp_path):
     bags = read(*given, n_clusters=0)
     assert bags.X[0].shape == (20, 6)
     assert bags.fingerprint() != cohort.fingerprint()
+
+
+def test_too_few_patients(run, folder, tmp_path):
+    pd.read_csv(folder / "features.csv", index_col=0)[:4].to_csv(tmp_path / "few.csv")
+    code, text = run(tmp_path / "out", "--features", tmp_path / "few.csv")
+    assert code == "error: 5 folds need as many patients, got 4."
+    assert "4 of 4 samples have a row of expression" in text
