@@ -17,6 +17,28 @@ from ._aggregators import (
 from ._layer import PriorKnowledgeLinear
 
 
+def smooth_over_genes(values, basis, lambda_):
+    """
+    Project values of all genes onto the span of a basis, in part.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_genes, n)
+        What to smooth, one row a gene.
+    basis : Tensor of shape (n_genes, k)
+        Orthonormal columns.
+    lambda_ : float
+        Share of the projection. Rows that are zero in the basis are left as they are.
+
+    Returns
+    -------
+    Tensor of shape (n_genes, n)
+        ``(1 - lambda_) * values + lambda_ * basis @ basis.T @ values``.
+    """
+    known = basis.ne(0).any(dim=1, keepdim=True)
+    return torch.lerp(values, basis @ (basis.mT @ values), lambda_ * known.to(values.dtype))
+
+
 class ExpressionModule(nn.Module):
     """
     Aggregate tiles into a slide embedding and predict expression from it.
@@ -46,7 +68,7 @@ class ExpressionModule(nn.Module):
     use_positions : bool
         Whether to add a learned vector to each tile, by its position in the bag.
     layer : {"published", "projected"}, default="published"
-        The last layer: gene embeddings as weights, or as the space predictions are projected to.
+        The last layer: gene embeddings as weights, or as a basis predictions are projected to.
     """
 
     def __init__(
@@ -87,7 +109,12 @@ class ExpressionModule(nn.Module):
             )
         self.per_tile = getattr(self.aggregator, "per_tile", False)
         self.slide_projection = nn.Identity()
-        if embeddings is not None and layer == "published":
+        basis = None
+        if layer == "projected":
+            embeddings, basis = None, embeddings
+        self.lambda_ = lambda_
+        self.register_buffer("basis", basis)
+        if embeddings is not None:
             excess = embeddings.shape[1] - width
             if excess > 0:
                 self.slide_projection = nn.Linear(width, width + excess)
@@ -95,7 +122,7 @@ class ExpressionModule(nn.Module):
             # Narrow embeddings are padded: a prior takes no width from the learned weights.
             embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
-        self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_, kind=layer)
+        self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_)
         with torch.no_grad():
             self.layer.weight.mul_(init_scale)
             self.layer.bias.mul_(init_scale)
@@ -109,8 +136,22 @@ class ExpressionModule(nn.Module):
         dict of str to Tensor
             The parameters, and the buffers of the aggregator.
         """
-        given = {"feature_mean", "feature_scale", "target_mean", "target_scale", "layer.embeddings"}
+        given = {"feature_mean", "feature_scale", "target_mean", "target_scale"}
+        given |= {"layer.embeddings", "basis"}
         return {name: value for name, value in self.state_dict().items() if name not in given}
+
+    def prediction_weight(self):
+        """
+        Compute the weight of the last layer in predictions.
+
+        Returns
+        -------
+        Tensor of shape (n_genes, d)
+            The fused weight; with a basis, what was learned is projected onto its span.
+        """
+        if self.basis is None:
+            return self.layer.fused_weight()
+        return smooth_over_genes(self.layer.weight, self.basis, self.lambda_)
 
     def embed(self, X, mask=None):
         """
@@ -159,7 +200,7 @@ class ExpressionModule(nn.Module):
         X, mask : Tensor
             As in :meth:`embed`.
         weight : Tensor of shape (n_genes, d), default=None
-            The fused weight of the layer, where it has been computed before.
+            What :meth:`prediction_weight` gives. None takes that of training.
 
         Returns
         -------

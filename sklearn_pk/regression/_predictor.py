@@ -146,7 +146,7 @@ class ExpressionPredictor:
 
         module = self.net_.module_.eval()
         with torch.inference_mode():
-            weight = module.layer.fused_weight()
+            weight = module.prediction_weight()
             return [
                 tile_expression(
                     source, position, predict_bags, columns, window, stride, slide=slide
@@ -210,7 +210,7 @@ class ExpressionPredictor:
 
     def _predict(self, module, X):
         with torch.inference_mode():
-            weight = module.layer.fused_weight()
+            weight = module.prediction_weight()
         predicted = self._by_slide(X, module, lambda *bags: module(*bags, weight=weight))
         predicted = self._postprocess(predicted)
         return predicted[:, 0] if self._y_is_1d else predicted

@@ -14,7 +14,6 @@ from ..utils import progress
 from ._aggregators import Attention
 from ._data import BagDataset, Batches
 from ._fitting import build_module, note_training
-from ._layer import smooth_over_genes
 from ._net import (
     autocast,
     few_threads,
@@ -157,6 +156,8 @@ class Stack:
         }
         buffers = [dict(module.named_buffers()) for module in modules]
         self._embeddings = [each.pop("layer.embeddings", None) for each in buffers]
+        for each in buffers:
+            each.pop("basis", None)  # of predictions alone
         self._buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}
         self._lambdas = torch.tensor([run.model.lambda_ for run in runs], device=device)
         self._lr = runs[0].model.lr
@@ -206,11 +207,7 @@ class Stack:
         if self._stacked_embeddings is not None:
             embeddings = self._stacked_embeddings
             embeddings = embeddings if len(embeddings) == 1 else embeddings[rows]
-            lambdas = self._lambdas[rows, None, None]
-            if self._model.layer == "published":
-                fused = torch.lerp(fused, embeddings, lambdas)
-            elif not self._module.training:
-                fused = smooth_over_genes(fused, embeddings, lambdas)
+            fused = torch.lerp(fused, embeddings, self._lambdas[rows, None, None])
         runs = self.runs if isinstance(rows, slice) else [self.runs[row] for row in rows]
         if len(folds) == 1:
             (X, mask), along = batches[folds[0]][0], None

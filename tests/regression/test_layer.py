@@ -36,45 +36,6 @@ def test_equation():
     np.testing.assert_allclose(layer(torch.from_numpy(w)).detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("lambda_", [0.3, 1.0])
-@pytest.mark.parametrize("n_rows", [4, 200])
-def test_projection_onto_a_basis(lambda_, n_rows):
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=(n_rows, 6)).astype(np.float32)
-    Q = np.zeros((9, 3), dtype=np.float32)
-    Q[:7] = np.linalg.qr(rng.normal(size=(7, 3)))[0]
-    layer = PriorKnowledgeLinear(6, 9, Q, lambda_, kind="projected")
-    A, b = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-    plain = w @ A.T
-    expected = (1 - lambda_) * plain + lambda_ * plain @ Q @ Q.T
-    expected[:, 7:] = plain[:, 7:]  # genes without an embedding
-    # In training there is no prior.
-    output = layer(torch.from_numpy(w))
-    np.testing.assert_allclose(output.detach(), plain + b, rtol=1e-5, atol=1e-5)
-    output = layer.eval()(torch.from_numpy(w)).detach()
-    np.testing.assert_allclose(output, expected + b, rtol=1e-5, atol=1e-5)
-    fused = w @ layer.fused_weight().detach().numpy().T + b
-    np.testing.assert_allclose(fused, expected + b, rtol=1e-5, atol=1e-5)
-    by_tile = layer(torch.from_numpy(w[:4]).reshape(2, 2, 6)).detach()
-    np.testing.assert_allclose(by_tile.reshape(4, 9), expected[:4] + b, rtol=1e-5, atol=1e-5)
-    assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
-
-
-def test_projection_needs_a_basis_and_a_weight():
-    w = torch.randn(4, 6)
-    for layer in (
-        PriorKnowledgeLinear(6, 9, kind="projected"),
-        PriorKnowledgeLinear(6, 9, torch.ones(9, 2), 0.0, kind="projected"),
-    ):
-        plain = torch.nn.functional.linear(w, layer.weight, layer.bias)
-        assert torch.equal(layer.eval()(w), plain)
-        assert torch.equal(layer.fused_weight(), layer.weight)
-    with pytest.raises(ValueError, match=r"\(out_features, k\) = \(9, k\), got \(8, 2\)"):
-        PriorKnowledgeLinear(6, 9, torch.ones(8, 2), kind="projected")
-    with pytest.raises(ValueError, match="kind must be 'published' or 'projected', got 'mixed'"):
-        PriorKnowledgeLinear(6, 9, kind="mixed")
-
-
 @pytest.mark.parametrize(("embeddings", "lambda_"), [(None, 0.7), (torch.ones(9, 6), 0.0)])
 def test_without_prior_it_is_a_plain_linear_layer(embeddings, lambda_):
     layer = PriorKnowledgeLinear(6, 9, embeddings, lambda_)

@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
+from sklearn_pk.regression._fitting import build_module
 from sklearn_pk.slides import FeatureBag, TiledSlide
 
 AGGREGATORS = ["mlp", "transformer", "summary_mixing"]
@@ -188,25 +189,27 @@ def test_projected_takes_embeddings_as_wide_as_they_are(data, width):
     assert_array_equal(zeros.predict(X), small().fit(X, y).predict(X))
 
 
-@pytest.mark.parametrize("lambda_", [0.3, 1.0])
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
 def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     X, y = data
-    every = {"validation_fraction": 0, "early_stopping": None}  # the epoch is the last of both
-    plain = small(**every).fit(X, y)
-    model = small(prior=TruncatedSVD(2), layer="projected", lambda_=lambda_, **every).fit(X, y)
-    assert_allclose(model.history_["train_loss"], plain.history_["train_loss"], rtol=1e-6)
-    module = plain.net_.module_
-    offset = (module.target_mean + module.target_scale * module.layer.bias).detach().numpy()
-    for predict in ("predict", "predict_untrained"):
-        shift = offset if predict == "predict" else getattr(plain, predict)(X).mean(axis=0)
-        deviation = getattr(plain, predict)(X) - shift
-        Q = model.embeddings_.astype(float)
+    G = np.random.default_rng(0).normal(size=(30, 2))
+    G[3] = 0
+    plain = small(max_epochs=30, patience=3).fit(X, y)
+    model = clone(plain).set_params(prior=G, layer="projected", lambda_=lambda_).fit(X, y)
+    assert_array_equal(model.history_.drop(columns="dur"), plain.history_.drop(columns="dur"))
+    Q = model.embeddings_.astype(float)
+    for predict, module in {
+        "predict": plain.net_.module_,
+        "predict_untrained": build_module(plain),
+    }.items():
+        offset = module.target_mean + module.target_scale * module.layer.bias
+        deviation = getattr(plain, predict)(X) - offset.detach().numpy()
         expected = (1 - lambda_) * deviation + lambda_ * deviation @ Q @ Q.T
-        found = getattr(model, predict)(X)
-        if predict == "predict":
-            assert_allclose(found, expected + shift, atol=1e-4)
-        else:
-            assert_allclose(found - found.mean(axis=0), expected, atol=1e-4)
+        expected[:, 3] = deviation[:, 3]  # a gene without an embedding
+        found = getattr(model, predict)(X) - offset.detach().numpy()
+        assert_allclose(found, expected, atol=1e-5)
+    [tiles] = model.predict_tiles(X[:1], genes=["gene5"])
+    assert_allclose(tiles["gene5"].iloc[0], model.predict(X[:1, :1])[0, 5], rtol=1e-5)
 
 
 def test_projection_helps_where_expression_is_of_low_rank_and_harms_where_it_is_wrong():
