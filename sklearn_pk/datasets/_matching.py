@@ -45,6 +45,10 @@ def _tcga(stem):
     return patient.group().upper(), None if sample is None else sample.group(1)
 
 
+def _is_tumour(sample_type):
+    return sample_type < "10"
+
+
 class _Rows:
     """Rows of expression, to be looked up by name."""
 
@@ -78,11 +82,15 @@ class _Rows:
         same = [row for row, other in rows if sample_type is not None and other == sample_type]
         if same:
             return same, "TCGA sample"
-        open_rows = [row for row, other in rows if other is None or sample_type is None]
-        if open_rows:
-            return open_rows, "TCGA patient"
-        types = sorted({other for _, other in rows})
-        return [], f"the rows of that patient are of sample type {', '.join(types)}"
+        if sample_type is None:
+            fitting = [row for row, other in rows if other is None or _is_tumour(other)]
+        else:
+            fitting = [row for row, other in rows if other is None and _is_tumour(sample_type)]
+        if fitting:
+            return fitting, "TCGA patient"
+        types = sorted({other or "not named" for _, other in rows})
+        own = f", the sample of type {sample_type}" if sample_type else ""
+        return [], f"the rows of that patient are of sample type {', '.join(types)}{own}"
 
     def choose(self, name):
         """Return the row of a sample, or None, and by what it was found, or why it was not."""
@@ -93,7 +101,7 @@ class _Rows:
 
 
 def _patients_of(expression, patients, same_rows):
-    """Return the patient of each row: as given, from TCGA barcodes, or from equal rows."""
+    """Return the patient of each row: as given, of its TCGA barcode, or the first of equal rows."""
     if patients is not None:
         given = pd.Series(patients)
         if not isinstance(patients, pd.Series):
@@ -106,9 +114,8 @@ def _patients_of(expression, patients, same_rows):
             )
         return given[expression.index].astype(str).to_numpy()
     barcodes = [_tcga(_stem(name))[0] for name in expression.index]
-    if all(barcodes):
-        return np.array(barcodes)
-    return expression.index.to_numpy(dtype=str)[same_rows]
+    names = expression.index.to_numpy(dtype=str)[same_rows]
+    return np.array([code or name for code, name in zip(barcodes, names, strict=True)], dtype=str)
 
 
 def match_samples(X, expression, *, patients=None):
@@ -117,7 +124,8 @@ def match_samples(X, expression, *, patients=None):
 
     A sample belongs to the row of its very name, without folders and endings of files; else, by
     its TCGA barcode, to the row of the same patient and sample type, or of the patient where one
-    side does not name a type (a tumour never gets the row of normal tissue); else, for names
+    side does not name a type, which then stands for a tumour (normal tissue never gets the row of
+    one, nor the other way round); else, for names
     that are no barcode, to the row whose name it starts with, up to one of ``-_. ``.
 
     Parameters
@@ -127,8 +135,8 @@ def match_samples(X, expression, *, patients=None):
     expression : DataFrame of shape (n_rows, n_genes)
         One row a slide, sample or patient, indexed by name.
     patients : Series or array-like of shape (n_rows,), default=None
-        Patient of each row of `expression`; a Series is matched by name. None takes them from
-        TCGA barcodes, if all rows have one; otherwise rows with equal values are of one patient.
+        Patient of each row of `expression`; a Series is matched by name. None takes the TCGA
+        barcode of a row; rows without one are each a patient, but for those of equal values.
 
     Returns
     -------
@@ -187,6 +195,8 @@ def match_samples(X, expression, *, patients=None):
             "X must name its samples: bags that know their slide (FeatureBag(features, "
             "slide='NAME')), paths, or a DataFrame whose index has names."
         )
+    if not names:
+        raise ValueError("X has no samples.")
     labels = [_stem(name) for name in names]
     repeated = pd.Index(labels)[pd.Index(labels).duplicated()].unique()
     if len(repeated):

@@ -19,6 +19,8 @@ _PACKED = {".gz", ".bz2", ".xz", ".zip"}
 _ENDINGS = "csv, tsv or txt (also packed: .gz, .bz2, .xz, .zip), parquet, npz or h5ad"
 # What the columns of the reference table of SEQUOIA are called.
 _SLIDE, _PATIENT, _GENE_PREFIX = "wsi_file_name", "patient_id", "rna_"
+# What stands for no value.
+_MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"]
 _ROW_KEYS = ("sample", "samples", "slide", "slides", "patient", "patients", "index", "names")
 _COLUMN_KEYS = ("gene", "genes", "feature", "features", "columns")
 
@@ -103,10 +105,29 @@ def _read_h5ad(path):
 
 def _read_text(path):
     separator = _TEXT_ENDINGS[_ending(path)]
-    header = pd.read_csv(path, sep=separator, nrows=0)
-    if _SLIDE in header.columns:
-        return pd.read_csv(path, sep=separator)
-    return pd.read_csv(path, sep=separator, index_col=0)
+    options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
+    header = pd.read_csv(path, sep=separator, **options).iloc[0]
+    # pandas would give the second one another name.
+    repeated = header[header.duplicated() & (header != "")].unique()
+    if len(repeated):
+        raise _Refused(
+            f"{str(path)!r}: {len(repeated)} columns have a name that another has, too: "
+            f"{name_some(repeated)}. Keep one of each, or average them."
+        )
+    columns = pd.read_csv(path, sep=separator, nrows=1)
+    if not isinstance(columns.index, pd.RangeIndex):
+        return pd.read_csv(path, sep=separator)  # by R: the first column has no name at all
+    columns = list(columns.columns)
+    # Names are text: 001 is not 1, and NA is a name.
+    names = [name for name in (_SLIDE, _PATIENT) if name in columns]
+    names = names if _SLIDE in names else [columns[0], *names]
+    missing = dict.fromkeys([name for name in columns if name not in names], _MISSING)
+    options = {"dtype": dict.fromkeys(names, str), "keep_default_na": False, "na_values": missing}
+    frame = pd.read_csv(path, sep=separator, **options)
+    if _SLIDE in names:
+        return frame
+    name = columns[0]
+    return frame.set_index(name).rename_axis(None if name.startswith("Unnamed: ") else name)
 
 
 def _read(path):
@@ -129,9 +150,11 @@ def _read(path):
 def _check_frame(frame, path):
     """Refuse what is not a table of named rows of numbers."""
     if not all(frame.shape):
+        separator = _TEXT_ENDINGS.get(_ending(path))
+        told = f", columns are separated by {separator!r}" if separator else ""
         raise ValueError(
             f"{str(path)!r}: expected a table of samples x columns, got shape {frame.shape}. The "
-            "first column of a text file names the rows."
+            f"first column of a text file names the rows{told}."
         )
     frame.index = frame.index.map(str)
     for what, names in (("rows", frame.index), ("columns", frame.columns)):
@@ -274,7 +297,9 @@ def read_expression(path, *, genes_in="columns"):
         frame = frame.set_index(_SLIDE)
     patients = None
     if _PATIENT in frame.columns:
-        patients = frame[_PATIENT].astype(str).rename("patient")
+        stated = frame[_PATIENT]
+        stated = stated.where(stated.notna() & (stated.astype(str) != ""))
+        patients = stated.map(str, na_action="ignore").rename("patient")
         frame = frame.drop(columns=_PATIENT)
     if genes_in == "rows":
         if patients is not None:

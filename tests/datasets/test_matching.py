@@ -32,8 +32,18 @@ def samples(names):
         ("tcga-3c-aali-01Z-00-DX1", "TCGA-3C-AALI", "TCGA patient"),
         ("TCGA-3C-AALJ-01A-00-DX1", "TCGA-3C-AALJ-01A-11R", "TCGA sample"),
         ("TCGA-3C-AALJ-06A-00-DX1", "TCGA-3C-AALJ-06A-11R", "TCGA sample"),
-        ("TCGA-3C-AALJ", None, "3 rows that differ, all by TCGA patient"),
-        ("TCGA-3C-AALK-01Z-00-DX1", None, "the rows of that patient are of sample type 11"),
+        ("TCGA-3C-AALJ", None, "2 rows that differ, all by TCGA patient"),
+        (
+            "TCGA-3C-AALK-01Z-00-DX1",
+            None,
+            "the rows of that patient are of sample type 11, the sample of type 01",
+        ),
+        ("TCGA-3C-AALK", None, "the rows of that patient are of sample type 11"),
+        (
+            "TCGA-3C-AALI-11A-01-TS1",
+            None,
+            "the rows of that patient are of sample type not named, the sample of type 11",
+        ),
         ("TCGA-3C-AALL-01Z", None, "no row of that patient"),
         ("S9", "wsi/S9.svs", "name"),
     ],
@@ -101,6 +111,10 @@ def test_patients_from_barcodes():
     names = ["TCGA-3C-AALI-01Z", "TCGA-3C-AALI-06Z", "TCGA-3C-AALJ-01Z"]
     matched = match_samples(samples(names), expression)
     assert matched.patients.tolist() == ["TCGA-3C-AALI", "TCGA-3C-AALI", "TCGA-3C-AALJ"]
+    # A row without a barcode does not part the others.
+    more = pd.concat([expression, expression_of(["control"], seed=1)])
+    matched = match_samples(samples([*names, "control"]), more)
+    assert matched.patients.tolist()[1:] == ["TCGA-3C-AALI", "TCGA-3C-AALJ", "control"]
 
 
 def test_bags_keep_what_they_know():
@@ -119,6 +133,8 @@ def test_bags_keep_what_they_know():
 
 def test_bad_input_is_told():
     expression = expression_of(["a", "b"])
+    with pytest.raises(ValueError, match="X has no samples"):
+        match_samples(FeatureBags([]), expression)
     with pytest.raises(ValueError, match="X must name its samples"):
         match_samples(np.ones((2, 3)), expression)
     with pytest.raises(ValueError, match="X has 1 names twice: 'a'"):

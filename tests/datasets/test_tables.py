@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sklearn_pk.datasets import read_expression, read_table
+from sklearn_pk.datasets import match_samples, read_expression, read_table
 
 try:
     import anndata
@@ -112,9 +112,25 @@ def test_parquet_written_without_its_index(frame, tmp_path):
         read_table(path)
 
 
-def test_numbers_as_names_become_text(frame, tmp_path):
-    path = write(frame.set_axis([11, 12, 13, 14]), tmp_path / "table.csv")
-    assert read_expression(path).expression.index.tolist() == ["11", "12", "13", "14"]
+def test_names_are_text(frame, tmp_path):
+    names = ["001", "12", "NA", "1e3"]
+    path = write(frame.set_axis(names), tmp_path / "table.csv")
+    assert read_expression(path).expression.index.tolist() == names
+    reference = frame.add_prefix("rna_").assign(patient_id=["01", "01", "NA", ""])
+    reference.set_axis(names).to_csv(tmp_path / "reference.csv", index_label="wsi_file_name")
+    table = read_expression(tmp_path / "reference.csv")
+    assert table.expression.index.tolist() == names
+    assert table.patients.tolist()[:3] == ["01", "01", "NA"]
+    with pytest.raises(ValueError, match="1 rows of expression have no patient: '1e3'"):
+        match_samples(["001.svs"], table.expression, patients=table.patients)
+
+
+def test_table_written_by_r(tmp_path):
+    path = tmp_path / "table.tsv"
+    path.write_text("A\tB\nx\t1.5\t2\ny\t3\t4\n")
+    table = read_table(path)
+    assert table.index.tolist() == ["x", "y"]
+    assert table.to_numpy().tolist() == [[1.5, 2.0], [3.0, 4.0]]
 
 
 def test_names_in_npz_of_as_many_rows_as_columns(tmp_path):
@@ -150,6 +166,8 @@ def test_npz_that_is_refused(tmp_path, arrays, match):
         ("a.csv", b"nothing but one line\n", "expected a table of samples x columns"),
         ("a.csv", b"", "cannot be read as .csv"),
         ("a.csv", b"name,A\nx,1\nx,2\n", "1 rows have a name that another has, too: 'x'"),
+        ("a.csv", b"name,A,B,A\nx,1,2,3\n", "1 columns have a name that another has, too: 'A'"),
+        ("a.csv", b"name\tA\nx\t1\n", "columns are separated by ','"),
         ("a.csv", b"name,A\nx,1\ny,\n", "NaN.*'A'.*'y'"),
         ("a.csv.gz", b"no gzip", "cannot be read as .csv"),
         ("a.npz", b"no zip", "a.npz. cannot be read as .npz"),
