@@ -57,7 +57,7 @@ def peak_mb():
 def describe(device="cpu"):
     """Name the hardware and the versions a result belongs to."""
     hardware = f"{platform.machine()}, {os.cpu_count()} logical cores, CPU only"
-    if device != "cpu":
+    if str(device).startswith("cuda"):
         import torch
 
         hardware = f"{hardware.removesuffix(', CPU only')}, {torch.cuda.get_device_name()}"

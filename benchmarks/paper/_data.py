@@ -56,13 +56,18 @@ class Cohort:
         """Return what tells this cohort from another."""
         X = self.X
         if isinstance(X, list):  # not the features: they stay in their files
-            X = [(bag.name, bag.shape, str(getattr(bag, "path", ""))) for bag in X]
+            X = list(map(identify, X))
         values = joblib.hash([np.asarray(X) if hasattr(X, "shape") else X])
         return {
             "features": values,
             "expression": joblib.hash([self.expression.to_numpy(), list(self.expression)]),
             "patients": joblib.hash(list(map(str, self.patients))),
         }
+
+    def write_audit(self, path):
+        """Write what was matched, and what could not be used, as a table."""
+        left_out = pd.DataFrame({"how": self.left_out}, dtype=object).rename_axis("sample")
+        pd.concat([self.audit, left_out]).to_csv(path)
 
     def describe(self):
         """Return its size."""
@@ -74,16 +79,22 @@ class Cohort:
         }
 
 
+def identify(bag):
+    """Return what tells the features of a slide from others, without reading them."""
+    path = getattr(bag, "path", None)
+    stat = None if path is None else Path(path).stat()
+    return bag.name, bag.shape, str(path), stat and (stat.st_size, stat.st_mtime_ns)
+
+
 def cluster(bags, n_clusters, path, verbose):
     """Make super-tiles of bags, once; they are kept in a file beside the results."""
-    key = [(bag.name, bag.shape, str(getattr(bag, "path", ""))) for bag in bags]
-    key = joblib.hash([key, n_clusters])
+    key = joblib.hash([list(map(identify, bags)), n_clusters])
     path = path.with_name(f"{path.name}-{key[:16]}.npy")
     if not path.exists():
         clusterer = SuperTileClusterer(n_clusters=n_clusters, random_state=0, verbose=verbose)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, clusterer.fit_transform(bags).astype(np.float32))
+        np.save(temporary, clusterer.fit_transform(bags).astype(np.float32, copy=False))
         temporary.replace(path)
     return np.load(path, mmap_mode="r")
 

@@ -17,6 +17,7 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
+from sklearn_pk.metrics import significance_report
 from sklearn_pk.model_selection import cross_val_significance
 from sklearn_pk.model_selection._prior_gain import ControlledPrior
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
@@ -151,7 +152,8 @@ class Design:
                 source=name,
                 external=self.gene_sets,
                 rewire=1.0 if setting.control == "rewired" else 0.0,
-                random_state=seed,
+                # Where it is not used, one for all: what has been factorised is found again.
+                random_state=seed if setting.control == "rewired" else 0,
             )
             # As published: the left factor, from random numbers of seed 0.
             prior = make_pipeline(
@@ -315,9 +317,11 @@ def run(setting, seed, cohort, external, design, store, options):
     ]
     tables = {"cv": (result.y_true, result.predictions, result.untrained_predictions)}
     if external is not None:
-        report, found = result.evaluate(external.X, external.expression, return_tables=True)
-        mean_report = result.evaluate(external.X, external.expression, baseline="mean")
-        row["external"] = _figures(report, mean_report)
+        with warnings.catch_warnings():
+            # Told once, with the cohort.
+            warnings.filterwarnings("ignore", message="y lacks")
+            report, found = result.evaluate(external.X, external.expression, return_tables=True)
+        row["external"] = _figures(report, significance_report(*found[:2], None))
         tables["external"] = found
     row["seconds"] = time.perf_counter() - start
     row["peak_mb_of_process"] = peak_mb()
@@ -329,8 +333,8 @@ def _try_run(setting, seed, *arguments):
     """Run a setting; what its prior or training cannot do is told, and costs no other run."""
     try:
         return setting, seed, run(setting, seed, *arguments), None
-    except ValueError as error:
-        return setting, seed, None, str(error)
+    except (ValueError, RuntimeError, OSError) as error:
+        return setting, seed, None, f"{type(error).__name__}: {error}"
 
 
 def run_all(todo, *arguments, n_jobs, say):

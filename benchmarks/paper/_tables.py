@@ -10,8 +10,11 @@ import pandas as pd
 from _runs import PROJECTED, Setting, controls_of, lambdas_of
 
 from sklearn_pk.metrics import compare_significance
-from sklearn_pk.plotting import ComparisonDisplay, LambdaPathDisplay
+from sklearn_pk.plotting import ComparisonDisplay
+from sklearn_pk.plotting._colors import GREY, MARKERS, OKABE_ITO
 
+# The look of a kind of line, the same in all panels, and its place beside the others.
+KINDS = ("the prior", "zeros", "shuffled", "rewired")
 MEASURES = {"n_significant": "Significant genes", "median_r": "Median r"}
 
 
@@ -108,12 +111,6 @@ class Line:
                 part[test] = table[test]
         return tuple(composed)
 
-    def external(self, lambda_, seeds):
-        """Return the tables of the external cohort at one weight, one a seed."""
-        truth = np.asarray(self.store.truth("external"))
-        setting = Setting(*self.key, lambda_)
-        return [(truth, *self.store.tables(setting, seed, "external")) for seed in seeds]
-
 
 def label_of(prior, control=""):
     """Return how a setting is called in tables and figures."""
@@ -125,7 +122,8 @@ def lines_of(aggregator, prior, options, runs, store):
     """Return the lines to compare for a prior: none, itself, and its controls, by label."""
     lambdas = lambdas_of(prior, options.lambdas)
     wanted = {label_of("none"): ("none", ""), label_of(prior): (prior, "")}
-    if "zero" in options.controls:
+    # Projected onto nothing, predictions are those without a prior.
+    if "zero" in options.controls and not prior.endswith(PROJECTED):
         wanted["zeros"] = ("zero", "")
     for control in controls_of(prior, options.controls):
         wanted[label_of(prior, control)] = (prior, control)
@@ -139,7 +137,8 @@ def lines_of(aggregator, prior, options, runs, store):
 def average(runs):
     """Return one run of several: the mean of their predictions, an ensemble."""
     truth = runs[0][0]
-    means = (np.mean([run[part] for run in runs], axis=0, dtype=np.float64) for part in (1, 2))
+    # One after the other: several stacked tables of all genes would not fit.
+    means = (sum(run[part].astype(np.float64) for run in runs) / len(runs) for part in (1, 2))
     return (truth, *means)
 
 
@@ -196,13 +195,14 @@ def _compare_all(results, own, columns, arguments):
 
 
 def _count(value):
-    return f"{value:,.0f}"
+    return f"{value:,.1f}".removesuffix(".0")
 
 
 def _interval(row, measure):
-    if measure == "n_significant":
-        return f"{row.difference:+,.0f} [{row.ci_low:,.0f}, {row.ci_high:,.0f}]"
-    return f"{row.difference:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+    numbers = (row.difference, row.ci_low, row.ci_high)
+    digits = 1 if measure == "n_significant" else 3
+    numbers = [round(number, digits) + 0.0 for number in numbers]  # no negative zero
+    return "{:+.{n}f} [{:.{n}f}, {:.{n}f}]".format(*numbers, n=digits)
 
 
 def rst_table(header, rows):
@@ -276,17 +276,6 @@ def gain_table(comparisons, aggregator, measure, *, ensemble=False):
     return rst_table(["Prior", MEASURES[measure], *(f"over {kind}" for kind in kinds)], rows)
 
 
-def _paths(line, label):
-    """Return a line as results of a search, in which the seeds are the folds."""
-    table = line.runs[line.runs["seed"].isin(line.seeds)]
-    wide = table.pivot(index="lambda_", columns="seed", values="n_significant")
-    scores = {
-        f"split{i}_test_score": column.to_numpy() for i, (_, column) in enumerate(wide.items())
-    }
-    # One seed has no spread; LambdaPathDisplay draws bars of length zero.
-    return {"param_lambda_": wide.index.to_numpy(), "param_line": [label] * len(wide)} | scores
-
-
 def draw_paths(options, runs, store):
     """
     Draw the genes of each prior and of its controls over lambda.
@@ -318,7 +307,8 @@ def draw_paths(options, runs, store):
     handles, limits = {}, {}
     for (aggregator, prior), ax in zip(panels, axes.flat, strict=False):
         _draw_panel(ax, prior, lines_of(aggregator, prior, options, runs, store), handles)
-        ax.set_title(label_of(prior) + (f", {aggregator}" if len(options.aggregators) > 1 else ""))
+        several = len(options.aggregators) > 1
+        ax.set_title(f"{aggregator}\n{label_of(prior)}" if several else label_of(prior))
         # Projected onto what is wrong, nothing is left to see: such panels have their own scale.
         limits.setdefault((aggregator, prior.endswith(PROJECTED)), []).append(ax)
     for ax in axes.flat[len(panels) :]:
@@ -337,18 +327,24 @@ def draw_paths(options, runs, store):
 def _draw_panel(ax, prior, lines, handles):
     """Draw a prior and its controls, and note a handle of each for the legend."""
     for label, line in lines.items():
-        short = label.removeprefix(f"{label_of(prior)}, ")
-        short = "the prior" if label == label_of(prior) else short
         if label == label_of("none"):
-            level = ax.axhline(line.runs["n_significant"].mean(), color="0.4", lw=1)
-            handles.setdefault(short, level)
+            level = ax.axhline(line.runs["n_significant"].mean(), color=GREY, lw=1, ls="--")
+            handles.setdefault(label, level)
             continue
-        display = LambdaPathDisplay.from_cv_results(_paths(line, short), label=short, ax=ax)
-        handles.setdefault(short, display.lines_[0])
-    ax.set_ylabel("")
+        kind = "the prior" if label == label_of(prior) else label.rpartition(", ")[2]
+        place = KINDS.index(kind)
+        genes = line.runs.groupby("lambda_")["n_significant"]
+        mean, spread = genes.mean(), genes.std(ddof=0)
+        look = {"color": OKABE_ITO[place], "marker": MARKERS[place], "ms": 5, "capsize": 2}
+        shifted = mean.index + 0.012 * (place - 1.5)
+        handle = ax.errorbar(shifted, mean, spread, lw=1.4, elinewidth=0.8, **look)
+        handles.setdefault(kind, handle)
+        ax.set_xticks(mean.index)
+    ax.set_xlabel(r"Weight of the prior knowledge, $\lambda$")
     ax.yaxis.set_major_formatter("{x:,.0f}")
-    if ax.get_legend():
-        ax.get_legend().remove()
+    ax.spines[["top", "right"]].set_visible(False)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, max(high, low + 1))
 
 
 def draw_gains(comparisons, options):

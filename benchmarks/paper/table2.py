@@ -10,7 +10,6 @@ interrupted, and more seeds, weights or priors are added to what is there.
 import argparse
 import itertools
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +66,18 @@ def _lambda(text):
     return value
 
 
+def _at_least(kind, lowest):
+    """Return what reads a number that may not be smaller."""
+
+    def read(text):
+        value = kind(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"expected at least {lowest}, got {text!r}")
+        return value
+
+    return read
+
+
 def make_parser():
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -90,16 +101,32 @@ def make_parser():
     )
     add("--lambdas", nargs="+", type=_lambda, default=[0.1, 0.2, 0.5, 0.8, 0.9])
     add("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
-    add("--seeds", type=int, default=5, help="number of seeds; intervals need five or more")
-    add("--threshold", type=float, default=0.85, help="of the internal graph")
+    add(
+        "--seeds",
+        type=_at_least(int, 1),
+        default=5,
+        help="number of seeds; intervals need five or more",
+    )
+    add("--threshold", type=_lambda, default=0.85, help="of the internal graph")
     add("--transform", choices=["rank", "none"], default="rank", help="of expression, by fold")
     add("--training", choices=TRAININGS, default="default", help="published: lr 1e-3, init_scale 1")
-    add("--n-clusters", type=int, default=100, help="super-tiles a slide; 0 keeps bags as they are")
-    add("--embed-dim", type=int, help=f"default: {_TABLE_WIDTH} for tables, else that of features")
-    add("--max-epochs", type=int, default=200)
+    add(
+        "--n-clusters",
+        type=_at_least(int, 0),
+        default=100,
+        help="super-tiles a slide; 0 keeps bags as they are",
+    )
+    add(
+        "--embed-dim",
+        type=_at_least(int, 1),
+        help=f"default: {_TABLE_WIDTH} for tables, else that of features",
+    )
+    add("--max-epochs", type=_at_least(int, 1), default=200)
     add("--device", default="auto")
     add("--n-jobs", type=int, help="runs at a time (default: one a core, one with a GPU)")
-    add("--n-boot", type=int, default=1000, help="draws of patients for the intervals")
+    add(
+        "--n-boot", type=_at_least(int, 2), default=1000, help="draws of patients for the intervals"
+    )
     add("--dry-run", action="store_true", help="say what would run, and how long it may take")
     add("--out", type=Path, required=True, help="folder for results, figures and runs")
     return parser
@@ -116,16 +143,19 @@ def parse(arguments=None):
         path = getattr(options, name)
         if path is not None and not path.exists():
             parser.error(f"--{name.replace('_', '-')}: there is no {path}")
-    if options.seeds < 1:
-        parser.error("--seeds must be at least 1")
+    if options.gene_sets != "cgn" and not Path(options.gene_sets).is_file():
+        parser.error(f"--gene-sets: there is no {options.gene_sets}")
     options.priors = list(dict.fromkeys(["none", *options.priors]))
+    options.controls = list(dict.fromkeys(options.controls))
+    options.aggregators = options.aggregators and list(dict.fromkeys(options.aggregators))
     options.lambdas = sorted(set(options.lambdas))
     try:
         options.device = pick_device(options.device)
     except ValueError as error:
         parser.error(f"--device: {error}")
     if options.n_jobs is None:
-        options.n_jobs = (os.cpu_count() or 1) if options.device == "cpu" else 1
+        options.n_jobs = -1 if options.device == "cpu" else 1
+    options.n_jobs = joblib.effective_n_jobs(options.n_jobs)
     return options
 
 
@@ -145,6 +175,7 @@ def read(options):
             **settings,
         )
         print(tell_audit("External cohort", external), flush=True)
+        check_external(cohort, external)
     if len(set(cohort.patients)) < N_FOLDS:
         raise ValueError(f"{N_FOLDS} folds need as many patients, got {len(set(cohort.patients))}.")
     if options.aggregators is None:
@@ -152,6 +183,24 @@ def read(options):
     if options.embed_dim is None and cohort.is_table:
         options.embed_dim = _TABLE_WIDTH
     return cohort, external
+
+
+def check_external(cohort, external):
+    """Refuse a cohort that the models cannot predict, before they are trained."""
+    shared = cohort.expression.columns.intersection(external.expression.columns)
+    print(f"  {len(shared):,} of {cohort.expression.shape[1]:,} genes are in both cohorts")
+    if not len(shared):
+        raise ValueError(
+            f"The external cohort has none of the genes: {external.expression.columns[0]!r} there, "
+            f"{cohort.expression.columns[0]!r} here."
+        )
+    if external.n_features != cohort.n_features or external.is_table != cohort.is_table:
+        raise ValueError(
+            f"The external cohort has {external.n_features} features, the first one has "
+            f"{cohort.n_features}; both must be tables, or both folders, of the same features."
+        )
+    if len(external.expression) < 4:
+        raise ValueError(f"The external cohort needs 4 samples, got {len(external.expression)}.")
 
 
 def make_design(options, cohort):
@@ -239,7 +288,7 @@ def tables_of(options, runs, store, external, comparisons):
     """Write all tables."""
     parts = [
         "Significant genes; in parentheses the lambda with the most, chosen on the same patients, "
-        f"as published. Mean of {options.seeds} seeds.",
+        f"as published. Mean over seeds, of which there are {options.seeds}.",
         paper_table(options, runs, store),
     ]
     if external is not None:
@@ -248,7 +297,8 @@ def tables_of(options, runs, store, external, comparisons):
             paper_table(options, runs, store, cohort="external"),
         ]
     intervals = "each setting at the lambda that held-out patients chose in each fold, with 95 %"
-    kinds = {False: f"{intervals} intervals over patients and seeds."}
+    over = "patients and seeds" if options.seeds > 1 else "patients (one seed says little)"
+    kinds = {False: f"{intervals} intervals over {over}."}
     kinds[True] = f"the mean prediction of all seeds, {intervals} intervals over patients."
     for aggregator, (ensemble, told) in itertools.product(options.aggregators, kinds.items()):
         keys = {(row["aggregator"], row["ensemble"]) for row in comparisons}
@@ -287,11 +337,14 @@ def main(arguments=None):
     plan(options, cohort, design, settings, todo, fit_options)
     if options.dry_run:
         return
-    cohort.audit.to_csv(options.out / "audit.csv")
+    cohort.write_audit(options.out / "audit.csv")
+    if external is not None:
+        external.write_audit(options.out / "external-audit.csv")
     failed = run_all(
         todo, cohort, external, design, store, fit_options, n_jobs=options.n_jobs, say=_say
     )
-    report(options, settings, cohort, external, design, store)
+    if any(store.row(setting, seed) for setting in settings for seed in range(options.seeds)):
+        report(options, settings, cohort, external, design, store)
     if failed:
         raise SystemExit(
             f"{len(failed)} runs failed:\n" + "\n".join(map(": ".join, failed.items()))

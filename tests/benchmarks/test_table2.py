@@ -135,6 +135,20 @@ def test_what_cannot_run_costs_no_other_run(run, folder, tmp_path):
     assert " -- " in (tmp_path / "out" / "table2.rst").read_text()
 
 
+def test_a_cohort_that_cannot_be_predicted_is_told_at_once(run, folder, tmp_path):
+    expression = pd.read_csv(folder / "external-expression.csv", index_col=0)
+    expression.add_prefix("X").to_csv(tmp_path / "other.csv")
+    external = ["--external-features", folder / "external-features.csv"]
+    code, text = run(tmp_path / "out", *external, "--external-expression", tmp_path / "other.csv")
+    assert code.startswith("error: The external cohort has none of the genes: 'XG0' there, 'G0'")
+    assert "0 of 40 genes are in both cohorts" in text
+    features = pd.read_csv(folder / "external-features.csv", index_col=0)
+    features.iloc[:, :4].to_csv(tmp_path / "few.csv")
+    external = ["--external-expression", folder / "external-expression.csv"]
+    code, _ = run(tmp_path / "out", *external, "--external-features", tmp_path / "few.csv")
+    assert "The external cohort has 4 features, the first one has 6" in code
+
+
 def test_the_script_says_what_it_takes(project_root):
     script = project_root / "benchmarks" / "paper" / "table2.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
@@ -197,7 +211,9 @@ def test_the_weight_of_a_fold_is_that_of_its_held_out_patients(table2, tmp_path)
         (["--lambdas", "1.5"], r"expected a number in \(0, 1\], got '1.5'"),
         (["--external-features", "x"], "go together"),
         (["--features", "missing.csv"], "--features: there is no missing.csv"),
-        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--seeds", "0"], "--seeds: expected at least 1, got '0'"),
+        (["--n-boot", "1"], "--n-boot: expected at least 2"),
+        (["--gene-sets", "missing.gmt"], "--gene-sets: there is no missing.gmt"),
         (["--device", "gpu9"], "--device: "),
     ],
 )
@@ -232,6 +248,10 @@ def test_bags_become_super_tiles_once(table2, folder, tmp_path):
     given = (tmp_path / "features", folder / "expression.csv")
     cohort = read(*given, n_clusters=4, work=tmp_path / "work" / "supertiles")
     assert cohort.X.shape == (8, 4, 6)
+    cohort.write_audit(tmp_path / "audit.csv")
+    audit = pd.read_csv(tmp_path / "audit.csv", index_col=0)
+    assert audit.loc["P8", "how"] == "no tiles"
+    assert audit.loc["P7", "row"] == "P7"
     assert "1 slides cannot be used, such as P8: no tiles" in table2["_data"].tell_audit(
         "C", cohort
     )
@@ -242,6 +262,12 @@ def test_bags_become_super_tiles_once(table2, folder, tmp_path):
     again = read(*given, n_clusters=4, work=tmp_path / "work" / "supertiles")
     assert path.stat().st_mtime_ns == written
     assert again.fingerprint() == cohort.fingerprint()
+    # Other features in the same file are not mistaken for these.
+    with h5py.File(tmp_path / "features" / "P0.h5", "a") as file:
+        file["features"][:] = 0
+    changed = read(*given, n_clusters=4, work=tmp_path / "work" / "supertiles")
+    assert not changed.X[0, 0].any()
+    assert changed.fingerprint() != cohort.fingerprint()
     bags = read(*given, n_clusters=0)
     assert bags.X[0].shape == (20, 6)
     assert bags.fingerprint() != cohort.fingerprint()
