@@ -255,11 +255,12 @@ def _figures(report, mean_report):
     }
 
 
-def _held_out_loss(model):
-    """Return the loss of the patients held out for early stopping, at the best epoch."""
-    history = model.history_.set_index("epoch")
-    column = "valid_loss" if "valid_loss" in history else "train_loss"
-    return float(history.loc[model.best_epoch_, column])
+def _held_out_loss(fold, model, transformer, cohort):
+    """Return the mean squared error of the patients held out for early stopping."""
+    rows = fold[0][model.validation_indices_]
+    truth = cohort.expression.to_numpy()[rows]
+    truth = truth if transformer is None else transformer.transform(truth)
+    return float(np.mean((truth - model.predict(_safe_indexing(cohort.X, rows))) ** 2))
 
 
 def run(setting, seed, cohort, external, design, store, options):
@@ -288,6 +289,7 @@ def run(setting, seed, cohort, external, design, store, options):
     """
     start = time.perf_counter()
     model = design.make_model(setting, seed, cohort.expression.shape[1], **options)
+    folds = design.make_folds(cohort)
     with warnings.catch_warnings():
         # Of single folds; the same in every run, and no news.
         warnings.filterwarnings("ignore", message=".*have the same value in all")
@@ -296,7 +298,7 @@ def run(setting, seed, cohort, external, design, store, options):
             cohort.X,
             cohort.expression,
             groups=cohort.patients,
-            cv=design.make_folds(cohort),
+            cv=folds,
             target_transformer=design.make_transformer(len(cohort.expression)),
         )
     row = asdict(setting) | {"seed": seed} | _figures(result.report, result.mean_report)
@@ -304,14 +306,16 @@ def run(setting, seed, cohort, external, design, store, options):
         {
             "n_significant": None if np.isnan(n) else int(n),
             "median_r": r,
-            "held_out_loss": _held_out_loss(fitted),
+            "held_out_loss": _held_out_loss(fold, fitted, transformer, cohort),
             "best_epoch": int(fitted.best_epoch_),
             "epochs": len(fitted.history_),
         }
-        for n, r, fitted in zip(
+        for fold, n, r, fitted, transformer in zip(
+            folds,
             result.folds["n_significant"],
             result.folds["median_r"],
             result.estimators,
+            result.target_transformers,
             strict=True,
         )
     ]

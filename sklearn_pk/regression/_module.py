@@ -140,18 +140,24 @@ class ExpressionModule(nn.Module):
         given |= {"layer.embeddings", "basis"}
         return {name: value for name, value in self.state_dict().items() if name not in given}
 
-    def prediction_weight(self):
+    def prediction_layer(self):
         """
-        Compute the weight of the last layer in predictions.
+        Compute the last layer of predictions.
 
         Returns
         -------
-        Tensor of shape (n_genes, d)
-            The fused weight; with a basis, what was learned is projected onto its span.
+        dict of str to Tensor
+            ``weight`` of shape (n_genes, d) and ``bias`` of shape (n_genes,): the fused weight
+            and the bias; with a basis, both are projected onto its span.
         """
-        if self.basis is None:
-            return self.layer.fused_weight()
-        return smooth_over_genes(self.layer.weight, self.basis, self.lambda_)
+        weight, bias = self.layer.fused_weight(), self.layer.bias
+        if self.basis is not None:
+            weight, bias = (
+                smooth_over_genes(values, self.basis, self.lambda_)
+                for values in (weight, bias.unsqueeze(1))
+            )
+            bias = bias.squeeze(1)
+        return {"weight": weight, "bias": bias}
 
     def embed(self, X, mask=None):
         """
@@ -191,7 +197,7 @@ class ExpressionModule(nn.Module):
         w = self.embed(X, mask)
         return masked_mean(w, mask) if self.per_tile else w
 
-    def forward(self, X, mask=None, weight=None):
+    def forward(self, X, mask=None, weight=None, bias=None):
         """
         Predict expression.
 
@@ -200,7 +206,9 @@ class ExpressionModule(nn.Module):
         X, mask : Tensor
             As in :meth:`embed`.
         weight : Tensor of shape (n_genes, d), default=None
-            What :meth:`prediction_weight` gives. None takes that of training.
+            Weight of the last layer. None takes that of training.
+        bias : Tensor of shape (n_genes,), default=None
+            Bias beside `weight`. None takes that of training.
 
         Returns
         -------
@@ -208,7 +216,8 @@ class ExpressionModule(nn.Module):
             Predicted expression.
         """
         w = self.embed(X, mask)
-        output = self.layer(w) if weight is None else F.linear(w, weight, self.layer.bias)
+        bias = self.layer.bias if bias is None else bias
+        output = self.layer(w) if weight is None else F.linear(w, weight, bias)
         if self.per_tile:
             ks = KS
             if self.training:

@@ -141,12 +141,12 @@ class ExpressionPredictor:
                     "smaller window."
                 )
             moved = to_device((features, mask), self.net_.device)
-            predicted = module(*moved, weight=weight)[:, chosen].float().cpu().numpy()
+            predicted = module(*moved, **layer)[:, chosen].float().cpu().numpy()
             return self._postprocess(predicted)
 
         module = self.net_.module_.eval()
         with torch.inference_mode():
-            weight = module.prediction_weight()
+            layer = module.prediction_layer()
             return [
                 tile_expression(
                     source, position, predict_bags, columns, window, stride, slide=slide
@@ -210,8 +210,8 @@ class ExpressionPredictor:
 
     def _predict(self, module, X):
         with torch.inference_mode():
-            weight = module.prediction_weight()
-        predicted = self._by_slide(X, module, lambda *bags: module(*bags, weight=weight))
+            layer = module.prediction_layer()
+        predicted = self._by_slide(X, module, lambda *bags: module(*bags, **layer))
         predicted = self._postprocess(predicted)
         return predicted[:, 0] if self._y_is_1d else predicted
 

@@ -63,10 +63,10 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
     layer : {"published", "projected"}, default="published"
         What the gene embeddings do. "published" mixes them into the last layer, as above.
         "projected" trains the network as if there were none, and projects what it predicts onto
-        the span of their columns, ``(1 - lambda_) * w @ A.T + lambda_ * w @ A.T @ Q @ Q.T + b``
-        with an orthonormal basis Q of it: with :class:`~sklearn_pk.prior.EigengeneEmbedder`,
-        onto how genes vary together in the training patients. Genes without an embedding are
-        left as they are.
+        the span of their columns, ``(1 - lambda_) * g + lambda_ * g @ Q @ Q.T`` for
+        ``g = w @ A.T + b`` and an orthonormal basis Q of it: with
+        :class:`~sklearn_pk.prior.EigengeneEmbedder`, onto how genes vary together in the training
+        patients. Genes without an embedding are left as they are.
 
     depth : int, default=6
         Number of blocks of "transformer" and "summary_mixing".

@@ -203,6 +203,24 @@ def test_the_weight_of_a_fold_is_that_of_its_held_out_patients(table2, tmp_path)
     assert store.row(runs.Setting("mlp", "eigen", "", 0.5), 0) is None
 
 
+def test_the_loss_of_held_out_patients_is_that_of_predictions(table2, folder):
+    runs = table2["_runs"]
+    cohort = table2["_data"].read_cohort(folder / "features.csv", folder / "expression.csv")
+    design = runs.Design(0.5, "cgn", 8, 8, "rank", "default", 5)
+    fold = design.make_folds(cohort)[0]
+    transformer = design.make_transformer(N).fit(cohort.expression.to_numpy()[fold[0]])
+    y = cohort.expression.iloc[fold[0]]
+    y = pd.DataFrame(transformer.transform(y.to_numpy()), index=y.index, columns=y.columns)
+    losses = {}
+    for prior in ("eigen", "eigen:projected"):
+        setting = runs.Setting("mlp", prior, "", 0.5)
+        model = design.make_model(setting, 0, N_GENES).fit(cohort.X.iloc[fold[0]], y)
+        losses[prior] = runs._held_out_loss(fold, model, transformer, cohort)
+        known = model.history_.set_index("epoch")["valid_loss"][model.best_epoch_]
+        # The projection has no part in training.
+        assert np.isclose(losses[prior], known, rtol=1e-5) == (prior == "eigen")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
