@@ -29,6 +29,7 @@ REQUIRED = {
     "openslide-python",
     "pandas",
     "pillow",
+    "pyarrow",
     "safetensors",
     "scikit-learn",
     "scipy",
