@@ -125,8 +125,8 @@ def match_samples(X, expression, *, patients=None):
     A sample belongs to the row of its very name, without folders and endings of files; else, by
     its TCGA barcode, to the row of the same patient and sample type, or of the patient where one
     side does not name a type, which then stands for a tumour (normal tissue never gets the row of
-    one, nor the other way round); else, for names
-    that are no barcode, to the row whose name it starts with, up to one of ``-_. ``.
+    one, nor the other way round); else, for names that are no barcode, to the row whose name it
+    starts with, up to a dash, underscore, dot or space.
 
     Parameters
     ----------
