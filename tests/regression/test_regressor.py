@@ -211,22 +211,25 @@ def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     assert_allclose(tiles["gene5"].iloc[0], model.predict(X[:1, :1])[0, 5], rtol=1e-5)
 
 
-def test_projection_helps_where_expression_is_of_low_rank_and_harms_where_it_is_wrong():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(4))
+def test_projection_helps_where_expression_is_of_low_rank_and_harms_where_it_is_wrong(seed):
+    rng = np.random.default_rng(seed)
     X = rng.normal(size=(200, 1, 20))
-    y = X[:, 0] @ rng.normal(size=(20, 2)) @ rng.normal(size=(2, 60)) + 6 * rng.normal(
-        size=(200, 60)
-    )
-    scores = {}
-    for name, prior in {
+    signal = X[:, 0] @ rng.normal(size=(20, 2)) @ rng.normal(size=(2, 60))
+    y = signal + 12 * rng.normal(size=signal.shape)
+    priors = {
         "none": None,
         "eigen": TruncatedSVD(2, random_state=0),
         "random": rng.normal(size=(60, 2)),
-    }.items():
+    }
+    errors = {}
+    for name, prior in priors.items():
         model = small(prior=prior, layer="projected", lambda_=1.0, max_epochs=40, lr=1e-3)
-        scores[name] = model.fit(X[:150], y[:150]).score(X[150:], y[150:])
-    assert scores["eigen"] > scores["none"] + 0.005
-    assert scores["random"] < scores["none"] - 0.02
+        predicted = model.fit(X[:150], y[:150]).predict(X[150:])
+        errors[name] = np.mean((predicted - signal[150:]) ** 2) / signal[150:].var()
+    # The truth has two factors, so a good part of the error lies outside of their span.
+    assert errors["eigen"] < 0.9 * errors["none"]
+    assert errors["random"] > 1.5 * errors["none"]
 
 
 def test_narrower_embeddings_are_padded(data):
