@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from _runs import PROJECTED, Setting, controls_of, lambdas_of
+from matplotlib.ticker import MaxNLocator
 
 from sklearn_pk.metrics import compare_significance
 from sklearn_pk.plotting import ComparisonDisplay
@@ -317,7 +318,9 @@ def draw_paths(options, runs, store):
         low, high = zip(*(ax.get_ylim() for ax in same), strict=True)
         for ax in same:
             ax.set_ylim(min(low), max(high))
-    figure.supylabel("Significant genes (mean and s.d. over seeds)")
+    figure.supylabel(
+        "Significant genes\n(mean and s.d. over seeds)", fontsize="medium", ma="center"
+    )
     figure.legend(
         handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False
     )
@@ -341,7 +344,11 @@ def _draw_panel(ax, prior, lines, handles):
         handles.setdefault(kind, handle)
         ax.set_xticks(mean.index)
     ax.set_xlabel(r"Weight of the prior knowledge, $\lambda$")
+    steps = [1, 2, 2.5, 5, 10]
+    ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=steps, min_n_ticks=1))
     ax.yaxis.set_major_formatter("{x:,.0f}")
+    low, high = ax.get_xlim()
+    ax.set_xlim(min(low, high - 0.2), max(high, low + 0.2))  # not less, where there is one lambda
     ax.spines[["top", "right"]].set_visible(False)
     low, high = ax.get_ylim()
     ax.set_ylim(low, max(high, low + 1))
