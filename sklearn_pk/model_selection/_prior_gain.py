@@ -101,7 +101,7 @@ def _check_searches(estimator, params, names):
         for owned in _owned(estimator, grid_name):
             prefix = f"{owned.removesuffix(grid_name)}estimator__"
             grids = params[owned]
-            for key in {key for grid in _as_list(grids) for key in grid}:
+            for key in sorted({key for grid in _as_list(grids) for key in grid}):
                 path = prefix + key
                 if any(_within(path, name) or _within(name, path) for name in names):
                     raise ValueError(
