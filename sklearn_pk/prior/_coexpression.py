@@ -241,6 +241,8 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
 
         Raises
         ------
+        MemoryError
+            If the memory of `device` does not suffice.
         ValueError
             If gene names repeat, if names are needed and missing, if values are NaN or infinite, if
             no external gene is in X, or if there are fewer patients than `min_samples`.

@@ -13,6 +13,7 @@ from sklearn.utils import gen_batches
 
 from ..utils import progress
 from ..utils._device import full_precision
+from ..utils._memory import Halving, describe_memory, explain_out_of_memory, warn_of_memory
 from ..utils._rows import centre_rows
 from ..utils._threads import blas_threads
 
@@ -129,7 +130,8 @@ def correlated_pairs(
     absolute : bool, default=False
         Whether abs(r) counts instead of r.
     block_size : int, default=1024
-        Rows of either side in one product, which bounds the memory.
+        Rows of either side in one product, which bounds the memory. On a device whose memory
+        does not suffice, fewer rows of one side are taken.
     device : str, default="cpu"
         "cpu" multiplies with numpy, any other torch device with torch.
     max_pairs : int, default=50_000_000
@@ -145,6 +147,8 @@ def correlated_pairs(
 
     Raises
     ------
+    MemoryError
+        If the memory of `device` does not suffice, however small the blocks are.
     ValueError
         If more than `max_pairs` pairs correlate.
     """
@@ -168,7 +172,9 @@ def correlated_pairs(
     ]
     empty = np.empty(0, np.int32)
     found, n_pairs = [(empty, empty)], 0
-    with _multiplier(rows.unit, columns.unit, absolute, device) as (run, multiply):
+    # The whole of a block is one product, as long as it fits.
+    halving = Halving(None, device)
+    with _multiplier(rows.unit, columns.unit, absolute, halving) as (run, multiply):
         blocks = run(partial(find, multiply=multiply), tasks)
         for pairs in progress(blocks, total=len(tasks), desc="co-expression", verbose=verbose):
             found.append(pairs)
@@ -179,6 +185,13 @@ def correlated_pairs(
                     f"{len(rows.unit):,} genes, a graph of no use and too large for memory. Raise "
                     "the threshold."
                 )
+    if halving.size is not None:
+        warn_of_memory(
+            f"device={device!r}: a block of {block_size} rows does not fit into the memory of "
+            f"{describe_memory(device)}. Went on with {halving.size} at once, which takes longer "
+            "and gives the same graph. End other processes that use the device, or pass "
+            "device='cpu'."
+        )
     i, j = zip(*found, strict=True)
     return np.concatenate(i), np.concatenate(j)
 
@@ -229,8 +242,9 @@ def _unit64(rows, index):
 
 
 @contextmanager
-def _multiplier(rows, columns, absolute, device):
+def _multiplier(rows, columns, absolute, halving):
     """Yield how blocks are run, and a product that returns its entries above a limit."""
+    device = halving.device
     if device == "cpu":
         # Memory of a block that is used again: the system takes long to find some for each.
         memory = threading.local()
@@ -254,13 +268,27 @@ def _multiplier(rows, columns, absolute, device):
 
     import torch
 
-    rows, columns = torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
+    def explain(memory):
+        return (
+            f"device={device!r}: the products of {len(rows)} genes in {rows.shape[1]} samples do "
+            f"not fit into the memory of {memory}. Pass device='cpu', or end other processes "
+            "that use the device."
+        )
+
+    with explain_out_of_memory(device, explain):
+        left, right = (torch.as_tensor(each, device=device) for each in (rows, columns))
 
     def multiply(a, b, limit):
-        r = rows[a] @ columns[b].T
-        r = (r.abs() if absolute else r).ravel()
-        at = torch.nonzero(r > limit).ravel()
-        return at.cpu().numpy(), r[at].cpu().numpy()
+        def product(first, last):
+            r = left[a][first:last] @ right[b].T
+            r = (r.abs() if absolute else r).ravel()
+            at = torch.nonzero(r > limit).ravel()
+            # Counted from the first row of the block.
+            return (at + first * (b.stop - b.start)).cpu().numpy(), r[at].cpu().numpy()
+
+        # Rows in order, so that their parts have the pairs in the order of the whole.
+        at, r = zip(*halving(product, a.stop - a.start, explain), strict=True)
+        return np.concatenate(at), np.concatenate(r)
 
     # TensorFloat-32 and bfloat16 would break the bound on the rounding error.
     with full_precision():

@@ -270,6 +270,8 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Raises
         ------
+        MemoryError
+            If the memory of `device` does not suffice.
         ValueError
             If X has negative entries, is not square, or, with ``factors="both"``, is not
             symmetric.

@@ -15,6 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from ..utils import progress
 from ..utils._device import full_precision
+from ..utils._memory import explain_out_of_memory
 from ..utils._threads import blas_threads
 
 # Most rows that one task updates: few enough for the cache, many enough for their vectors not to be
@@ -207,6 +208,11 @@ def hals(X, W, H, *, tol, max_iter, device="cpu", verbose=0):
     n_iter : int
         Number of iterations.
 
+    Raises
+    ------
+    MemoryError
+        If the memory of `device`, where torch computes, does not suffice.
+
     Notes
     -----
     On the CPU the numbers are the same for any number of threads.
@@ -333,6 +339,19 @@ def _clip_numpy(values, floor):
 
 def _iterate_torch(X, left, right, floor, device):
     """Do the same on another device, in one block of rows; the factors come back at the end."""
+
+    def explain(memory):
+        return (
+            f"device={device!r}: a graph of {len(left)} genes with {X.nnz} entries, and its "
+            f"{left.shape[1]} components, do not fit into the memory of {memory}. Pass "
+            "device='cpu' or a smaller n_components, or end other processes that use the device."
+        )
+
+    with explain_out_of_memory(device, explain):
+        yield from _iterate_device(X, left, right, floor, device)
+
+
+def _iterate_device(X, left, right, floor, device):
     import torch
 
     def to_device(matrix):

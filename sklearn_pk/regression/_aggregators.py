@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..utils._memory import is_out_of_memory
+
 # HE2RNA averages the highest scores of so many tiles.
 KS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -277,6 +279,8 @@ def adopt_aggregator(aggregator, dim, n_tiles):
         with torch.no_grad():
             w = module(torch.zeros(1, n_tiles, dim))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"aggregator: {name} cannot take a bag of shape {(1, n_tiles, dim)}: {error}"
         ) from error

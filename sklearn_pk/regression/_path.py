@@ -310,6 +310,10 @@ class PriorKnowledgeRegressorCV(ExpressionPredictor, RegressorMixin, BaseEstimat
 
         Raises
         ------
+        MemoryError
+            If the memory of the device does not suffice for a single network, as
+            :meth:`PriorKnowledgeRegressor.fit`. Where it does not for several at once, fewer
+            are trained at once, with a warning.
         ValueError
             If `lambdas` is empty or leaves [0, 1], if there are fewer patients than folds, or
             as :meth:`PriorKnowledgeRegressor.fit`.

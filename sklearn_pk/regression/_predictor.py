@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -20,11 +21,12 @@ from ..utils import (
 )
 from ..utils._bags import label_of_bag
 from ..utils._frames import freeze_frames, thaw_frames
+from ..utils._memory import Halving, describe_memory, explain_out_of_memory, warn_of_memory
 from ..utils._validation import check_gene_order, name_of_item, name_some, sample_names_of
 from ._data import pad_bags, present_tiles
 from ._fitting import build_module
 from ._net import few_threads, make_net, to_device
-from ._tiles import check_window, tile_expression
+from ._tiles import BATCH, check_window, tile_expression
 
 
 class ExpressionPredictor:
@@ -43,6 +45,11 @@ class ExpressionPredictor:
         -------
         ndarray of shape (n,) or (n, n_genes), float64
             Predicted expression, in the unit of the y of :meth:`fit`.
+
+        Raises
+        ------
+        MemoryError
+            If the memory of the device does not suffice for a slide, which is named.
         """
         self._check_fitted()
         return self._predict(self.net_.module_, X)
@@ -120,6 +127,8 @@ class ExpressionPredictor:
         ------
         KeyError
             If a gene is not among those of :meth:`fit`.
+        MemoryError
+            If the memory of the device does not suffice for a window.
         ValueError
             If a window is asked for and a slide has no coordinates, or is no grid of tiles.
         """
@@ -145,14 +154,17 @@ class ExpressionPredictor:
             return self._postprocess(predicted)
 
         module = self.net_.module_.eval()
+        options = {"batches": Halving(BATCH, self.net_.device)}
         with torch.inference_mode():
             layer = module.prediction_layer()
-            return [
+            frames = [
                 tile_expression(
-                    source, position, predict_bags, columns, window, stride, slide=slide
+                    source, position, predict_bags, columns, window, stride, slide=slide, **options
                 )
                 for position, (source, slide) in enumerate(zip(sources, slides, strict=True))
             ]
+        _warn_of_small_batches(options["batches"])
+        return frames
 
     def embed(self, X):
         """
@@ -229,8 +241,10 @@ class ExpressionPredictor:
                         f"compat='sequoia' there are {len(module.positions)} positions. Make "
                         f"super-tiles: SuperTileClusterer(n_clusters={len(module.positions)})."
                     )
-                batch = to_device(pad_bags([tiles]), self.net_.device)
-                rows.append(function(*batch).float().cpu().numpy())
+                explain = partial(_explain_slide, label_of_bag(bag, position), len(tiles))
+                with explain_out_of_memory(self.net_.device, explain):
+                    batch = to_device(pad_bags([tiles]), self.net_.device)
+                    rows.append(function(*batch).float().cpu().numpy())
         return np.concatenate(rows).astype(np.float64)
 
     def _postprocess(self, predicted):
@@ -272,6 +286,24 @@ class ExpressionPredictor:
         tags.input_tags.three_d_array = True
         tags.target_tags.multi_output = True
         return tags
+
+
+def _explain_slide(label, n_tiles, memory):
+    return (
+        f"{label} has {n_tiles} tiles, which the network cannot predict in the memory of {memory}. "
+        "Make super-tiles for training and prediction (SuperTileClusterer), end other processes "
+        "that use the device, or predict on the CPU: "
+        "model.net_.set_params(device='cpu').module_.to('cpu')."
+    )
+
+
+def _warn_of_small_batches(batches):
+    if batches.size < BATCH:
+        warn_of_memory(
+            f"predict_tiles: {BATCH} windows at once do not fit into the memory of "
+            f"{describe_memory(batches.device)}. Went on with {batches.size}, which changes the "
+            "expression by rounding only. Smaller windows need less memory."
+        )
 
 
 def _device_or_cpu(device):

@@ -391,6 +391,9 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
 
         Raises
         ------
+        MemoryError
+            If the memory of the device does not suffice for a step of `batch_size` slides. The
+            largest half, quarter and so on of it that fits is found by trial and named.
         ValueError
             If lengths or the names of samples differ, if X or y contain NaN (other
             than missing tiles), if a bag is empty, if gene names repeat, if the

@@ -3,27 +3,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import time
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from ..utils import progress
+from ..utils._memory import attempt, describe_memory, free_device_memory, warn_of_memory
 from ._aggregators import Attention
-from ._data import BagDataset, Batches
+from ._data import BagDataset
+from ._epochs import train_engine
 from ._fitting import build_module, note_training
-from ._net import (
-    autocast,
-    few_threads,
-    learning_rate_factor,
-    network_size,
-    new_optimizer,
-    random_stream,
-    to_device,
-)
-from ._stopping import StoppingRule, mean_correlation
+from ._memory import explain_training
+from ._net import autocast, few_threads, network_size, new_optimizer, random_stream
+from ._stopping import StoppingRule
 
 # Modules that draw numbers or are the user's are trained side by side instead.
 STACKABLE = ("mlp", "transformer", "summary_mixing")
@@ -52,14 +47,17 @@ class Run:
     fold: int
     train: BagDataset
     valid: BagDataset
-    history: list = field(default_factory=list)
-    module: object = None
     seconds: float = 0.0
 
     def __post_init__(self):
         """Start without any epoch."""
+        self.reset()
+
+    def reset(self):
+        """Forget all that a training has left."""
         model = self.model
         self.rule = StoppingRule(model.early_stopping, model.patience, model.loss_tolerance)
+        self.history, self.module = [], None
 
 
 class SideBySide:
@@ -396,11 +394,28 @@ def train_together(runs, device, *, verbose=0):
     ------
     Run
         Its model is fitted.
+
+    Raises
+    ------
+    MemoryError
+        If the memory of the device does not suffice for a single network.
     """
-    for engine_class, together in plan_stacks(runs, device):
+    plans, has_warned = deque(plan_stacks(runs, device)), False
+    while plans:
+        engine_class, together = plans.popleft()
         started = time.perf_counter()
         with few_threads(together[0].model, device):
-            best = _train_stack(engine_class(together, device), together, device, verbose)
+            arguments = engine_class, together, device, verbose
+            best, failure = attempt(_train_all, *arguments, device=device)
+        if failure is not None:
+            for run in together:
+                run.reset()
+            free_device_memory(device)
+            plans = _plan_fewer(plans, engine_class, together, device, failure)
+            if len(together) > 1 and not has_warned:
+                has_warned = True
+                _warn_of_fewer(together, plans, device)
+            continue
         seconds = (time.perf_counter() - started) / len(together)
         for run in together:
             note_training(run.model, run.history, run.rule)
@@ -409,85 +424,38 @@ def train_together(runs, device, *, verbose=0):
             yield run
 
 
-def _train_stack(engine, runs, device, verbose):
-    model, best = runs[0].model, {}
-    folds = {run.fold: run for run in runs}
-    batches = {
-        fold: Batches(run.train, model.batch_size, torch.Generator().manual_seed(run.model.seed_))
-        for fold, run in folds.items()
-    }
-    held_out = {
-        fold: Batches(run.valid, model.batch_size) for fold, run in folds.items() if len(run.valid)
-    }
-    bar = progress(total=model.max_epochs, desc="training", verbose=verbose, unit="epoch")
-    with closing(bar):
-        for epoch in range(1, model.max_epochs + 1):
-            started = time.perf_counter()
-            engine.set_learning_rate(model.lr * learning_rate_factor(model, epoch - 1))
-            here = {run.fold for run in engine.runs}
-            totals = torch.zeros(len(engine.runs), device=device)
-            for part in _in_step({fold: batches[fold] for fold in here}, device):
-                sizes = [len(part[run.fold][1]) if run.fold in part else 0 for run in engine.runs]
-                totals += engine.step(part) * torch.tensor(sizes, device=device)
-            rows = [
-                {"train_loss": total / len(run.train)}
-                for run, total in zip(engine.runs, totals.tolist(), strict=True)
-            ]
-            _validate(engine, {f: held_out[f] for f in here if f in held_out}, rows, device)
-            seconds = (time.perf_counter() - started) / len(engine.runs)
-            for run, row in zip(engine.runs, rows, strict=True):
-                run.history.append({"epoch": epoch} | row | {"dur": seconds})
-                loss = row.get("valid_loss", row["train_loss"])
-                if run.rule.update(epoch, loss, row.get("valid_r", torch.nan)):
-                    _keep(best, run, engine.weights(run))
-            bar.update()
-            finished = [run for run in engine.runs if run.rule.stopped]
-            if finished:
-                engine.drop(finished)
-            if not engine.runs:
-                break
-    return best
+def _train_all(engine_class, together, device, verbose):
+    return train_engine(engine_class(together, device), together, device, verbose)
 
 
-def _keep(best, run, weights):
-    if run not in best:
-        best[run] = {name: value.clone() for name, value in weights.items()}
-        return
-    for name, value in weights.items():
-        best[run][name].copy_(value)
+def _plan_fewer(plans, engine_class, together, device, failure):
+    """Plan with half of the runs at once, for all that are left."""
+    if len(together) == 1 and engine_class is SideBySide:
+        [run] = together
+        raise explain_training(run.model, run.train, run.valid, device) from failure
+    # Without a stack, a single network takes less.
+    fewer_class = engine_class if len(together) > 1 else SideBySide
+    most = -(-len(together) // 2)
+    waiting = [runs for _, runs in [(engine_class, together), *plans]]
+    return deque((fewer_class, part) for runs in waiting for part in _cut(runs, most))
 
 
-def _in_step(batches, device):
-    """Yield the next batch of each fold, until the last has none left."""
-    iterators = {fold: iter(each) for fold, each in batches.items()}
-    while iterators:
-        part = {}
-        for fold, iterator in list(iterators.items()):
-            batch = next(iterator, None)
-            if batch is None:
-                del iterators[fold]
-            else:
-                part[fold] = to_device(batch[0], device), batch[1].to(device)
-        if part:
-            yield part
+def _cut(runs, most):
+    """Cut runs in halves until there are few enough, between folds as long as there are two."""
+    if len(runs) <= most:
+        return [runs]
+    folds = list(dict.fromkeys(run.fold for run in runs))
+    first = folds[: len(folds) // 2]
+    middle = sum(run.fold in first for run in runs) or len(runs) // 2
+    return _cut(runs[:middle], most) + _cut(runs[middle:], most)
 
 
-def _validate(engine, batches, rows, device):
-    if not batches:
-        return
-    predicted = [[] for _ in engine.runs]
-    truth = {fold: [] for fold in batches}
-    totals = [0.0] * len(engine.runs)
-    for part in _in_step(batches, device):
-        for fold, (_, y) in part.items():
-            truth[fold].append(y)
-        for number, values in enumerate(engine.predict(part)):
-            if values is not None:
-                y = part[engine.runs[number].fold][1]
-                totals[number] = totals[number] + F.mse_loss(values, y) * len(y)
-                predicted[number].append(values)
-    truth = {fold: torch.cat(parts) for fold, parts in truth.items()}
-    for run, row, total, parts in zip(engine.runs, rows, totals, predicted, strict=True):
-        if parts:
-            row["valid_loss"] = float(total) / len(run.valid)
-            row["valid_r"] = float(mean_correlation(truth[run.fold], torch.cat(parts)))
+def _warn_of_fewer(together, plans, device):
+    fewer = max(len(runs) for _, runs in plans)
+    way = "in a stack" if plans[0][0] is Stack else "side by side"
+    warn_of_memory(
+        f"{len(together)} networks at once do not fit into the memory of "
+        f"{describe_memory(device)}. The search goes on with {fewer} at once, {way}, which "
+        "takes longer and changes results by rounding only. End other processes that use the "
+        "device to train more at once."
+    )

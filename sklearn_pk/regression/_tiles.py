@@ -11,7 +11,7 @@ from ..utils._bags import check_bag, label_of_bag
 from ._data import pad_bags
 
 # Bags in one pass of the network.
-_BATCH = 64
+BATCH = 64
 
 
 def check_window(window, stride):
@@ -35,7 +35,7 @@ def check_window(window, stride):
         )
 
 
-def tile_expression(bag, position, predict, columns, window, stride, *, slide):
+def tile_expression(bag, position, predict, columns, window, stride, *, slide, batches):
     """
     Predict the expression of every tile of a slide.
 
@@ -55,6 +55,8 @@ def tile_expression(bag, position, predict, columns, window, stride, *, slide):
         Step of the window, in tiles.
     slide : str
         Name of the slide.
+    batches : Halving
+        How many bags `predict` takes at once.
 
     Returns
     -------
@@ -74,7 +76,16 @@ def tile_expression(bag, position, predict, columns, window, stride, *, slide):
         members = [np.array([tile]) for tile in range(len(features))]
     else:
         members = windows_of_tiles(_grid(coords, size, label_of_bag(bag, position)), window, stride)
-    values = _mean_over_windows(features, members, predict, len(columns))
+
+    def explain(memory):
+        return (
+            f"predict_tiles: {label_of_bag(bag, position)} has windows whose "
+            f"{max(map(len, members))} tiles do not fit into the memory of {memory}. Use a "
+            "smaller window, or predict on the CPU: "
+            "model.net_.set_params(device='cpu').module_.to('cpu')."
+        )
+
+    values = _mean_over_windows(features, members, predict, len(columns), batches, explain)
     frame = pd.DataFrame(values, index=index, columns=columns)
     frame.attrs.update(slide=slide, size_level0=size)
     return frame
@@ -140,13 +151,16 @@ def _starts(cell, window, stride, last):
     return [start for start in sorted(starts) if start <= cell < start + window]
 
 
-def _mean_over_windows(features, members, predict, n_genes):
+def _mean_over_windows(features, members, predict, n_genes, batches, explain):
     sums = np.zeros((len(features), n_genes), dtype=np.float32)
     counts = np.zeros(len(features), dtype=np.float32)
-    for first in range(0, len(members), _BATCH):
-        batch = members[first : first + _BATCH]
+
+    def add(first, last):
+        batch = members[first:last]
         predicted = predict(*pad_bags([features[tiles] for tiles in batch]))
         for tiles, values in zip(batch, predicted, strict=True):
             sums[tiles] += values
             counts[tiles] += 1
+
+    batches(add, len(members), explain)
     return sums / counts[:, np.newaxis]

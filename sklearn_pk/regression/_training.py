@@ -4,8 +4,10 @@
 
 import numpy as np
 
+from ..utils._memory import attempt
 from ._data import BagDataset
 from ._fitting import build_module, note_training, prepare
+from ._memory import explain_training
 from ._net import few_threads, make_net, random_stream
 from ._stopping import EarlyStopping, EndOfTraining, StoppingRule
 
@@ -22,7 +24,18 @@ def train_alone(model, train, valid, device):
         The samples to train on, and those held out for early stopping.
     device : str
         Torch device.
+
+    Raises
+    ------
+    MemoryError
+        If the memory of the device does not suffice.
     """
+    _, failure = attempt(_train, model, train, valid, device, device=device)
+    if failure is not None:
+        raise explain_training(model, train, valid, device) from failure
+
+
+def _train(model, train, valid, device):
     watch = EarlyStopping(
         StoppingRule(model.early_stopping, model.patience, model.loss_tolerance), model.verbose
     )

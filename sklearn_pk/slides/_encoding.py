@@ -2,6 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from ..utils._memory import Halving, describe_memory, is_out_of_memory, warn_of_memory
+
 
 def prepare_tiles(tiles, encoder, device):
     """
@@ -57,8 +59,13 @@ class TileEncoder:
     compile : bool, default=False
         Whether to compile the model by ``torch.compile``.
     batch_size : int, default=None
-        Number of tiles that smaller batches are filled up to for a compiled model, which would
-        be compiled again for each size.
+        Number of tiles that are encoded at once; None takes all that are given. Smaller batches
+        are filled up to it for a compiled model, which would be compiled again for each size.
+
+    Attributes
+    ----------
+    batch_size : int or None
+        The same, halved as often as the memory of the device did not suffice.
     """
 
     def __init__(
@@ -69,13 +76,19 @@ class TileEncoder:
         self.encoder = encoder
         self.device = device
         self._dtype = None if dtype == "float32" else getattr(torch, dtype)
-        self._fill = batch_size if compile else None
+        self._halving = Halving(batch_size, device, filled=compile)
+        self._has_warned = False
         self._model = torch.compile(model, dynamic=False) if compile else model
         self._last = None
 
+    @property
+    def batch_size(self):
+        """Number of tiles that are encoded at once now."""
+        return self._halving.size
+
     def __call__(self, tiles):
         """
-        Encode a batch.
+        Encode a batch, in halves where memory does not suffice.
 
         Parameters
         ----------
@@ -89,16 +102,44 @@ class TileEncoder:
 
         Raises
         ------
+        MemoryError
+            If not even a single tile fits into the memory of the device.
         RuntimeError
             If the model cannot be compiled.
         """
         import torch
 
+        asked = self.batch_size
+        parts = self._halving(
+            lambda first, last: self._encode(tiles[first:last]), len(tiles), self._explain
+        )
+        if self.batch_size != asked and not self._has_warned:
+            self._has_warned = True
+            warn_of_memory(
+                f"batch_size={asked or len(tiles)} does not fit into the memory of "
+                f"{describe_memory(self.device)}: the encoder {self.encoder.name!r} goes on with "
+                f"{self.batch_size} at once, which changes features by rounding only. Pass "
+                f"batch_size={self.batch_size} to start with that."
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _explain(self, memory):
+        shorter = "" if self._dtype else 'dtype="bfloat16", '
+        return (
+            f"The encoder {self.encoder.name!r} finds too little memory on {memory} for a single "
+            f"tile. Use {shorter}another device or a smaller encoder, or end other processes "
+            "that use the device. With a store, slides that are done are kept, and a second "
+            "run goes on after them."
+        )
+
+    def _encode(self, tiles):
+        import torch
+
         n_tiles = len(tiles)
         with torch.inference_mode():
-            if self._fill and n_tiles < self._fill:
+            if self._halving.filled and n_tiles < (self.batch_size or 0):
                 # Before the preparation, so that all batches are alike in memory too.
-                rest = tiles.new_zeros((self._fill - n_tiles, *tiles.shape[1:]))
+                rest = tiles.new_zeros((self.batch_size - n_tiles, *tiles.shape[1:]))
                 tiles = torch.cat([tiles, rest])
             pixels = prepare_tiles(tiles, self.encoder, self.device)
             with torch.autocast(
@@ -113,7 +154,8 @@ class TileEncoder:
         try:
             return self._model(pixels)
         except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            ours = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+            if not ours or is_out_of_memory(error):
                 raise
             raise RuntimeError(
                 f"compile=True: torch cannot compile the encoder {self.encoder.name!r} here "

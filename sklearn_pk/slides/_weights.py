@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
+from ..utils._memory import attempt, explain_out_of_memory
 from ..utils._weights import read_state
 from ._converters import convert_state
 from ._hub import find_cached
@@ -165,15 +166,37 @@ def _load(encoder, path, signature, device, dtype):
         raise ValueError(
             f"weights: {path} does not fit the encoder {encoder.name!r}. {error}"
         ) from error
-    return _ready(model, device, dtype or torch.float32)
+    return _ready(model, encoder, device, dtype or torch.float32)
 
 
-def _ready(model, device, dtype=None):
+def _ready(model, encoder, device, dtype=None):
     """Prepare for inference; convolutions are faster on channels-last memory."""
     import torch
 
-    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    return model.to(memory_format=torch.channels_last)
+    def move():
+        return (
+            model.eval()
+            .requires_grad_(False)
+            .to(device=device, dtype=dtype)
+            .to(memory_format=torch.channels_last)
+        )
+
+    def explain(memory):
+        weights = [*model.parameters(), *model.buffers()]
+        n_bytes = sum(each.numel() * each.element_size() for each in weights)
+        return (
+            f"The weights of the encoder {encoder.name!r} ({n_bytes / 2**30:.1f} GiB) do not fit "
+            f"into the memory of {memory}. Use another device or a smaller encoder, or end other "
+            "processes that use the device."
+        )
+
+    ready, failure = attempt(move, device=device)
+    if failure is None:
+        return ready
+    # Encoders of earlier runs are kept, on the device as well.
+    _load.cache_clear()
+    with explain_out_of_memory(device, explain):
+        return move()
 
 
 def load_encoder(encoder, path, device, dtype=None):
@@ -204,7 +227,7 @@ def load_encoder(encoder, path, device, dtype=None):
         If tensors are missing, left over or of another shape.
     """
     if path is None:
-        return _ready(encoder.build(), device, dtype)
+        return _ready(encoder.build(), encoder, device, dtype)
     return _load(encoder, str(path), file_state(path), device, dtype)
 
 

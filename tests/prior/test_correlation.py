@@ -9,6 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from sklearn_pk.prior import CoexpressionGraph
 from sklearn_pk.prior._correlation import (
     correlated_pairs,
     exact_correlations,
@@ -127,3 +128,54 @@ def test_memory_stays_below_the_matrix_of_all_pairs():
     tracemalloc.stop()
     assert len(i)
     assert peak < 6000 * 6000 * 4 / 4
+
+
+# Torch before 2.5 has it there only.
+OutOfMemoryError = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
+
+
+def limit_products(monkeypatch, most):
+    """Let products with more than so many entries run out of memory; return their sizes."""
+    sizes, nonzero = [], torch.nonzero
+
+    def limited(above):
+        sizes.append(above.numel())
+        if above.numel() > most:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return nonzero(above)
+
+    monkeypatch.setattr(torch, "nonzero", limited)
+    return sizes
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_device_with_little_memory_multiplies_fewer_rows(monkeypatch, absolute):
+    rows = prepare_rows(expression(n_genes=250))
+    options = {"threshold": 0.4, "absolute": absolute, "block_size": 100, "device": "cpu:0"}
+    expected = correlated_pairs(rows, **options)
+    sizes = limit_products(monkeypatch, 30 * 100)
+    with pytest.warns(UserWarning, match="device='cpu:0': a block of 100 rows .* on with 25 at"):
+        found = correlated_pairs(rows, **options)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # What did not fit is not tried again.
+    assert sizes[:2] == [100 * 100, 50 * 100]
+    assert max(sizes[2:]) == 25 * 100
+    assert len(found[0]) > 0
+
+
+def test_the_graph_says_that_memory_is_short(monkeypatch):
+    X = expression(n_genes=30)
+    expected = CoexpressionGraph(threshold=0.4, device="cpu:0").fit(X).graph_
+    limit_products(monkeypatch, 500)
+    with pytest.warns(UserWarning, match="Went on with 15 at once") as caught:
+        graph = CoexpressionGraph(threshold=0.4, device="cpu:0").fit(X).graph_
+    assert caught[0].filename == __file__
+    assert (graph != expected).nnz == 0
+    limit_products(monkeypatch, 0)
+    with pytest.raises(
+        MemoryError,
+        match=r"device='cpu:0': the products of 30 genes in 40 samples do not fit into the memory "
+        r"of cpu:0.*\. Pass device='cpu'",
+    ):
+        CoexpressionGraph(threshold=0.4, device="cpu:0").fit(X)

@@ -4,6 +4,7 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from scipy.optimize import nnls
@@ -94,6 +95,30 @@ def test_torch_agrees_with_numpy(graph):
     assert other[2] == expected[2]
     for ours, theirs in zip(other[:2], expected[:2], strict=True):
         assert_allclose(ours, theirs, atol=1e-6 * theirs.max())
+
+
+@pytest.mark.parametrize("n_calls", [0, 5])
+def test_a_device_with_too_little_memory(graph, monkeypatch, n_calls):
+    name = "where" if n_calls else "sparse_csr_tensor"
+    calls, function = [], getattr(torch, name)
+
+    def limited(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) > n_calls:
+            # Torch before 2.5 has it there only.
+            kind = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
+            raise kind("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(torch, name, limited)
+    with pytest.raises(
+        MemoryError,
+        match=rf"device='cpu:0': a graph of {graph.shape[0]} genes with {graph.nnz} entries, and "
+        r"its 70 components, do not fit into the memory of cpu:0.*\. Pass device='cpu'",
+    ) as caught:
+        hals(graph, *start(graph, 70), tol=1e-4, max_iter=50, device="cpu:0")
+    assert "CUDA out of memory" in str(caught.value.__cause__)
+    assert len(calls) == n_calls + 1
 
 
 def test_float32_against_float64(graph):

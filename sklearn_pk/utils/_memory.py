@@ -1,0 +1,271 @@
+"""What to do when a device has no memory left."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import gc
+import os
+import sys
+import traceback
+import warnings
+from contextlib import contextmanager
+
+# What torch says in errors that have no type of their own: CUDA and MPS, for pinned memory too;
+# cuBLAS and cuDNN; the CPU; and C++ and the system underneath.
+_TEXTS = (
+    "out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+)
+_GIB = 2**30
+# Packages whose lines are not those of the user.
+_INSIDE = ("sklearn_pk", "sklearn")
+
+
+def is_out_of_memory(error):
+    """
+    Tell whether an error means that memory ran out, on any device.
+
+    Parameters
+    ----------
+    error : BaseException
+        The error.
+
+    Returns
+    -------
+    bool
+        Whether it does.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    # Torch has moved this type, so it is known by its name.
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return any(text in str(error) for text in _TEXTS)
+
+
+def free_device_memory(device):
+    """
+    Give back what nothing refers to any more.
+
+    Parameters
+    ----------
+    device : str
+        Torch device.
+    """
+    import torch
+
+    gc.collect()
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    elif kind == "mps":
+        torch.mps.empty_cache()
+
+
+def describe_memory(device):
+    """
+    Name a device and its memory.
+
+    Parameters
+    ----------
+    device : str
+        Torch device.
+
+    Returns
+    -------
+    str
+        Such as "cuda (1.2 of 79.2 GiB free)"; the device alone where its memory is not known.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    sizes = None
+    try:
+        if kind == "cuda":
+            sizes = torch.cuda.mem_get_info(device)
+        elif kind == "mps":
+            total = torch.mps.recommended_max_memory()
+            sizes = total - torch.mps.driver_allocated_memory(), total
+        elif kind == "cpu":
+            sizes = _memory_of_process()
+    except (OSError, RuntimeError, ValueError):
+        # This is part of an error's text, which must not fail for want of a number.
+        sizes = None
+    if sizes is None:
+        return str(device)
+    free, total = (max(0, size) / _GIB for size in sizes)
+    return f"{device} ({free:.1f} of {total:.1f} GiB free)"
+
+
+def _memory_of_process():
+    """Return free and total bytes: those of the machine, or of a smaller limit such as ulimit's."""
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    with open("/proc/meminfo", encoding="ascii") as file:
+        known = dict(line.split(":") for line in file)
+    free, total = (int(known[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < total:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        free, total = min(free, limit - used), limit
+    return free, total
+
+
+def warn_of_memory(text):
+    """
+    Warn where the user has called this package, however deep inside it the warning arises.
+
+    Parameters
+    ----------
+    text : str
+        What to say.
+    """
+    level, frame = 1, sys._getframe()
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _let_go(error):
+    """Drop the variables of all functions that an error has left, which would keep tensors."""
+    errors = [error]
+    seen = set()
+    while errors:
+        error = errors.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            errors += [error.__cause__, error.__context__]
+
+
+def attempt(function, *arguments, device):
+    """
+    Call a function; where memory runs out, free what it has used.
+
+    Parameters
+    ----------
+    function : callable
+        The function.
+    *arguments : object
+        Its arguments.
+    device : str
+        Torch device that it uses.
+
+    Returns
+    -------
+    result : object
+        What it returned; None where memory ran out.
+    failure : Exception or None
+        The error, which keeps no tensor alive; None if there was none.
+    """
+    try:
+        return function(*arguments), None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error
+    # Not before the end of the except block, within which the error is still being handled.
+    _let_go(failure)
+    free_device_memory(device)
+    return None, failure
+
+
+@contextmanager
+def explain_out_of_memory(device, explain):
+    """
+    Say what to do when memory runs out.
+
+    Parameters
+    ----------
+    device : str
+        Torch device.
+    explain : callable
+        Returns the text of the error. It is called with what :func:`describe_memory` returns.
+
+    Yields
+    ------
+    None
+        Errors of other kinds are left as they are.
+
+    Raises
+    ------
+    MemoryError
+        If memory runs out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _let_go(error)
+        free_device_memory(device)
+        raise MemoryError(explain(describe_memory(device))) from error
+
+
+class Halving:
+    """
+    Work through items in batches, which are halved for good where memory does not suffice.
+
+    Parameters
+    ----------
+    size : int or None
+        Number of items in a batch; None takes all there are.
+    device : str
+        Torch device.
+    filled : bool, default=False
+        Whether smaller batches are filled up to `size`, so that they need as much memory.
+
+    Attributes
+    ----------
+    size : int or None
+        Number of items in a batch now.
+    """
+
+    def __init__(self, size, device, *, filled=False):
+        self.size = size
+        self.device = device
+        self.filled = filled
+
+    def __call__(self, function, n_items, explain):
+        """
+        Call a function on all items.
+
+        Parameters
+        ----------
+        function : callable
+            Takes the number of the first item and of the one after the last.
+        n_items : int
+            Number of items, at least 1.
+        explain : callable
+            As for :func:`explain_out_of_memory`.
+
+        Returns
+        -------
+        results : list
+            What the function returned.
+
+        Raises
+        ------
+        MemoryError
+            If not even a single item fits.
+        """
+        results, first = [], 0
+        while first < n_items:
+            last = n_items if self.size is None else min(first + self.size, n_items)
+            result, failure = attempt(function, first, last, device=self.device)
+            if failure is None:
+                results.append(result)
+                first = last
+                continue
+            tried = self.size if self.filled and self.size else last - first
+            if tried == 1:
+                raise MemoryError(explain(describe_memory(self.device))) from failure
+            self.size = -(-tried // 2)
+        return results
