@@ -26,7 +26,7 @@ ESTIMATORS = {
     "FoundationFeaturizer": FoundationFeaturizer(MODULE, device="cpu"),
     "SuperTileClusterer": SuperTileClusterer(n_clusters=4, random_state=0),
 }
-N_CHECKS = {"SlideTiler": 18, "FoundationFeaturizer": 17, "SuperTileClusterer": 18}
+N_CHECKS = {"SlideTiler": 18, "FoundationFeaturizer": 18, "SuperTileClusterer": 18}
 
 CASES = [
     pytest.param(name, check, id=f"{name}-{check_name}")

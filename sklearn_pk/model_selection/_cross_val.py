@@ -18,13 +18,13 @@ from sklearn.utils._param_validation import (
     validate_params,
 )
 from sklearn.utils.metadata_routing import get_routing_for_object
-from sklearn.utils.parallel import Parallel, delayed
 
 from ..metrics import significance_report
 from ..metrics._scorer import predict_with_untrained
 from ..metrics._significance import FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
 from ..utils._folds import make_folds, warn_of_repeats
+from ..utils._parallel import count_jobs, map_in_order, restore, share
 from ..utils._patients import PatientAverager
 from ._result import CrossValSignificance, as_table
 
@@ -76,7 +76,7 @@ def _scale(transformer, values, groups, train):
     return np.asarray(transformer.transform(values)), transformer
 
 
-def _fit_and_predict(estimator, transformer, X, y, values, is_1d, groups, pass_groups, fold):
+def _fit_and_predict(X, y, values, is_1d, groups, pass_groups, estimator, transformer, fold):
     train, test = fold
     scaled, transformer = _scale(transformer, values, groups, train)
     fit_params = {"groups": groups[train]} if pass_groups else {}
@@ -93,6 +93,19 @@ def _fit_and_predict(estimator, transformer, X, y, values, is_1d, groups, pass_g
         "fit_time": fitted - start,
         "score_time": time.perf_counter() - fitted,
     }
+
+
+def _restore_and_fit(head, sizes, content, *rest):
+    return _fit_and_predict(restore(head, sizes, content), *rest)
+
+
+def _shared_input(X, n_jobs):
+    """Return the function of a fold, and X as its first arguments."""
+    several = count_jobs(n_jobs) > 1 and isinstance(X, list | tuple)
+    # What a script defines itself is not known by its name to a worker.
+    if several and all(type(each).__module__ != "__main__" for each in X):
+        return _restore_and_fit, share(X)
+    return _fit_and_predict, (X,)
 
 
 def _describe_fold(number, fold, result, groups, **criteria):
@@ -223,7 +236,8 @@ def cross_val_significance(
     compat : {"sequoia"} or None, default=None
         Which p-value of Steiger's test is corrected.
     n_jobs : int, default=None
-        Number of folds to run at a time, as in joblib. The result does not depend on it.
+        Number of folds to run at a time, as in joblib; 1 is this process, on a cluster too.
+        The result does not depend on it.
     verbose : int, default=0
         Whether to show a progress bar on terminals.
 
@@ -239,6 +253,8 @@ def cross_val_significance(
         `y` and `groups` do not agree, `y` holds NaN or names a gene twice, there are fewer
         patients than folds or fewer than 4 samples are held out, or `cv` leaks patients or
         holds samples out twice.
+    RuntimeError
+        If a worker is killed by each attempt at a fold.
 
     See Also
     --------
@@ -277,13 +293,10 @@ def cross_val_significance(
         )
     with config_context(enable_metadata_routing=True):
         pass_groups = groups is not None and takes_groups(estimator)
-        tasks = (
-            delayed(_fit_and_predict)(
-                clone(estimator), target_transformer, X, y, values, is_1d, groups, pass_groups, fold
-            )
-            for fold in folds
-        )
-        done = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
+        function, shared = _shared_input(X, n_jobs)
+        shared = (*shared, y, values, is_1d, groups, pass_groups)
+        tasks = [(*shared, clone(estimator), target_transformer, fold) for fold in folds]
+        done = map_in_order(function, tasks, n_jobs=n_jobs, name="fold {}".format)
         results = list(progress(done, total=len(folds), desc="Folds", verbose=verbose))
     criteria = {"alpha": alpha, "fdr": fdr, "compat": compat}
     if gene_names is None and isinstance(y, pd.DataFrame):

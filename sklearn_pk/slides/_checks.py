@@ -8,9 +8,9 @@ from numbers import Integral
 
 import pandas as pd
 from sklearn.utils._param_validation import validate_params
-from sklearn.utils.parallel import Parallel, delayed
 
 from ..utils import progress
+from ..utils._parallel import LostWorkerError, map_tasks
 from ._reader import open_slide, resolve_mpp, slide_info
 from ._tiler import SlideTiler
 from ._tiling import check_row, survey_slide
@@ -67,7 +67,7 @@ def describe_slide(row, params, reader, header_only):
         if not header_only:
             survey = survey_slide(row, params, reader)
             found |= {"tissue_mm2": survey.tissue_mm2, "n_tiles": len(survey.coords)}
-            found["reason"] = survey.reason
+            found["reason"] = survey.reason and f"Slide {row.path!r}: {survey.reason}"
     except (OSError, ValueError) as error:
         found["reason"] = str(error)
     found["ok"] = not found["reason"]
@@ -150,11 +150,14 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
     tiler = SlideTiler() if tiler is None else tiler
     tiler._validate_params()
     slides, params = tiler._check_slides(X), tiler._tiling_params()
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(describe_slide)(row, params, tiler.reader, header_only) for row in slides
-    )
-    bar = progress(results, total=len(slides), desc="Checking", verbose=verbose, unit="slide")
-    rows = list(bar)
+    tasks = [(*tiler._travelling(row, params), tiler.reader, header_only) for row in slides]
+    results = map_tasks(describe_slide, tasks, n_jobs=n_jobs, name=lambda at: slides[at].path)
+    options = {"total": len(tasks), "desc": "Checking", "unit": "slide", "verbose": verbose}
+    rows = [{}] * len(slides)
+    for position, found in progress(results, **options):
+        if isinstance(found, LostWorkerError):
+            found = {"reason": str(found), "ok": False}
+        rows[position] = found | {"slide": slides[position].path}
     index = X.index if isinstance(X, pd.DataFrame | pd.Series) else None
     columns = {
         name: pd.array([row.get(name, pd.NA) for row in rows], dtype=dtype)

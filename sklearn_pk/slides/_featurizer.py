@@ -4,6 +4,7 @@
 
 import os
 from functools import partial
+from hashlib import blake2b
 from numbers import Integral
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..utils import pick_device
 from ..utils._device import pick_dtype
-from ._bags import FeatureBag
+from ._bags import FeatureBag, FileBag
 from ._encoders import Encoder, as_encoder, measure_width
 from ._encoding import TileEncoder
 from ._inputs import failures_frame, warn_failures
 from ._job import EncodingJob, label
+from ._spread import count_encoders, encode_slide, pack
 from ._store import open_stored, store_key, store_path, write_features
 from ._tiled import TiledSlide
 from ._weights import find_weights, identify_weights, load_encoder
@@ -94,6 +96,13 @@ def _make_bag(slide, position, features, reason=""):
     )
 
 
+def _adopt(slide, position, bag):
+    """Take a bag over from a worker, which knows the slide by its absolute path."""
+    if bag.path is None:
+        return _make_bag(slide, position, bag.features)
+    return FileBag(bag.file, label(slide, position))
+
+
 class FoundationFeaturizer(TransformerMixin, BaseEstimator):
     """
     Turn the tiles of slides into features of a pretrained encoder.
@@ -127,7 +136,8 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
 
     batch_size : int, default=32
         Number of tiles in a batch. Batches do not cross slides, so the features of a slide
-        do not depend on the others; another batch size changes them by rounding only.
+        do not depend on the others; another batch size changes them by rounding only. Where the
+        memory of the device does not suffice it is halved, with a warning.
 
     compile : bool, default=False
         Whether to compile the model by ``torch.compile``, which takes up to minutes and pays
@@ -144,6 +154,13 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         What to do about slides without tiles: "raise" names all of them before any tile is
         encoded; "empty" warns, gives a bag of shape (0, n_features) and notes the reason in
         `failures_`, for slides that cannot be read as well.
+
+    n_jobs : int, default=None
+        Number of workers that encode, one slide each at a time, as joblib takes it. Each loads
+        the model and picks its own `device`. None is 1, unless in a
+        ``joblib.parallel_config``, such as that of a Dask cluster; one that starts processes of
+        this machine is not followed where they would have to share its GPU. 1 is this process
+        always.
 
     verbose : int, default=0
         1 shows a progress bar on a terminal, with tiles a second and what limits them, and
@@ -168,10 +185,10 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
 
     throughput_ : dict
         Figures of the last call of :meth:`transform`: n_slides, of them n_stored (found in the
-        store) and n_encoded, n_tiles that were encoded, num_workers, seconds, of them
-        seconds_model and seconds_waiting (for tiles), tiles_per_second while encoding, and
-        bottleneck: "reading" if more than a tenth of that time was spent waiting for
-        tiles, else "model".
+        store) and n_encoded, n_tiles that were encoded, n_jobs, num_workers, batch_size that
+        fitted into memory, seconds, seconds_model and seconds_waiting (for tiles) of all workers
+        together, tiles_per_second while encoding, and bottleneck: "reading" if more than a
+        tenth of the time was spent waiting for tiles, else "model".
 
     See Also
     --------
@@ -213,6 +230,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         "compile": ["boolean"],
         "num_workers": [Interval(Integral, 0, None, closed="left"), None],
         "errors": [StrOptions({"raise", "empty"})],
+        "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     }
 
@@ -228,6 +246,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         compile=False,
         num_workers=None,
         errors="raise",
+        n_jobs=None,
         verbose=0,
     ):
         self.encoder = encoder
@@ -239,6 +258,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         self.compile = compile
         self.num_workers = num_workers
         self.errors = errors
+        self.n_jobs = n_jobs
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -262,6 +282,8 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         ------
         FileNotFoundError
             If the weights do not exist.
+        MemoryError
+            If they do not fit into the memory of the device.
         TypeError
             If X is no list of tiled slides.
         ValueError
@@ -308,8 +330,11 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         OSError
             If the store cannot be written, or a slide cannot be found or opened and `errors` is
             "raise".
+        MemoryError
+            If not even a single tile fits into the memory of the device.
         RuntimeError
-            If a process that reads tiles is killed, or the model cannot be compiled.
+            If a process that reads tiles is killed, a worker is killed by each attempt at a slide
+            and `errors` is "raise", or the model cannot be compiled.
         """
         check_is_fitted(self)
         slides = check_tiled(X)
@@ -322,14 +347,8 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
             fail_fast=self.errors == "raise",
             verbose=self.verbose,
         )
-        device = pick_device(self.device)
         try:
-            job.run(
-                partial(self._load_model, device),
-                transform=self.encoder_.transform,
-                num_workers=self.num_workers,
-                device=device,
-            )
+            self._encode(job)
         finally:
             self.throughput_ = job.throughput.summary()
         if job.errors and self.errors == "raise":
@@ -344,6 +363,23 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
             else _make_bag(slide, position, nothing, reasons[position])
             for position, slide in enumerate(slides)
         ]
+
+    def _encode(self, job):
+        """Encode in this process, or in several where there are."""
+        device = self._pick_device()
+        if count_encoders(self.n_jobs, device) == 1:
+            job.run(
+                partial(self._load_model, device),
+                transform=self.encoder_.transform,
+                num_workers=self.num_workers,
+                device=device,
+            )
+            return
+        packed = pack(self)
+        job.spread(encode_slide, (packed, blake2b(packed).hexdigest()), _adopt, self.n_jobs)
+
+    def _pick_device(self):
+        return pick_device(self.device)
 
     def _check_empty(self, slides):
         """Refuse slides without tiles, or return position -> reason."""
@@ -361,6 +397,8 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
 
     def _look_up(self, slide, position):
         """Return path and key of a slide in the store, and its bag, or None for either."""
+        if isinstance(slide, TiledSlide):
+            slide.check_content()
         if self.store is None:
             return None, None
         key = store_key(slide, self._encoder_key())

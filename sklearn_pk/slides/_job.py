@@ -2,9 +2,12 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import os
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 
+from ..utils._parallel import LostWorkerError, count_jobs, map_tasks
 from ._loading import (
     FEW_BATCHES,
     TileBatches,
@@ -47,8 +50,8 @@ class EncodingJob:
 
     Parameters
     ----------
-    slides : list of TiledSlide or of ndarray of shape (n_tiles, height, width, 3), uint8
-        Slides.
+    slides : list or dict of TiledSlide or of ndarray of shape (n_tiles, height, width, 3), uint8
+        Slides, or position -> slide.
     look_up : callable
         Function of (slide, position) that returns the place of its result in the store and the
         result; None for what is not there. OSError and ValueError mean that the slide is bad.
@@ -73,7 +76,7 @@ class EncodingJob:
     """
 
     def __init__(self, slides, *, look_up, keep, batch_size, fail_fast, verbose=0):
-        self.slides = slides
+        self.slides = slides if isinstance(slides, dict) else dict(enumerate(slides))
         self.look_up = look_up
         self.keep = keep
         self.batch_size = batch_size
@@ -100,12 +103,61 @@ class EncodingJob:
             Torch device of the model.
         """
         try:
-            with explain_lost_worker(self._names_in_work), closing(self._plan()) as plan:
+            with explain_lost_worker(self._names_in_work), closing(self._cut()) as plan:
                 batches = self._read(plan, transform, num_workers, device)
                 with closing(batches):
                     self._take(self.throughput.watch(batches), load)
         finally:
             self.throughput.close()
+
+    def spread(self, encode, shared, adopt, n_jobs):
+        """
+        Have what is not in the store encoded by workers of joblib, one slide a task.
+
+        Parameters
+        ----------
+        encode : callable
+            Function of (*shared, slide, position), called in a worker, that returns the result
+            or the error of a bad slide, and the summary of its throughput.
+        shared : tuple
+            Its first arguments, the same for all.
+        adopt : callable
+            Function of (slide, position, result) that returns the result for this process.
+        n_jobs : int or None
+            Number of workers.
+        """
+        try:
+            positions = list(self._missing())
+            tasks = [] if self._stopped() else [self._task(shared, at) for at in positions]
+            self.throughput.begin(count_jobs(n_jobs))
+            name = [label(self.slides[at], at) for at in positions].__getitem__
+            with closing(map_tasks(encode, tasks, n_jobs=n_jobs, name=name)) as done:
+                for number, outcome in done:
+                    self._adopt(positions[number], outcome, adopt)
+                    if self._stopped():
+                        return
+        finally:
+            self.throughput.close()
+
+    def _task(self, shared, position):
+        slide = self.slides[position]
+        if isinstance(slide, TiledSlide):
+            # A worker may be in another folder.
+            slide = replace(slide, path=os.path.abspath(slide.path))
+        return (*shared, slide, position)
+
+    def _adopt(self, position, outcome, adopt):
+        """Take over what a worker has made of a slide."""
+        if isinstance(outcome, LostWorkerError):
+            self._fail(position, outcome)
+            return
+        result, figures = outcome
+        self.throughput.add(figures)
+        if isinstance(result, Exception):
+            self._fail(position, result)
+        else:
+            adopted = adopt(self.slides[position], position, result)
+            self._finish(position, adopted, stored=bool(figures["n_stored"]))
 
     def _names_in_work(self):
         return [label(self.slides[position], position) for position in sorted(self._in_work)]
@@ -119,9 +171,9 @@ class EncodingJob:
         except (OSError, ValueError) as error:
             return error
 
-    def _plan(self):
-        """Look slides up and yield the batches of those that have to be encoded."""
-        positions = [position for position, slide in enumerate(self.slides) if len(slide)]
+    def _missing(self):
+        """Look slides up and yield those that have to be encoded."""
+        positions = [position for position, slide in self.slides.items() if len(slide)]
         looked_up = self.throughput.plan(read_ahead(self._try_look_up, positions, _LOOK_UPS_AHEAD))
         for position, found in zip(positions, looked_up, strict=True):
             if isinstance(found, Exception):
@@ -130,22 +182,25 @@ class EncodingJob:
                 self._finish(position, found[1], stored=True)
             else:
                 self._in_work[position] = found[0]
-                yield from self._cut(position)
+                yield position
             if self._stopped():
                 return
 
-    def _cut(self, position):
-        n_tiles = len(self.slides[position])
-        for start in range(0, n_tiles, self.batch_size):
-            # The rest of a slide whose first batches could not be read is left out.
-            if position in self.errors:
-                return
-            yield position, start, min(start + self.batch_size, n_tiles)
+    def _cut(self):
+        """Yield the batches of slides that have to be encoded."""
+        for position in self._missing():
+            n_tiles = len(self.slides[position])
+            for start in range(0, n_tiles, self.batch_size):
+                # The rest of a slide whose first batches could not be read is left out.
+                if position in self.errors:
+                    break
+                yield position, start, min(start + self.batch_size, n_tiles)
 
     def _read(self, plan, transform, num_workers, device):
         """Read the batches of the plan ahead, by processes if they pay."""
         first = list(islice(plan, FEW_BATCHES))
-        edges = [slide.tile_size for slide in self.slides if isinstance(slide, TiledSlide)]
+        slides = self.slides.values()
+        edges = [slide.tile_size for slide in slides if isinstance(slide, TiledSlide)]
         # Tiles in memory need no reading.
         if edges and len(first) == FEW_BATCHES:
             n_bytes = self.batch_size * max(edges) ** 2 * 3 * (1 if transform is None else 4)
@@ -171,6 +226,7 @@ class EncodingJob:
                 encode = encode or load()
                 with self.throughput.model(len(tiles)):
                     parts = [*(parts if start else []), encode(tiles)]
+                self.throughput.batch_size = getattr(encode, "batch_size", None)
                 if start + len(tiles) == len(self.slides[position]):
                     self._keep(position, torch.cat(parts).cpu().numpy())
             if position in self.errors and self.fail_fast:

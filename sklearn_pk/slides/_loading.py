@@ -16,6 +16,7 @@ import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ..utils._memory import explain_out_of_memory
 from ._tiled import TiledSlide
 
 MAX_WORKERS = 8
@@ -62,8 +63,20 @@ def read_ahead(function, items, ahead=2):
         pool.shutdown(cancel_futures=True)
 
 
-def _plain(error):
-    """Return the error as a builtin one, which survives the way to another process."""
+def plain_error(error):
+    """
+    Return the error as a builtin one, which survives the way to another process.
+
+    Parameters
+    ----------
+    error : OSError or ValueError
+        Error of a bad slide.
+
+    Returns
+    -------
+    OSError or ValueError
+        One of the same kind and text.
+    """
     return next(kind for kind in _ERRORS if isinstance(error, kind))(str(error))
 
 
@@ -145,7 +158,7 @@ class TileBatches:
         try:
             tiles = self._tiles(position, start, stop)
         except (OSError, ValueError) as error:
-            return position, start, _plain(error)
+            return position, start, plain_error(error)
         if self.transform is not None:
             return position, start, apply_transform(self.transform, tiles)
         # Torch warns about memory that may not be written to.
@@ -223,6 +236,13 @@ def _as_it_is(batch):
     return batch
 
 
+def _explain_memory(memory):
+    return (
+        f"Tiles that are read ahead do not fit into the memory of {memory}. Pass a smaller "
+        "batch_size or fewer num_workers."
+    )
+
+
 def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
     """
     Read batches in order, ahead of whoever takes them.
@@ -247,7 +267,8 @@ def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
     """
     if num_workers == 0:
         try:
-            yield from read_ahead(dataset.__getitem__, plan, _BATCHES_AHEAD)
+            with explain_out_of_memory("cpu", _explain_memory):
+                yield from read_ahead(dataset.__getitem__, plan, _BATCHES_AHEAD)
         finally:
             dataset.close()
         return
@@ -272,7 +293,9 @@ def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         batches = iter(loader)
     try:
-        yield from batches
+        # The memory that a CUDA device fetches from can be short, too.
+        with explain_out_of_memory("cpu", _explain_memory):
+            yield from batches
     finally:
         # Left to the garbage collector, workers would live as long as the traceback of an error.
         batches._shutdown_workers()

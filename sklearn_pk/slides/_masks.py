@@ -4,10 +4,14 @@
 
 import hashlib
 import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import tifffile
+from PIL import Image
 from sklearn.utils._param_validation import InvalidParameterError
 
 from ._geojson import fill_polygons, place_polygons, read_polygons
@@ -16,6 +20,16 @@ from ._tissue import METHODS
 
 _DRAWINGS = (".geojson", ".json")
 _ENDINGS = (*_DRAWINGS, ".png")
+# Pillow knows others for which it starts programs (EPS), or which are no pictures.
+_PICTURES = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAX_PIXELS = 1 << 27
+# What Pillow and tifffile raise on images that are damaged.
+_BAD_IMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+    *(AttributeError, EOFError, MemoryError, struct.error, zlib.error),
+    Image.DecompressionBombError,
+)
 _TAKES = (
     f"{', '.join(map(repr, METHODS))}, a function, a mask array, the path of a GeoJSON file or "
     "a mask image, a folder of such files, or None"
@@ -120,12 +134,30 @@ def choose_tissue(tissue, slide):
     path = Path(chosen)
     if path.is_dir():
         return _find_in_folder(path, slide.path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(
             f"Slide {slide.path!r}: its tissue mask does not exist: {str(path)!r}. Expected "
             f"{_TAKES}."
         )
     return path
+
+
+def absolute_tissue(tissue):
+    """
+    Name a file or folder of masks so that a process in any folder finds it.
+
+    Parameters
+    ----------
+    tissue : str, path-like, ndarray, callable or None
+        What tells the tissue.
+
+    Returns
+    -------
+    str, ndarray, callable or None
+        The same, with an absolute path.
+    """
+    is_path = isinstance(tissue, str | os.PathLike) and tissue not in METHODS
+    return os.path.abspath(tissue) if is_path else tissue
 
 
 def _find_in_folder(folder, slide):
@@ -227,21 +259,58 @@ def read_mask_image(path, slide):
     """
     owner = f"Slide {slide!r}: its tissue mask {str(path)!r}"
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        pixels, is_gray = _read_image(path)
+    except _BAD_IMAGE as error:
         raise ValueError(
             f"{owner} is neither GeoJSON ({' or '.join(_DRAWINGS)}) nor an image that can be read "
             f"({error})."
         ) from error
-    if pixels.ndim == 3:
-        colors = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
-        if (colors != colors[..., :1]).any():
-            raise ValueError(f"{owner} is a picture in colour. Expected a mask of one channel.")
-        pixels = colors[..., 0]
+    if not is_gray:
+        raise ValueError(f"{owner} is a picture in colour. Expected a mask of one channel.")
     if pixels.dtype.kind not in "bui":
         raise ValueError(f"{owner} holds {pixels.dtype}. Expected a mask of whole numbers.")
     return pixels
+
+
+def _read_image(path):
+    """Return the first channel of an image, and whether the others hold the same."""
+    with open(path, "rb") as file:
+        is_tiff = file.read(4) in _TIFF_MAGIC
+    if is_tiff:
+        return _read_tiff(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a bound below
+        with Image.open(path, formats=_PICTURES) as image:
+            _check_pixels(image.width, image.height)
+            bands = image.getbands()
+            if len(bands) == 1:
+                return np.asarray(image), True
+            # One by one, for the memory.
+            first = np.asarray(image.getchannel(0))
+            others = bands[1:3] if len(bands) > 2 else ()
+            return first, all(np.array_equal(first, image.getchannel(each)) for each in others)
+
+
+def _read_tiff(path):
+    """Read the first image of a TIFF; Pillow would let its library write to the terminal."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        if page.axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(f"it is no picture, but has the axes {page.axes}")
+        _check_pixels(max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength))
+        pixels = page.asarray(maxworkers=1)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            pixels = ~pixels
+    channels = [pixels] if page.axes == "YX" else np.moveaxis(pixels, page.axes.index("S"), 0)
+    first, others = channels[0], channels[1:3] if len(channels) > 2 else ()
+    if first.ndim != 2 or not first.size:
+        raise ValueError(f"it is no picture, but has the shape {first.shape}")
+    return first, all(np.array_equal(first, each) for each in others)
+
+
+def _check_pixels(width, height):
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"it declares {width} x {height} pixels, more than {_MAX_PIXELS:,}")
 
 
 def sample_mask(mask, shape, steps):
@@ -303,24 +372,24 @@ def draw_mask(source, slide, info, shape, scale):
         polygons = place_polygons(polygons, origin, info.size, source, info.path)
         return fill_polygons(polygons, shape, scale)
     if isinstance(source, Path):
-        mask = read_mask_image(source, info.path)
+        mask, owner = read_mask_image(source, info.path), f"its tissue mask {str(source)!r}"
     else:
-        mask = source
+        mask, owner = source, "its tissue mask"
         check_mask_array(mask, f"The tissue mask of slide {info.path!r}")
     width, height = info.size
     steps = mask.shape[0] / height, mask.shape[1] / width
-    _check_aspect(mask.shape, info)
+    _check_aspect(mask.shape, info, owner)
     return sample_mask(mask, shape, (steps[0] * scale, steps[1] * scale))
 
 
-def _check_aspect(shape, info):
+def _check_aspect(shape, info, owner):
     """Refuse a mask of other proportions than the slide, allowing for rounding."""
     (height, width), (slide_width, slide_height) = shape, info.size
     expected = (width * slide_height / slide_width, height * slide_width / slide_height)
     off = (abs(height - expected[0]), abs(width - expected[1]))
     if min(off) > 1.5 and min(off[0] / height, off[1] / width) > 0.01:
         raise ValueError(
-            f"Slide {info.path!r}: its tissue mask of {width} x {height} pixels does not have the "
+            f"Slide {info.path!r}: {owner} of {width} x {height} pixels does not have the "
             f"proportions of the slide, {slide_width} x {slide_height}. A mask must cover the "
             "whole slide, at any resolution."
         )

@@ -4,6 +4,7 @@
 
 import hashlib
 import os
+import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -130,6 +131,16 @@ def _pack(slide, features, key, encoder, weights_hash):
     return make_seal(image, start, start + features.nbytes), image
 
 
+def _describe_space(folder, n_bytes):
+    """Say what a file needs and what its folder, or the next one above that exists, has."""
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:
+        return f"The file needs {n_bytes / 1e6:.1f} MB."
+    return f"The file needs {n_bytes / 1e6:.1f} MB, {free / 1e6:,.1f} MB are free there."
+
+
 def write_features(path, slide, features, key, encoder, weights_hash):
     """
     Write the features of one slide, so that the file is there whole or not at all.
@@ -169,8 +180,10 @@ def write_features(path, slide, features, key, encoder, weights_hash):
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(
-            f"Features cannot be written to the store: {str(path)!r} ({error}). Look for a full "
-            "disk or missing permission, or choose another store."
+            f"Features cannot be written to the store: {str(path)!r} ({error}). "
+            f"{_describe_space(path.parent, sum(map(len, content)))} Look for a full disk, a "
+            "quota, a file system that may only be read, or missing permission, or choose another "
+            "store. What is in the store stays good, and a second run goes on after it."
         ) from error
     finally:
         with suppress(OSError):

@@ -15,12 +15,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.extmath import randomized_svd
-from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import ThreadpoolController
 
 from ..utils import check_sample_names, progress, validate_bags
-from ..utils._bags import read_bag
+from ..utils._bags import label_of_bag, read_bag
+from ..utils._parallel import map_in_order
 
 # With fewer components, or fewer tiles a cluster, k-means in the space of the leading
 # components lost more than half a percent of inertia on data without any structure.
@@ -177,7 +177,8 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         the company of the slides matters.
 
     n_jobs : int, default=None
-        Number of slides worked on at a time.
+        Number of slides worked on at a time, as joblib takes it; 1 is this process, on a cluster
+        too.
 
     verbose : int, default=0
         Whether to show a progress bar.
@@ -277,12 +278,17 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
             If the file of a bag is gone.
         TypeError, ValueError
             As in :meth:`fit`, or if the file of a bag is damaged or has changed.
+        RuntimeError
+            If a worker is killed by each attempt at a slide.
         """
         check_is_fitted(self)
         bags = validate_bags(self, X, reset=False, allow_empty=True, lazy=True)
-        results = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-            delayed(_reduce_bag)(bag, position, self.n_features_in_, self.n_clusters, self.seed_)
+        tasks = [
+            (bag, position, self.n_features_in_, self.n_clusters, self.seed_)
             for position, bag in enumerate(bags)
+        ]
+        results = map_in_order(
+            _reduce_bag, tasks, n_jobs=self.n_jobs, name=lambda at: label_of_bag(bags[at], at)
         )
         bar = progress(
             results, total=len(bags), desc="Clustering", verbose=self.verbose, unit="slide"

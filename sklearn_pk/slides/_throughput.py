@@ -28,10 +28,40 @@ class Throughput:
         self.n_slides = n_slides
         self.verbose = verbose
         self.num_workers = 0
+        self.n_jobs = 1
+        self.batch_size = None
         self.n_stored = self.n_encoded = self.n_tiles = 0
         self.seconds_waiting = self.seconds_model = self.seconds_planning = 0.0
         self._begin = self._shown = time.perf_counter()
+        self._spread = None
         self._bar = progress(total=n_slides, desc="Encoding", verbose=verbose, unit="slide")
+
+    def begin(self, n_jobs):
+        """
+        Note that the encoding begins, by several processes.
+
+        Parameters
+        ----------
+        n_jobs : int
+            Number of processes.
+        """
+        self.n_jobs = n_jobs
+        self._spread = time.perf_counter()
+
+    def add(self, figures):
+        """
+        Add what a process has counted.
+
+        Parameters
+        ----------
+        figures : dict
+            Its :meth:`summary`.
+        """
+        for name in ("n_tiles", "seconds_model", "seconds_waiting"):
+            setattr(self, name, getattr(self, name) + figures[name])
+        sizes = [size for size in (self.batch_size, figures["batch_size"]) if size is not None]
+        self.batch_size = min(sizes, default=None)
+        self._bar.set_postfix_str(self._rate())
 
     def watch(self, batches):
         """
@@ -139,13 +169,18 @@ class Throughput:
         return self.seconds_waiting + self.seconds_model
 
     @property
+    def _passed(self):
+        """Seconds in which tiles could be encoded."""
+        return self._busy if self._spread is None else time.perf_counter() - self._spread
+
+    @property
     def _share(self):
         return self.seconds_waiting / self._busy if self._busy else 0.0
 
     @property
     def tiles_per_second(self):
         """Tiles encoded a second, waiting for tiles included."""
-        return self.n_tiles / self._busy if self._busy else 0.0
+        return self.n_tiles / self._passed if self.n_tiles else 0.0
 
     @property
     def bottleneck(self):
@@ -176,7 +211,9 @@ class Throughput:
             "n_stored": self.n_stored,
             "n_encoded": self.n_encoded,
             "n_tiles": self.n_tiles,
+            "n_jobs": self.n_jobs,
             "num_workers": self.num_workers,
+            "batch_size": self.batch_size,
             "seconds": time.perf_counter() - self._begin,
             "seconds_model": self.seconds_model,
             "seconds_waiting": self.seconds_waiting,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ._inputs import check_coords
-from ._reader import open_slide, read_tile
+from ._reader import fingerprint, open_slide, read_tile
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +53,9 @@ class TiledSlide:
         Why there is no tile; empty where there are tiles.
     reader : {"auto", "openslide", "tifffile"}, default="auto"
         Library that reads the slide. SlideTiler notes the one that it found.
+    content : str, default=""
+        What identifies the content of the file that was tiled. Where it is not empty, another
+        file under the same name is refused.
 
     See Also
     --------
@@ -83,6 +86,7 @@ class TiledSlide:
     params: tuple = ()
     reason: str = ""
     reader: str = "auto"
+    content: str = ""
 
     def __post_init__(self):
         """Check the coordinates."""
@@ -104,6 +108,23 @@ class TiledSlide:
         known += [f"{name}={getattr(self, name)!r}" for name in ("tile_size", "mpp")]
         known += [f"reason={self.reason!r}"] if self.reason else []
         return f"TiledSlide({', '.join(known)})"
+
+    def check_content(self):
+        """
+        Check that the file is still the one that was tiled.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError
+            If the file cannot be opened.
+        ValueError
+            If its content is another one.
+        """
+        if self.content and fingerprint(self.path) != self.content:
+            raise ValueError(
+                f"Slide {self.path!r} is not the file that was tiled: its content has changed "
+                "since. Tile it again."
+            )
 
     def iter_tiles(self):
         """

@@ -5,19 +5,27 @@
 import os
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import version
 from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
-from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+)
+from sklearn.utils.validation import check_is_fitted, check_memory
 
 from ..utils import check_expression, check_sample_names, progress
+from ..utils._parallel import map_in_order, map_tasks
 from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
-from ._masks import check_tissue, choose_tissue, source_key
+from ._masks import absolute_tissue, check_tissue, choose_tissue, source_key
 from ._reader import file_state
 from ._tiled import TiledSlide
 from ._tiling import check_row, inspect_row, split_tiled, tile_slide
@@ -44,6 +52,35 @@ def _cache_key(row, params, seed, reader):
     others = (value for name, value in params.items() if name != "tissue")
     key = (state, row.path, row.mpp, mask, *others, seed, reader)
     return key if all(isinstance(value, Hashable) for value in key) else None
+
+
+def _tile_state(state, row, params, seed, reader):
+    """Tile a slide; `state` is what joblib knows the result by besides the others."""
+    return tile_slide(row, params, seed, reader)
+
+
+def tile_known(row, params, seed, reader, memory):
+    """
+    Tile a slide, or take it from the memory of an earlier run.
+
+    Parameters
+    ----------
+    row, params, seed, reader : object
+        As for :func:`tile_slide`.
+    memory : object
+        What has the interface of ``joblib.Memory``.
+
+    Returns
+    -------
+    tiled : TiledSlide or Exception
+        The slide with its tiles, or what is wrong with it.
+    """
+    key = _cache_key(row, params, seed, reader)
+    # Functions are known by their name, and a changed one would be given what the former found.
+    if key is None or any(map(callable, (params["tissue"], row.tissue))):
+        return _outcome(tile_slide, row, params, seed, reader)
+    state = (version("sklearn_pk"), key)
+    return _outcome(memory.cache(_tile_state), state, row, params, seed, reader)
 
 
 def _remember(key, tiled):
@@ -117,8 +154,14 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         What to do with a slide that cannot be used: raise one error that names all of them,
         or warn, give a :class:`TiledSlide` without tiles and note the reason in `failures_`.
 
+    memory : str, path-like, joblib.Memory or None, default=None
+        Folder that keeps the tiles of each slide between runs, so that a run that was killed
+        goes on where it was. Whoever can write there can run code here: the folder must be
+        yours. What a function says of the tissue is not kept.
+
     n_jobs : int, default=None
-        Number of slides to work on at once, as joblib takes it.
+        Number of slides to work on at once, as joblib takes it; 1 is this process, on a
+        cluster too.
 
     random_state : int, RandomState instance or None, default=None
         Seed of the draw of tiles. Pass an int, so that the same tiles are drawn each time.
@@ -175,6 +218,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         "pad": ["boolean"],
         "reader": [StrOptions({"auto", "openslide", "tifffile"})],
         "errors": [StrOptions({"raise", "empty"})],
+        "memory": [str, HasMethods(["cache"]), os.PathLike, None],
         "n_jobs": [None, Integral],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -192,6 +236,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         pad=False,
         reader="auto",
         errors="raise",
+        memory=None,
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -205,6 +250,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         self.pad = pad
         self.reader = reader
         self.errors = errors
+        self.memory = memory
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -274,22 +320,39 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         keys = [_cache_key(row, params, self.seed_, self.reader) for row in slides]
         found = [None if key is None else _cache.get(key) for key in keys]
         todo = [position for position, tiled in enumerate(found) if tiled is None]
-        if todo:
-            results = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-                delayed(_outcome)(tile_slide, slides[position], params, self.seed_, self.reader)
-                for position in todo
-            )
-            bar = progress(
-                results, total=len(todo), desc="Tiling", verbose=self.verbose, unit="slide"
-            )
-            for position, tiled in zip(todo, bar, strict=True):
-                found[position] = tiled
-                _remember(keys[position], tiled)
+        for position, tiled in self._tile(slides, params, todo):
+            found[position] = tiled
+            _remember(keys[position], tiled)
         self._report(slides, found)
         return [
             self._make_empty(row, tiled) if isinstance(tiled, Exception) else tiled
             for row, tiled in zip(slides, found, strict=True)
         ]
+
+    def _tile(self, slides, params, positions):
+        """Tile some of the slides, as they are done; a bad one gives its error."""
+        memory = self.memory
+        is_path = isinstance(memory, str | os.PathLike)
+        memory = check_memory(os.path.abspath(memory) if is_path else memory)
+        tasks = [
+            (*self._travelling(slides[at], params), self.seed_, self.reader, memory)
+            for at in positions
+        ]
+        name = [slides[at].path for at in positions].__getitem__
+        results = map_tasks(tile_known, tasks, n_jobs=self.n_jobs, name=name)
+        options = {"total": len(tasks), "desc": "Tiling", "unit": "slide", "verbose": self.verbose}
+        with closing(results):
+            for number, tiled in progress(results, **options):
+                position = positions[number]
+                if isinstance(tiled, TiledSlide):
+                    tiled = replace(tiled, path=slides[position].path)
+                yield position, tiled
+
+    def _travelling(self, row, params):
+        """Name files so that a worker in another folder finds them."""
+        path, tissue = os.path.abspath(row.path), absolute_tissue(row.tissue)
+        params = params | {"tissue": absolute_tissue(params["tissue"])}
+        return row._replace(path=path, tissue=tissue), params
 
     def inspect_slide(self, slide, *, size=1200):
         """
@@ -365,10 +428,11 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         slides, params = self._check_slides(frame), self._tiling_params()
         seed = getattr(self, "seed_", None)
         seed = self._draw_seed() if seed is None else seed
-        results = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-            delayed(_outcome)(inspect_row, row, each, params, seed, self.reader, size)
+        tasks = [
+            (inspect_row, row, each, params, seed, self.reader, size)
             for row, each in zip(slides, tiled or [None] * len(slides), strict=True)
-        )
+        ]
+        results = map_in_order(_outcome, tasks, n_jobs=self.n_jobs, name=lambda at: slides[at].path)
         bar = progress(
             results, total=len(slides), desc="Drawing", verbose=self.verbose, unit="slide"
         )

@@ -60,6 +60,8 @@ class Survey:
         Level-0 pixels per pixel of both.
     reader : {"openslide", "tifffile"}
         Library that read the slide.
+    content : str
+        Identifies the content of its file.
     """
 
     info: SlideInfo
@@ -71,6 +73,7 @@ class Survey:
     overview: np.ndarray
     scale: float
     reader: str
+    content: str
 
     @property
     def tile_edge_um(self):
@@ -177,13 +180,14 @@ def survey_slide(row, params, reader):
     source = choose_tissue(params["tissue"], row)
     tile_size, mpp = params["tile_size"], float(params["mpp"])
     with open_slide(row.path, reader) as slide:
+        content = fingerprint(row.path)
         info = slide_info(slide, row.path, row.mpp)
         geometry = level, read_size, size_level0 = tile_geometry(info, tile_size, mpp)
         overview_mpp = mask_resolution(edge_um(info, geometry))
         mask, overview, scale = _find_mask(slide, info, source, overview_mpp)
     step = max(1, round((tile_size - params["overlap"]) * size_level0 / tile_size))
     coords = tile_grid(info, level, read_size, size_level0, step, pad=params["pad"])
-    survey = Survey(info, geometry, coords, "", source, mask, overview, scale, slide.name)
+    survey = Survey(info, geometry, coords, "", source, mask, overview, scale, slide.name, content)
     if len(coords):
         coords, reason = _select(survey, params["min_tissue_fraction"])
         return replace(survey, coords=coords, reason=reason)
@@ -216,7 +220,7 @@ def draw_tiles(survey, params, seed):
     """
     info, coords, limit = survey.info, survey.coords, params["max_tiles"]
     if limit is not None and len(coords) > limit:
-        sequence = np.random.SeedSequence([seed, int(fingerprint(info.path), 16)])
+        sequence = np.random.SeedSequence([seed, int(survey.content, 16)])
         kept = np.random.default_rng(sequence).choice(len(coords), limit, replace=False)
         coords = coords[np.sort(kept)]
     level, read_size, size_level0 = survey.geometry
@@ -237,6 +241,7 @@ def draw_tiles(survey, params, seed):
         params=tuple(said.items()),
         reason=survey.reason,
         reader=survey.reader,
+        content=survey.content,
     )
 
 

@@ -1,0 +1,116 @@
+"""The part of the encoding that takes place in the workers of joblib."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import copy
+import os
+import pickle
+import threading
+from functools import cache, partial
+
+import joblib
+import numpy as np
+
+from ..utils._parallel import count_jobs, is_dask
+from ._job import EncodingJob
+from ._loading import plain_error
+
+# The model of each thread; the last one only, because it may fill a device.
+_here = threading.local()
+
+
+def count_encoders(n_jobs, device):
+    """
+    Decide how many workers encode.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        What the user asks for. None is what joblib is set to, but one where workers would be
+        processes of this machine that share its GPU.
+    device : str
+        Torch device in this process.
+
+    Returns
+    -------
+    int
+        Number of workers; 1 is this process.
+    """
+    if n_jobs is None and device != "cpu" and not is_dask():
+        return 1
+    return count_jobs(n_jobs)
+
+
+def pack(featurizer):
+    """
+    Turn a fitted featurizer into bytes, which joblib sends to each worker once.
+
+    Parameters
+    ----------
+    featurizer : FoundationFeaturizer
+        It, with the module of a user if there is one.
+
+    Returns
+    -------
+    packed : ndarray of uint8
+        The bytes. As an array, they are mapped into memory or scattered.
+    """
+    featurizer = copy.copy(featurizer)
+    for name in ("store", "weights"):
+        value = getattr(featurizer, name)
+        if value is not None:
+            setattr(featurizer, name, os.path.abspath(value))
+    # A module of the user may be of a class that was defined in the script.
+    wrapped = joblib.wrap_non_picklable_objects(featurizer, keep_wrapper=False)
+    return np.frombuffer(pickle.dumps(wrapped), dtype=np.uint8)
+
+
+def _unpack(packed, digest):
+    """Return the featurizer and the function that loads its model, as they were if known."""
+    if getattr(_here, "digest", None) != digest:
+        _here.digest = None
+        _here.featurizer = featurizer = pickle.loads(packed)
+        _here.load = cache(partial(featurizer._load_model, featurizer._pick_device()))
+        _here.digest = digest
+    return _here.featurizer, _here.load
+
+
+def encode_slide(packed, digest, slide, position):
+    """
+    Encode a slide, in a worker.
+
+    Parameters
+    ----------
+    packed : ndarray of uint8
+        Featurizer, as from :func:`pack`.
+    digest : str
+        What tells it from others.
+    slide : TiledSlide or ndarray of shape (n_tiles, height, width, 3), uint8
+        The slide.
+    position : int
+        Its position.
+
+    Returns
+    -------
+    result : FeatureBag or Exception
+        The bag, or what is wrong with the slide.
+    figures : dict
+        Summary of the throughput.
+    """
+    featurizer, load = _unpack(packed, digest)
+    job = EncodingJob(
+        {position: slide},
+        look_up=featurizer._look_up,
+        keep=featurizer._keep,
+        batch_size=featurizer.batch_size,
+        fail_fast=True,
+    )
+    job.run(
+        load,
+        transform=featurizer.encoder_.transform,
+        num_workers=featurizer.num_workers,
+        device=featurizer._pick_device(),
+    )
+    if position in job.errors:
+        return plain_error(job.errors[position]), job.throughput.summary()
+    return job.results[position], job.throughput.summary()

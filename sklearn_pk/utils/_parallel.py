@@ -1,0 +1,325 @@
+"""Loops of joblib that outlive the death of a worker."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import pickle
+import sys
+from concurrent.futures import BrokenExecutor
+from contextlib import closing
+from itertools import islice
+
+import joblib
+import numpy as np
+from joblib.parallel import get_active_backend
+from sklearn.utils.parallel import Parallel, delayed
+
+# joblib hands out no more than this many batches of tasks a worker ahead of their end.
+_AHEAD = 2
+# A cancelled task may have lost its arguments with a worker that others have killed.
+_ATTEMPTS = 3
+_SECONDS_TO_START = 120
+_ALIGNMENT = 64
+
+
+def register_dask():
+    """
+    Make the backend "dask" of joblib go on when a worker dies.
+
+    Afterwards, ``joblib.parallel_config(backend="dask")`` around a search of scikit-learn
+    survives the loss of a worker: what it held is sent again, and what it did is done again. A
+    task that kills each worker that tries it ends the loop with ``distributed.KilledWorker``,
+    where joblib would wait without end. The loops of sklearn_pk are so anyway.
+
+    Large arguments go through the scheduler, which keeps them until the loop ends.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If Dask is not installed.
+
+    See Also
+    --------
+    joblib.parallel_config : Chooses the backend.
+
+    Examples
+    --------
+    >>> import joblib
+    >>> from distributed import Client, LocalCluster
+    >>> from sklearn.datasets import make_regression
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sklearn_pk.utils import register_dask
+    >>> register_dask()
+    >>> X, y = make_regression(200, 5, random_state=0)
+    >>> search = GridSearchCV(Ridge(), {"alpha": [0.1, 10.0]})
+    >>> with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    ...     with Client(cluster), joblib.parallel_config(backend="dask"):
+    ...         search.fit(X, y).best_params_
+    {'alpha': 0.1}
+    """
+    import distributed  # noqa: F401  # joblib would notice only later that it is missing
+
+    from ._dask import DurableDaskBackend
+
+    joblib.register_parallel_backend("dask", DurableDaskBackend)
+
+
+class LostWorkerError(RuntimeError):
+    """
+    A task whose worker is killed whenever it is worked on.
+
+    Parameters
+    ----------
+    name : str
+        What the task was about, for the text.
+    error : Exception
+        What the backend says.
+    """
+
+    def __init__(self, name, error):
+        super().__init__(name, error)
+        self.name = name
+        self.error = error
+
+    def __str__(self):
+        """Name the task and say what to look for."""
+        return (
+            f"{self.name}: the process that worked on it was killed, and was killed again when it "
+            "worked on nothing else. Look for a lack of memory, in the log of the system or of "
+            "the worker, or a file that crashes its decoder "
+            f"({type(self.error).__name__}: {str(self.error).splitlines()[0]})."
+        )
+
+
+def _losses():
+    """Return the types of error by which joblib's backends say that a worker is gone."""
+    kinds = (BrokenExecutor,)  # loky, multiprocessing
+    if "distributed" not in sys.modules:
+        return kinds
+    from distributed import KilledWorker
+    from distributed.client import CancelledError
+
+    # Dask does a task again itself, up to `allowed-failures` times.
+    return (*kinds, KilledWorker, CancelledError)
+
+
+def _call(function, position, *task):
+    return position, function(*task)
+
+
+def is_dask():
+    """Tell whether loops of joblib go to a Dask cluster."""
+    return "Dask" in type(get_active_backend()[0]).__name__
+
+
+def count_jobs(n_jobs):
+    """
+    Count the workers of a loop.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        As joblib takes it.
+
+    Returns
+    -------
+    int
+        Their number; 1 is this process alone.
+    """
+    if n_jobs == 1:
+        return 1
+    backend = _durable_backend()
+    return joblib.effective_n_jobs(n_jobs) if backend is None else backend.effective_n_jobs(n_jobs)
+
+
+def _start(function, left, positions, n_jobs):
+    if n_jobs == 1:
+        # Here, whatever the backend: that of Dask would leave the number unread.
+        return (_call(function, position, *left[position]) for position in positions)
+    return Parallel(n_jobs=n_jobs, return_as="generator_unordered", backend=_durable_backend())(
+        delayed(_call)(function, position, *left[position]) for position in positions
+    )
+
+
+def _durable_backend():
+    """Return ours in place of joblib's for Dask, and None for others."""
+    backend, _ = get_active_backend()
+    if type(backend).__name__ != "DaskDistributedBackend":
+        return None
+    from ._dask import DurableDaskBackend
+
+    return DurableDaskBackend(
+        client=backend.client,
+        scatter=backend._scatter,
+        # After a loss, all of them may be about to start again.
+        wait_for_workers_timeout=max(backend.wait_for_workers_timeout, _SECONDS_TO_START),
+        **backend.submit_kwargs,
+    )
+
+
+def _run(function, left, positions, n_jobs):
+    """Run some of the tasks that are left, and take those that are done out of them."""
+    with closing(_start(function, left, positions, n_jobs)) as results:
+        for position, result in results:
+            del left[position]
+            yield position, result
+
+
+def _run_alone(function, left, position, n_jobs, name):
+    """Run one task that may kill its worker."""
+    for _ in range(_ATTEMPTS):
+        try:
+            yield from _run(function, left, [position], n_jobs)
+        except _losses() as error:
+            lost = error
+            if not type(error).__name__.endswith("CancelledError"):
+                break
+        else:
+            return
+    del left[position]
+    yield position, LostWorkerError(name(position), lost)
+
+
+def map_tasks(function, tasks, *, n_jobs=None, name="task {}".format):
+    """
+    Call a function for each task, by as many workers as joblib has.
+
+    A worker that dies, by a lack of memory or with its machine, costs what it was at: that is
+    done again by others. A task that kills each worker that tries it is found out, and costs
+    no other task.
+
+    Parameters
+    ----------
+    function : callable
+        Function of the elements of a task.
+    tasks : iterable of tuple
+        Arguments of each call.
+    n_jobs : int, default=None
+        Number of workers, as joblib takes it; 1 is this process, on any backend.
+    name : callable, default="task {}".format
+        Function of a position that names the task, for the text of errors.
+
+    Yields
+    ------
+    position : int
+        Position of a task, in the order in which they are done.
+    result : object
+        What the function returned, or a LostWorkerError.
+
+    Examples
+    --------
+    >>> from sklearn_pk.utils._parallel import map_tasks
+    >>> sorted(map_tasks(pow, [(2, 1), (2, 2), (2, 3)]))
+    [(0, 2), (1, 4), (2, 8)]
+    """
+    left = dict(enumerate(tasks))
+    while left:
+        try:
+            yield from _run(function, left, list(left), n_jobs)
+        except _losses():
+            # Tasks start in order, so it was one of the first that are left. Together once more,
+            # because those that do no harm are done then, and the others one by one.
+            suspects = list(islice(left, _AHEAD * count_jobs(n_jobs)))
+            try:
+                yield from _run(function, left, suspects, n_jobs)
+            except _losses():
+                for position in suspects:
+                    if position in left:
+                        yield from _run_alone(function, left, position, n_jobs, name)
+
+
+def map_in_order(function, tasks, *, n_jobs=None, name="task {}".format):
+    """
+    Call a function for each task as :func:`map_tasks` does, and wait for results in order.
+
+    Parameters
+    ----------
+    function, tasks, n_jobs, name : object
+        As for :func:`map_tasks`.
+
+    Yields
+    ------
+    result : object
+        What the function returned, in the order of the tasks.
+
+    Raises
+    ------
+    LostWorkerError
+        If a task kills each worker that tries it.
+
+    Examples
+    --------
+    >>> from sklearn_pk.utils._parallel import map_in_order
+    >>> list(map_in_order(pow, [(2, 1), (2, 2), (2, 3)]))
+    [2, 4, 8]
+    """
+    waiting, turn = {}, 0
+    with closing(map_tasks(function, tasks, n_jobs=n_jobs, name=name)) as results:
+        for position, result in results:
+            if isinstance(result, LostWorkerError):
+                raise result
+            waiting[position] = result
+            while turn in waiting:
+                yield waiting.pop(turn)
+                turn += 1
+
+
+def share(value):
+    """
+    Take a value apart into what is small and one array, which joblib sends to a worker once.
+
+    joblib maps large arrays into memory, or scatters them, but not those in a list: a thousand
+    bags would be sent again with each task.
+
+    Parameters
+    ----------
+    value : object
+        For example a list of bags.
+
+    Returns
+    -------
+    head : bytes
+        The value without the content of its arrays.
+    sizes : list of int
+        Bytes of each of them.
+    content : ndarray of uint8
+        All of them, each from a multiple of 64 on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_pk.utils._parallel import restore, share
+    >>> restore(*share([np.arange(3), "a"]))
+    [array([0, 1, 2]), 'a']
+    """
+    buffers = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    parts = [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
+    starts = np.cumsum([0, *(_aligned(len(part)) for part in parts)])
+    content = np.zeros(starts[-1], dtype=np.uint8)
+    for start, part in zip(starts, parts, strict=False):
+        content[start : start + len(part)] = part
+    return head, [len(part) for part in parts], content
+
+
+def restore(head, sizes, content):
+    """
+    Put together what :func:`share` has taken apart.
+
+    Parameters
+    ----------
+    head, sizes, content : object
+        What it returned.
+
+    Returns
+    -------
+    object
+        The value. Its arrays are views of `content`.
+    """
+    starts = np.cumsum([0, *map(_aligned, sizes)])
+    buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+    return pickle.loads(head, buffers=buffers)
+
+
+def _aligned(size):
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,79 @@
+"""A Dask cluster as users start it: a scheduler and two workers, over TCP."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def scheduler_file(tmp_path_factory):
+    """Path of the file by which clients find the cluster; its processes are in another folder."""
+    pytest.importorskip("distributed")
+    folder = tmp_path_factory.mktemp("cluster")
+    path = folder / "scheduler.json"
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    shared = ["--scheduler-file", str(path), "--no-dashboard"]
+    commands = (
+        ["scheduler", *shared, "--host", "127.0.0.1", "--port", "0"],
+        ["worker", *shared, "--nworkers", "2", "--nthreads", "1", "--memory-limit", "0"],
+    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+    }
+    processes = []
+    with open(folder / "log", "w") as log:
+        for command in commands:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "dask", *command],
+                    cwd=elsewhere,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+            while not path.exists():
+                assert processes[0].poll() is None, (folder / "log").read_text()
+                time.sleep(0.05)
+        try:
+            yield path
+        finally:
+            for process in reversed(processes):
+                os.killpg(process.pid, signal.SIGTERM)
+            for process in processes:
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+@pytest.fixture
+def client(scheduler_file):
+    """A client of the cluster, all of whose workers are there."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.Client(scheduler_file=str(scheduler_file)) as client:
+        client.wait_for_workers(2, timeout=60)
+        yield client
+
+
+@pytest.fixture
+def kill_worker(client):
+    """A function that kills one of the workers."""
+
+    def kill():
+        pids = client.run(os.getpid)
+        address = sorted(pids)[0]
+        os.kill(pids[address], signal.SIGKILL)
+        return address
+
+    return kill
