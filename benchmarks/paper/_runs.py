@@ -15,13 +15,13 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils import _safe_indexing
-from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_pk.metrics import significance_report
 from sklearn_pk.model_selection import cross_val_significance
 from sklearn_pk.model_selection._prior_gain import ControlledPrior
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
+from sklearn_pk.utils._parallel import LostWorkerError, map_tasks, restore, share
 
 GRAPHS = ("external", "internal", "combined")
 PRIORS = ("none", *GRAPHS, "eigen")
@@ -300,6 +300,7 @@ def run(setting, seed, cohort, external, design, store, options):
             groups=cohort.patients,
             cv=folds,
             target_transformer=design.make_transformer(len(cohort.expression)),
+            n_jobs=1,
         )
     row = asdict(setting) | {"seed": seed} | _figures(result.report, result.mean_report)
     row["folds"] = [
@@ -333,12 +334,12 @@ def run(setting, seed, cohort, external, design, store, options):
     return row
 
 
-def _try_run(setting, seed, *arguments):
+def _try_run(head, sizes, content, setting, seed):
     """Run a setting; what its prior or training cannot do is told, and costs no other run."""
     try:
-        return setting, seed, run(setting, seed, *arguments), None
-    except (ValueError, RuntimeError, OSError) as error:
-        return setting, seed, None, f"{type(error).__name__}: {error}"
+        return run(setting, seed, *restore(head, sizes, content)), None
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        return None, f"{type(error).__name__}: {error}"
 
 
 def run_all(todo, *arguments, n_jobs, say):
@@ -362,13 +363,17 @@ def run_all(todo, *arguments, n_jobs, say):
         Settings that failed, and why.
     """
     start, failed = time.perf_counter(), {}
-    tasks = (delayed(_try_run)(*each, *arguments) for each in todo)
-    done = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks)
-    for number, (setting, seed, row, error) in enumerate(done, start=1):
+    # The cohorts go to each worker once, and not with every run.
+    shared = share(arguments)
+    names = [f"{setting.name}, seed {seed}" for setting, seed in todo]
+    tasks = [(*shared, *each) for each in todo]
+    done = map_tasks(_try_run, tasks, n_jobs=n_jobs, name=names.__getitem__)
+    for number, (position, outcome) in enumerate(done, start=1):
+        row, error = (None, str(outcome)) if isinstance(outcome, LostWorkerError) else outcome
         left = (time.perf_counter() - start) / number * (len(todo) - number)
-        name = f"[{number}/{len(todo)}] {setting.name}, seed {seed}"
+        name = f"[{number}/{len(todo)}] {names[position]}"
         if error:
-            failed[f"{setting.name}, seed {seed}"] = error
+            failed[names[position]] = error
             say(f"{name}: failed: {error}")
             continue
         say(

@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def make_parser():
     add("--max-epochs", type=_at_least(int, 1), default=200)
     add("--device", default="auto")
     add("--n-jobs", type=int, help="runs at a time (default: one a core, one with a GPU)")
+    add("--scheduler", help="address, or file, of a Dask scheduler whose workers do the runs")
     add(
         "--n-boot", type=_at_least(int, 2), default=1000, help="draws of patients for the intervals"
     )
@@ -143,16 +145,23 @@ def parse(arguments=None):
         path = getattr(options, name)
         if path is not None and not path.exists():
             parser.error(f"--{name.replace('_', '-')}: there is no {path}")
-    if options.gene_sets != "cgn" and not Path(options.gene_sets).is_file():
-        parser.error(f"--gene-sets: there is no {options.gene_sets}")
+    if options.gene_sets != "cgn":
+        if not Path(options.gene_sets).is_file():
+            parser.error(f"--gene-sets: there is no {options.gene_sets}")
+        options.gene_sets = str(Path(options.gene_sets).absolute())
     options.priors = list(dict.fromkeys(["none", *options.priors]))
     options.controls = list(dict.fromkeys(options.controls))
     options.aggregators = options.aggregators and list(dict.fromkeys(options.aggregators))
     options.lambdas = sorted(set(options.lambdas))
+    options.out = options.out.absolute()
     try:
-        options.device = pick_device(options.device)
+        # Workers of a cluster find out themselves.
+        options.device = options.device if options.scheduler else pick_device(options.device)
     except ValueError as error:
         parser.error(f"--device: {error}")
+    if options.scheduler:
+        options.n_jobs = None
+        return options
     if options.n_jobs is None:
         options.n_jobs = -1 if options.device == "cpu" else 1
     options.n_jobs = joblib.effective_n_jobs(options.n_jobs)
@@ -264,7 +273,7 @@ def report(options, settings, cohort, external, design, store):
     for aggregator, prior in progress(pairs, desc="Intervals", verbose=1):
         comparisons += compare(aggregator, prior, options, runs, store, cohort, folds)
     write_results(
-        describe(options.device)
+        describe("cpu" if options.scheduler else options.device)
         | {"design": asdict(design), "cohort": cohort.describe()}
         | ({"external_cohort": external.describe()} if external else {})
         | {"n_seeds": options.seeds, "n_boot": options.n_boot}
@@ -311,9 +320,33 @@ def tables_of(options, runs, store, external, comparisons):
     return "\n\n".join(parts) + "\n"
 
 
+@contextmanager
+def workers(scheduler):
+    """Have loops done by a Dask cluster, if there is one, that knows the modules of this folder."""
+    if not scheduler:
+        yield
+        return
+    from distributed import Client
+
+    kind = "scheduler_file" if Path(scheduler).is_file() else "address"
+    with Client(**{kind: scheduler}) as client:
+        here = Path(__file__).parent
+        for path in (here.parent / "_common.py", *map(here.joinpath, ("_data.py", "_runs.py"))):
+            client.upload_file(str(path))
+        with joblib.parallel_config(backend="dask"):
+            yield
+
+
 def main(arguments=None):
     """Run what is left to do, then write tables and figures."""
     options = parse(arguments)
+    with workers(options.scheduler):
+        _main(options)
+
+
+def _main(options):
+    if options.n_jobs is None:
+        options.n_jobs = joblib.effective_n_jobs(None)
     try:
         cohort, external = read(options)
     except (OSError, ValueError, TypeError, ImportError) as error:
