@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from numbers import Integral, Real
 
@@ -54,6 +55,11 @@ def _cache_key(row, params, seed, reader):
     return key if all(isinstance(value, Hashable) for value in key) else None
 
 
+@cache
+def _version():
+    return version("sklearn_pk")
+
+
 def _tile_state(state, row, params, seed, reader):
     """Tile a slide; `state` is what joblib knows the result by besides the others."""
     return tile_slide(row, params, seed, reader)
@@ -68,18 +74,20 @@ def tile_known(row, params, seed, reader, memory):
     row, params, seed, reader : object
         As for :func:`tile_slide`.
     memory : object
-        What has the interface of ``joblib.Memory``.
+        What has the interface of ``joblib.Memory``; None for no memory.
 
     Returns
     -------
     tiled : TiledSlide or Exception
         The slide with its tiles, or what is wrong with it.
     """
+    if memory is None:
+        return _outcome(tile_slide, row, params, seed, reader)
     key = _cache_key(row, params, seed, reader)
     # Functions are known by their name, and a changed one would be given what the former found.
     if key is None or any(map(callable, (params["tissue"], row.tissue))):
         return _outcome(tile_slide, row, params, seed, reader)
-    state = (version("sklearn_pk"), key)
+    state = (_version(), key)
     return _outcome(memory.cache(_tile_state), state, row, params, seed, reader)
 
 
@@ -332,8 +340,9 @@ class SlideTiler(TransformerMixin, BaseEstimator):
     def _tile(self, slides, params, positions):
         """Tile some of the slides, as they are done; a bad one gives its error."""
         memory = self.memory
-        is_path = isinstance(memory, str | os.PathLike)
-        memory = check_memory(os.path.abspath(memory) if is_path else memory)
+        if memory is not None:
+            is_path = isinstance(memory, str | os.PathLike)
+            memory = check_memory(os.path.abspath(memory) if is_path else memory)
         tasks = [
             (*self._travelling(slides[at], params), self.seed_, self.reader, memory)
             for at in positions
