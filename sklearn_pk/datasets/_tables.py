@@ -2,12 +2,21 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import bz2
+import gzip
 import lzma
+import math
+import struct
+import sys
+import tokenize
 import zipfile
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pyarrow import ArrowException
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import StrOptions, validate_params
 
@@ -23,6 +32,19 @@ _SLIDE, _PATIENT, _GENE_PREFIX = "wsi_file_name", "patient_id", "rna_"
 _MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"]
 _ROW_KEYS = ("sample", "samples", "slide", "slides", "patient", "patients", "index", "names")
 _COLUMN_KEYS = ("gene", "genes", "feature", "features", "columns")
+
+
+# Numbers in text, most of them 0, pack to a hundredth; what unpacks to more is a bomb.
+_MAX_EXPANSION = 200
+_MIN_LIMIT = 32 << 20
+_MAX_COLUMNS = 1_000_000
+_CHUNK = 1 << 20
+# What pandas, numpy and pyarrow raise on files that are damaged or of another kind.
+_BAD_FILE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+    *(AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(struct.error, tokenize.TokenError, ArrowException),
+)
 
 
 class _Refused(ValueError):
@@ -57,17 +79,54 @@ def _names_for(arrays, keys, length, others):
     return (chosen[0], arrays[chosen[0]]) if chosen else (None, None)
 
 
-def _read_npz(path):
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {}
-        for key in archive.files:
-            try:
-                arrays[key] = archive[key]
-            except ValueError as error:  # an array of objects, which is a pickle
+def _limit(path):
+    return max(_MIN_LIMIT, _MAX_EXPANSION * path.stat().st_size)
+
+
+def _check_unpacked(n_bytes, path):
+    """Refuse a small file that unpacks to a large one."""
+    if n_bytes > _limit(path):
+        raise _Refused(
+            f"{str(path)!r} unpacks to more than {_limit(path) >> 20} MiB, which is no table. "
+            "Unpack it yourself if you trust it."
+        )
+
+
+def _read_arrays(path):
+    """Read the arrays of an npz file; their headers are read before, as numpy trusts them."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        _check_unpacked(sum(member.file_size for member in archive.infolist()), path)
+        for member in archive.infolist():
+            key = member.filename.removesuffix(".npy")
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                readers = {(1, 0): np.lib.format.read_array_header_1_0}
+                readers |= {(2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = readers[version](file)
+            if dtype.hasobject:
                 raise _Refused(
                     f"{str(path)!r}: the array {key!r} holds Python objects, which could run code "
                     f"when they are loaded. Save it as text: {key}.astype(str)."
-                ) from error
+                )
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{key!r} of shape {shape} is not all there")
+            with archive.open(member) as file:
+                arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+            _check_characters(arrays[key], key)
+    return arrays
+
+
+def _check_characters(array, key):
+    """Refuse numbers that stand for no character: numpy does not look, and Python fails later."""
+    if array.dtype.kind == "U" and array.nbytes:
+        codes = np.dtype("u4").newbyteorder(array.dtype.byteorder)
+        if np.ascontiguousarray(array).reshape(-1).view(codes).max() > sys.maxunicode:
+            raise ValueError(f"{key!r} holds something else than text")
+
+
+def _read_npz(path):
+    arrays = _read_arrays(path)
     tables = [key for key, array in arrays.items() if array.ndim == 2]
     if len(tables) != 1:
         raise _Refused(
@@ -103,8 +162,41 @@ def _read_h5ad(path):
     return frame
 
 
+@contextmanager
+def _open_text(path):
+    """Open a text file, unpacked, as bytes."""
+    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    if path.suffix.lower() != ".zip":
+        with openers.get(path.suffix.lower(), open)(path, "rb") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(names) != 1:
+            raise _Refused(f"{str(path)!r}: expected one file in it, found {len(names)}.")
+        with archive.open(names[0]) as file:
+            yield file
+
+
+def _check_text(path, separator):
+    """Refuse text that would take any amount of memory."""
+    with _open_text(path) as file:
+        line = file.readline(_limit(path))
+        if line.count(separator.encode()) >= _MAX_COLUMNS:
+            raise _Refused(
+                f"{str(path)!r}: its first line has more than {_MAX_COLUMNS:,} columns. A table "
+                "has samples in rows and genes in columns, or the other way round."
+            )
+        n_bytes = len(line)
+        if path.suffix.lower() in _PACKED:
+            while n_bytes <= _limit(path) and (chunk := file.read(_CHUNK)):
+                n_bytes += len(chunk)
+            _check_unpacked(n_bytes, path)
+
+
 def _read_text(path):
     separator = _TEXT_ENDINGS[_ending(path)]
+    _check_text(path, separator)
     options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
     header = pd.read_csv(path, sep=separator, **options).iloc[0]
     # pandas would give the second one another name.
@@ -140,9 +232,12 @@ def _read(path):
         raise ValueError(f"{str(path)!r}: expected a table as {_ENDINGS}, got {ending!r}.")
     try:
         frame = readers[ending](path)
+        texts = [frame[name] for name in frame.select_dtypes("str")]
+        for text in (frame.index, frame.columns, *texts):
+            text.map(str)  # pyarrow looks at its bytes no sooner
     except (ImportError, _Refused):
         raise
-    except (OSError, ValueError, zipfile.BadZipFile, lzma.LZMAError) as error:
+    except _BAD_FILE as error:
         raise ValueError(f"{str(path)!r} cannot be read as {ending}: {error}") from error
     return frame
 

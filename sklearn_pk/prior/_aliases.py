@@ -53,15 +53,16 @@ def load_aliases(aliases):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
-        If a table lacks these columns.
+        If a file is no table, or a table lacks these columns.
     """
     if aliases is None:
         return {}
     if isinstance(aliases, str | os.PathLike):
-        separator = "," if Path(aliases).suffix == ".csv" else "\t"
-        aliases = pd.read_csv(aliases, sep=separator, dtype=str)
-    if isinstance(aliases, Mapping | pd.Series):
+        pairs = _read_pairs(aliases)
+    elif isinstance(aliases, Mapping | pd.Series):
         for alias, symbol in aliases.items():
             if isinstance(symbol, list | tuple | set | dict):
                 raise ValueError(
@@ -84,6 +85,14 @@ def load_aliases(aliases):
     }
 
 
+def _read_pairs(path):
+    separator = "," if Path(path).suffix == ".csv" else "\t"
+    try:
+        return _pairs_of_table(pd.read_csv(path, sep=separator, dtype=str))
+    except ValueError as error:  # also what pandas raises for text that is no table
+        raise ValueError(f"aliases: {os.fspath(path)!r} cannot be read. {error}") from error
+
+
 def _pairs_of_table(table):
     if {"alias", "symbol"} <= set(table.columns):
         return list(table[["alias", "symbol"]].dropna().itertuples(index=False, name=None))
@@ -91,7 +100,7 @@ def _pairs_of_table(table):
     if "symbol" not in table or not columns:
         raise ValueError(
             "aliases: a table needs the columns alias and symbol, or those of HGNC (symbol, "
-            f"{', '.join(_HGNC_ALIASES)}), got {list(table.columns)!r}."
+            f"{', '.join(_HGNC_ALIASES)}), got {[str(name)[:40] for name in table.columns[:10]]!r}."
         )
     return [
         (alias, symbol)

@@ -4,6 +4,7 @@
 
 import os
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import sparse
 from ._aliases import match_genes
 from ._correlation import MAX_PAIRS
 
+_BLOCK_PAIRS = 4_000_000
 CGN_PATH = files("sklearn_pk") / "datasets" / "data" / "c4.cgn.v2024.1.Hs.symbols.gmt"
 
 
@@ -35,7 +37,7 @@ def read_gmt(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a line has fewer than three fields or a set appears twice.
+        If a line has fewer than three fields, a set appears twice, or the file is no text.
 
     See Also
     --------
@@ -48,21 +50,30 @@ def read_gmt(path):
     >>> len(read_gmt(load_cgn().path))
     427
     """
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return _sets_of_lines(lines, path)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no GMT file: expected text in UTF-8, separated by tabs ({error})."
+        ) from error
+
+
+def _sets_of_lines(lines, path):
     gene_sets = {}
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            name, *rest = line.rstrip("\n").split("\t")
-            genes = [gene for gene in rest[1:] if gene]
-            if not genes:
-                raise ValueError(
-                    f"{path}, line {number}: expected a GMT line (set name, description, genes, "
-                    f"separated by tabs), got {line[:60]!r}."
-                )
-            if name in gene_sets:
-                raise ValueError(f"{path}, line {number}: the gene set {name!r} appears twice.")
-            gene_sets[name] = genes
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name, *rest = line.rstrip("\n").split("\t")
+        genes = [gene for gene in rest[1:] if gene]
+        if not genes:
+            raise ValueError(
+                f"{path}, line {number}: expected a GMT line (set name, description, genes, "
+                f"separated by tabs), got {line[:60]!r}."
+            )
+        if name in gene_sets:
+            raise ValueError(f"{path}, line {number}: the gene set {name[:60]!r} appears twice.")
+        gene_sets[name] = genes
     return gene_sets
 
 
@@ -87,11 +98,11 @@ def centre_member_edges(gene_sets):
     """
     listed = [name.partition("_")[2] in genes for name, genes in gene_sets.items()]
     if np.mean(listed) < 0.5:
-        n_pairs = sum(len(columns) for _, columns in _clique_blocks(*_membership(gene_sets)))
+        n_pairs = _count_pairs(gene_sets)
         raise ValueError(
             f"Only {sum(listed)} of {len(listed)} gene sets contain the gene their name ends in "
             "(PREFIX_GENE), so they are not neighbourhoods of a centre gene. edges='clique' "
-            f"would connect all genes of a set with each other, {n_pairs:,} distinct edges; or "
+            f"would connect all genes of a set with each other, {n_pairs} distinct edges; or "
             "give the graph as an edge DataFrame with the columns gene_a and gene_b."
         )
     edges = {
@@ -101,6 +112,16 @@ def centre_member_edges(gene_sets):
         if gene != name.partition("_")[2]
     }
     return pd.DataFrame(sorted(edges), columns=["gene_a", "gene_b"], dtype=object)
+
+
+def _count_pairs(gene_sets):
+    """Count the distinct pairs of genes that share a set, but not far beyond what is allowed."""
+    n_pairs = 0
+    for rows, _ in _clique_blocks(*_membership(gene_sets)):
+        n_pairs += len(rows)
+        if n_pairs > MAX_PAIRS:
+            return f"more than {MAX_PAIRS:,}"
+    return f"{n_pairs:,}"
 
 
 def clique_edges(gene_sets):
@@ -147,11 +168,15 @@ def _membership(gene_sets):
     return genes, sparse.csr_array((ones, (positions, sets)), shape=shape)
 
 
-def _clique_blocks(genes, membership, block_size=1024):
-    """Yield the pairs of genes that share a set, some genes at a time."""
+def _clique_blocks(genes, membership):
+    """Yield the pairs of genes that share a set, as many genes at a time as memory allows."""
     sets_by_genes = sparse.csr_array(membership.T)
-    for start in range(0, len(genes), block_size):
-        shared = (membership[start : start + block_size] @ sets_by_genes).tocoo()
+    # How many pairs each gene has at most, and so which genes go into one block.
+    n_pairs = membership @ sets_by_genes.sum(axis=1)
+    blocks = np.cumsum(n_pairs, dtype=np.float64) // _BLOCK_PAIRS
+    starts = [*np.flatnonzero(np.diff(blocks, prepend=-1.0)), len(genes)]
+    for start, stop in pairwise(starts):
+        shared = (membership[start:stop] @ sets_by_genes).tocoo()
         rows, columns = shared.row + start, shared.col
         yield rows[rows < columns], columns[rows < columns]
 
@@ -212,7 +237,10 @@ def _edges_of_file(external, edges):
     gene_sets = read_gmt(path)
     if not gene_sets:
         raise ValueError(f"external: {os.fspath(path)!r} holds no gene sets.")
-    return centre_member_edges(gene_sets) if edges == "star" else clique_edges(gene_sets)
+    try:
+        return centre_member_edges(gene_sets) if edges == "star" else clique_edges(gene_sets)
+    except ValueError as error:
+        raise ValueError(f"{error} The file is {os.fspath(path)!r}.") from error
 
 
 def _edges_of_table(external, threshold, absolute):

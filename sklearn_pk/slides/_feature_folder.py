@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from ._bags import FileBag
-from ._formats import REFUSED_ENDINGS, TORCH_ENDINGS, CoordinatesOnly, open_features
+from ._formats import REFUSED_ENDINGS, TORCH_ENDINGS, NoTileFeatures, open_features
 from ._inputs import failures_frame
 
 _HDF5_ENDINGS = {".h5", ".hdf5"}
@@ -118,8 +118,10 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
     Notes
     -----
     A ``.pt`` file is passed over where an HDF5 file of the same name can be read, as in the
-    folders of CLAM; so are files that hold coordinates only. Whether features are finite is
-    checked by the estimator that reads them.
+    folders of CLAM; so are files that hold coordinates only, and those with the features of
+    whole slides in TRIDENT's folders ``slide_features_*``. HDF5 files of other tools are opened
+    in a process of their own, because damage can make the HDF5 library hang or crash. Whether
+    features are finite is checked by the estimator that reads them.
 
     Examples
     --------
@@ -145,13 +147,15 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
     files, failures = _open_all(path, features, mpp)
     if failures and (errors == "raise" or not files):
         raise _unreadable(path, failures, len(files))
+    # A file that cannot be read states no encoder, so all files count, not those of one.
+    n_found = len(failures) + len(files)
     files = _keep_encoder(path, files, encoder)
     _check_one_encoder(path, files)
     _check_one_file_a_slide(path, files)
     bags = FeatureBags(map(FileBag, files), failures_frame(failures))
     if failures:
         warnings.warn(
-            f"{len(failures)} of {len(failures) + len(bags)} files could not be read; the first: "
+            f"{len(failures)} of {n_found} files could not be read; the first: "
             f"{failures[0][1]} See failures for all.",
             UserWarning,
             stacklevel=2,
@@ -162,19 +166,19 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
 
 def _open_all(folder, features, mpp):
     """Open all files of features below a folder; torch files last, where there is no other."""
-    files, failures, n_coordinates = {}, [], 0
+    files, failures, passed_over = {}, [], Counter()
     candidates = _find_files(folder)
     for path in sorted(candidates, key=lambda path: (_is_torch(path), path)):
         if _is_torch(path) and not files.keys().isdisjoint(_twins(path)):
             continue
         try:
             files[path] = open_features(path, features=features, mpp=mpp)
-        except CoordinatesOnly:
-            n_coordinates += 1
+        except NoTileFeatures as reason:
+            passed_over[reason.what] += 1
         except (OSError, ValueError) as error:
             failures.append((str(path), str(error)))
     if not files and not failures:
-        found = f"{n_coordinates} files with coordinates only" if n_coordinates else "none"
+        found = " and ".join(f"{n} files with {what}" for what, n in passed_over.items()) or "none"
         raise ValueError(f"{str(folder)!r}: expected {_EXPECTED}, found {found}.")
     return [files[path] for path in sorted(files)], sorted(failures)
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from . import _hdf5, _hdf5_guard
 from ._reader import MPP_RANGE
 from ._seal import check_seal
 from ._tensors import load_tensor
@@ -24,15 +26,15 @@ TORCH_ENDINGS = {".pt", ".pth"}
 # They can hold code, or do not say which columns are features: HE2RNA puts coordinates first.
 REFUSED_ENDINGS = {".pkl", ".pickle", ".joblib", ".npy", ".npz"}
 # By tool: TRIDENT, CLAM and ours; STAMP; SEQUOIA; PRALINE.
+_WHOLE_SLIDES = "slide_features_"  # folders of TRIDENT
 _TILES = ("features", "feats", "uni_features", "resnet_features")
 _SUPER_TILES = ("cluster_features", "cluster_mean_features")
 # No compression filter of HDF5 does much better than this, so more is a forged header.
 _MAX_EXPANSION = 1100
-_BLOCK_BYTES = 1 << 24
 # What h5py and torch raise on files that are damaged or somebody else's.
 _BAD_FILE = (
-    *(OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError),
-    pickle.UnpicklingError,
+    *_hdf5.BAD_FILE,
+    *(EOFError, OverflowError, AssertionError, struct.error, pickle.UnpicklingError),
 )
 
 
@@ -102,15 +104,15 @@ class FeatureFile:
         ValueError
             If it is damaged or not the same any more.
         """
-        with self._open() as file:
+        with self._check() as own:
             if self.dataset:
-                features = _squeeze(file[self.dataset])
+                features = self._read(self.dataset, own)
             else:
                 # A copy, because a tensor that is mapped into memory would follow the file.
-                features = np.array(file.float().numpy())
+                features = np.array(load_tensor(self.path).float().numpy())
             if features.shape != self.shape:
                 raise self._changed()
-            if self.key and file.attrs.get("checksum") != checksum([features]):
+            if self.key and own.get("checksum") != checksum([features]):
                 raise ValueError(
                     f"{self.path!r} is damaged: its features do not match their checksum."
                 )
@@ -134,8 +136,8 @@ class FeatureFile:
         """
         if self.coords_scale is None:
             return None
-        with self._open() as file:
-            coords = _squeeze(file["coords"])
+        with self._check() as own:
+            coords = self._read("coords", own)
             if coords.shape != (self.shape[0], 2):
                 raise self._changed()
         if not np.isfinite(coords).all():
@@ -153,25 +155,27 @@ class FeatureFile:
         bool
             Whether their checksum holds. They are read in blocks.
         """
-        with self._open() as file:
-            return file.attrs.get("checksum") == checksum(_blocks(file[self.dataset]))
+        with self._check(), h5py.File(self.path, "r", locking=False) as file:
+            return file.attrs.get("checksum") == checksum(_hdf5.read_blocks(file[self.dataset]))
 
     @contextmanager
-    def _open(self):
-        """Open the file; it must be the one that was described, and every error names it."""
+    def _check(self):
+        """Check that the file is the one that was described; name it in every error."""
         with _name_errors(self.path):
             # Files of the store carry their key, and two processes may write one of them in turn.
             if not self.key and _stamp(self.path) != self.stamp:
                 raise self._changed()
-            if not self.dataset:
-                yield load_tensor(self.path)
-                return
             if self.sealed:
                 check_seal(self.path)
-            with h5py.File(self.path, "r", locking=False) as file:
-                if self.key and file.attrs.get("key") != self.key:
-                    raise self._changed()
-                yield file
+            yield {}
+
+    def _read(self, name, own):
+        """Read a data set; what the file says of itself is added to `own`."""
+        described, array = _hdf5_guard.ask(self.path, [name], read=True, trusted=self.sealed)
+        own |= described["attributes"]
+        if self.key and own.get("key") != self.key:
+            raise self._changed()
+        return array
 
     def _changed(self):
         return ValueError(
@@ -240,12 +244,32 @@ def open_features(path, *, features=None, mpp=None):
             "columns that are no features. Load it yourself if you trust it, and make a "
             "FeatureBag(array, slide=NAME) of it."
         )
+    if not path.parent.name.startswith(_WHOLE_SLIDES):
+        return _open(path, features, mpp)
+    try:
+        opened = _open(path, features, mpp)
+    except ValueError as error:
+        raise _whole_slide(path) from error
+    if opened.shape[0] == 1 and opened.coords_scale is None:
+        raise _whole_slide(path)
+    return opened
+
+
+def _whole_slide(path):
+    text = f"{str(path)!r} holds features of a whole slide, as its folder says, but none of tiles."
+    return NoTileFeatures(text, "features of whole slides")
+
+
+def _open(path, features, mpp):
     with _name_errors(path):
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{str(path)!r}: expected a file of features, got a folder or device.")
         if path.suffix.lower() in TORCH_ENDINGS:
             return _describe_torch(path)
         sealed = check_seal(path)
-        with h5py.File(path, "r", locking=False) as file:
-            return replace(_describe_hdf5(file, path, features, mpp), sealed=sealed)
+        wanted = [*_TILES, *_SUPER_TILES, "coords"] if features is None else [features, "coords"]
+        file, _ = _hdf5_guard.ask(path, wanted, trusted=sealed)
+        return replace(_describe_hdf5(file, path, features, mpp), sealed=sealed)
 
 
 @contextmanager
@@ -278,19 +302,10 @@ def _stamp(path):
     return status.st_size, status.st_mtime_ns
 
 
-def _squeeze(stored):
-    return stored[0] if stored.ndim == 3 else stored[()]
-
-
-def _blocks(stored):
-    n_rows = max(1, _BLOCK_BYTES // max(1, stored.nbytes // max(1, len(stored))))
-    return (stored[start : start + n_rows] for start in range(0, len(stored), n_rows))
-
-
 def _describe_hdf5(file, path, features, mpp):
     name = _find_dataset(file, path, features)
-    shape = _check_dataset(file[name], name, "f", path)
-    own = file.attrs
+    stored, own = file["stored"], file["attributes"]
+    shape = _check_dataset(stored[name], name, "f", path)
     key = _text(own.get("key"))
     if key and not own.get("complete", False):
         raise ValueError(f"{str(path)!r} is incomplete: the run that wrote it was stopped.")
@@ -298,35 +313,37 @@ def _describe_hdf5(file, path, features, mpp):
         path=str(path),
         dataset=name,
         shape=shape,
-        dtype=str(file[name].dtype),
+        dtype=stored[name]["what"],
         # Only our own files state it with the ending of the slide's file.
         slide=(key and _text(own.get("slide"))) or path.stem,
         encoder=_encoder_of(file, name, path),
         key=key if "checksum" in own and name == "features" else "",
         stamp=_stamp(path),
     )
-    if "coords" not in file or name in _SUPER_TILES:
+    if "coords" not in stored or name in _SUPER_TILES:
         return described
-    return _describe_coords(described, file["coords"], own, mpp)
+    return _describe_coords(described, stored["coords"], own, mpp)
 
 
 def _find_dataset(file, path, features):
     """Return the name of the data set that holds the features."""
-    found = [name for name in _TILES if name in file]
+    stored = file["stored"]
+    found = [name for name in _TILES if name in stored]
     if features is not None:
-        found = [features] if features in file else []
+        found = [features] if features in stored else []
     elif len(found) > 1:
         raise ValueError(
             f"{str(path)!r} holds several sets of features: {found!r}. Choose one with features=."
         )
     else:
-        found = found or [name for name in _SUPER_TILES if name in file]
+        found = found or [name for name in _SUPER_TILES if name in stored]
     if found:
         return found[0]
-    names = sorted(file)
+    names, n_names = file["names"], file["n_names"]
     if features is None and names == ["coords"]:
-        raise CoordinatesOnly(f"{str(path)!r} holds coordinates of tiles, but no features.")
-    listed = f"{names[:5]!r}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        text = f"{str(path)!r} holds coordinates of tiles, but no features."
+        raise NoTileFeatures(text, "coordinates only")
+    listed = f"{names[:5]!r}" + (f" and {n_names - 5} more" if n_names > 5 else "")
     expected = repr(features) if features is not None else "'features'"
     raise ValueError(
         f"{str(path)!r}: expected a data set {expected}, found {listed}. Name the one that holds "
@@ -334,43 +351,48 @@ def _find_dataset(file, path, features):
     )
 
 
-class CoordinatesOnly(ValueError):
-    """A file that holds the places of tiles and was never meant to hold their features."""
+class NoTileFeatures(ValueError):
+    """
+    A file that was never meant to hold features of tiles.
+
+    Parameters
+    ----------
+    text : str
+        The message.
+    what : str, default=""
+        What the file holds.
+    """
+
+    def __init__(self, text, what=""):
+        super().__init__(text)
+        self.what = what
 
 
 def _check_dataset(stored, name, kinds, path):
     """Return the shape of a data set of (n, width) or (1, n, width) numbers that is all there."""
     path = str(path)
-    if not isinstance(stored, h5py.Dataset) or stored.dtype.kind not in kinds:
-        kind = getattr(stored, "dtype", "a group")
+    if not stored["kind"] or stored["kind"] not in kinds:
         what = "floating point" if kinds == "f" else "numbers"
-        raise ValueError(f"{path!r}: expected {name} of {what}, got {kind}.")
-    if stored.nbytes > _MAX_EXPANSION * os.path.getsize(path):
-        raise ValueError(f"{path!r}: declares {stored.nbytes} bytes, which it cannot hold.")
-    shape = stored.shape[1:] if stored.ndim == 3 and stored.shape[0] == 1 else stored.shape
+        raise ValueError(f"{path!r}: expected {name} of {what}, got {stored['what']}.")
+    if stored["nbytes"] > _MAX_EXPANSION * os.path.getsize(path):
+        raise ValueError(f"{path!r}: declares {stored['nbytes']} bytes, which it cannot hold.")
+    shape = _hdf5.shape_of(stored["shape"])
     if len(shape) != 2 or not shape[1]:
         raise ValueError(f"{path!r}: expected {name} of shape (tiles, n_features), got {shape}.")
-    if not _is_written(stored):
+    if not stored["is_written"]:
         raise ValueError(
             f"{path!r} is incomplete: a part of its {name} was never written. Make it again."
         )
     return shape
 
 
-def _is_written(stored):
-    """Whether no part of a data set is missing; HDF5 would read it as zeros."""
-    if stored.id.get_create_plist().get_nfilters() == 0:
-        return stored.id.get_storage_size() >= stored.nbytes
-    chunks = zip(stored.shape, stored.chunks, strict=True)
-    return stored.id.get_num_chunks() >= math.prod(math.ceil(n / size) for n, size in chunks)
-
-
 def _encoder_of(file, name, path):
     """Return the encoder as the file, the data set or, for TRIDENT, the folder states it."""
-    stated = _text(file.attrs.get("encoder")) or _text(file.attrs.get("extractor"))
+    own = file["attributes"]
+    stated = _text(own.get("encoder")) or _text(own.get("extractor"))
     if not stated and name in _TILES and name.endswith("_features"):
         stated = name.removesuffix("_features")
-    if not stated and "savetodir" in file[name].attrs:
+    if not stated and "savetodir" in file["stored"][name]["attributes"]:
         stated = path.parent.name.removeprefix("features_")
     return stated
 
@@ -386,7 +408,7 @@ def _describe_coords(described, stored, own, mpp):
         )
     edge = _number(own.get("tile_edge_um", own.get("tile_size_um")))
     if described.dataset != "feats" and _text(own.get("unit")) != "um":
-        size = _number(stored.attrs.get("patch_size_level0"))
+        size = _number(stored["attributes"].get("patch_size_level0"))
         return replace(
             described,
             size_level0=None if size is None else round(size),
@@ -435,8 +457,6 @@ def find_mpp(mpp, slide):
 
 
 def _text(value):
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
     return "" if value is None else str(value)
 
 

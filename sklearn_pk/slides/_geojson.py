@@ -89,7 +89,7 @@ def read_polygons(path, slide):
 def _describe_nothing(polygons, others):
     if polygons:
         return f"holds areas of the class {IGNORED_CLASS!r} only"
-    found = ", ".join(sorted(set(others)))
+    found = ", ".join(sorted({kind[:40] for kind in others})[:10])
     return f"holds no area, only {found}" if found else "holds no area"
 
 
@@ -100,7 +100,7 @@ def _error(path, slide, fault, advice=None):
 
 def _as_list(value, path, slide):
     if not isinstance(value, list):
-        raise _error(path, slide, f"has {value!r} where a list of coordinates is expected")
+        raise _error(path, slide, f"has {repr(value)[:60]} where a list of coordinates is expected")
     return value
 
 

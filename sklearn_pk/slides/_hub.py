@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 PREFIXES = ("hf-hub:", "hf_hub:")
+# With these, timm would read another file, or ask the network for one.
+_FILES = {"pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
 def parse_repository(name):
@@ -108,7 +110,7 @@ def read_config(repository, weights):
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"encoder: {path} is not JSON ({error}).") from error
     import timm
 
@@ -120,4 +122,10 @@ def read_config(repository, weights):
             "Encoder(name, module, transform=...)."
         )
     # Files of timm before 0.9 have no inner dictionary.
-    return architecture, config.get("model_args") or {}, config.get("pretrained_cfg", config)
+    arguments, inner = config.get("model_args") or {}, config.get("pretrained_cfg", config)
+    if not isinstance(arguments, dict) or not isinstance(inner, dict) or _FILES & arguments.keys():
+        raise ValueError(
+            f"encoder: {path} does not describe a model of timm: 'model_args' and "
+            f"'pretrained_cfg' must be objects, without {', '.join(sorted(_FILES))}."
+        )
+    return architecture, arguments, inner

@@ -8,6 +8,7 @@ import numpy as np
 import openslide
 
 from ..utils._overview import to_rgb
+from ._tiff_header import check_tiff_header
 
 
 class OpenSlideReader:
@@ -34,6 +35,10 @@ class OpenSlideReader:
 
     def __init__(self, path):
         self._path = path
+        try:
+            check_tiff_header(path)
+        except ValueError as error:
+            raise self._damaged(error) from error
         with self._named():
             self._slide = openslide.OpenSlide(path)
             self.size = self._slide.dimensions
@@ -62,9 +67,12 @@ class OpenSlideReader:
                 "its last byte."
             ) from error
         except openslide.OpenSlideError as error:
-            raise ValueError(
-                f"Slide is damaged or truncated: {path!r} ({error}). Copy or download it again."
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error):
+        return ValueError(
+            f"Slide is damaged or truncated: {self._path!r} ({error}). Copy or download it again."
+        )
 
     def read(self, x, y, level, width, height):
         """

@@ -5,7 +5,8 @@
 import os
 import pickle
 import warnings
-import zipfile
+
+from ..utils._weights import check_archive
 
 _MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
@@ -33,13 +34,11 @@ def load_tensor(path):
     """
     with open(path, "rb") as file:
         start = file.read(len(_MAGIC))
-    is_archive = zipfile.is_zipfile(path)
+    is_archive = check_archive(path)
     if not is_archive and start != _MAGIC:
         if start[:1] == b"\x80":
             raise pickle.UnpicklingError("a plain pickle")
         raise ValueError(f"{path!r} is not a readable torch file.")
-    if is_archive:
-        _check_archive(path)
     import torch
 
     with warnings.catch_warnings():
@@ -60,14 +59,3 @@ def load_tensor(path):
         shape = tuple(tensor.shape)
         raise ValueError(f"{path!r}: expected features of shape (tiles, n_features), got {shape}.")
     return tensor
-
-
-def _check_archive(path):
-    """Refuse a compressed archive: torch makes none, and would map the packed bytes as numbers."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path!r} is not a readable torch file ({error}).") from error
-    if packed:
-        raise ValueError(f"{path!r} is not a readable torch file (it is compressed).")

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import logging
 import struct
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
+
+from ._tiff_header import check_tiles
 
 # What tifffile and imagecodecs raise on files that are damaged or no TIFF: they check little
 # before they compute with what a header says.
@@ -22,13 +25,16 @@ _BAD_FILE = (
     AttributeError,
     ArithmeticError,
     ImportError,  # a codec that imagecodecs was built without
+    MemoryError,  # which a header can ask for any amount of
     struct.error,
     ElementTree.ParseError,
 )
 # Tiles overlap several tiles of the file unless both grids agree; what the neighbours need again
 # is kept up to this size.
 _CACHE_BYTES = 64 << 20
-_MAX_TILE_BYTES = 64 << 20
+# It logs whatever is odd about a file, and what is logged where nobody listens is printed. What
+# matters is raised.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 class TiffSlide:
@@ -186,11 +192,8 @@ def _check_page(page, file_size):
         raise ValueError(
             f"expected 8-bit RGB, got {page.samplesperpixel} samples of {page.dtype} a pixel"
         )
-    if page.tilewidth * page.tilelength * page.samplesperpixel > _MAX_TILE_BYTES:
-        raise ValueError(f"tiles of {page.tilewidth} x {page.tilelength} pixels are too large")
-    expected = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-    if len(page.dataoffsets) < expected or len(page.databytecounts) < expected:
-        raise ValueError(f"{len(page.dataoffsets)} tiles are listed, expected {expected}")
+    sides = (page.imagewidth, page.imagelength, page.tilewidth, page.tilelength)
+    check_tiles(*sides, min(len(page.dataoffsets), len(page.databytecounts)), file_size)
     ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.int64)
     if ends.max() > file_size:
         raise ValueError(f"the file ends at byte {file_size}, its last tile at {ends.max()}")

@@ -3,6 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import pickle
+import struct
+import warnings
+import zipfile
 from pathlib import Path
 
 # What torch raises for bytes that mean something else to it, or nothing.
@@ -14,6 +17,11 @@ _NOT_TENSORS = (
     RuntimeError,
     TypeError,
     ValueError,
+    MemoryError,
+    RecursionError,
+    OverflowError,
+    AssertionError,
+    struct.error,
 )
 
 
@@ -22,6 +30,37 @@ def _is_safetensors(path):
     with open(path, "rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= Path(path).stat().st_size
+
+
+def check_archive(path):
+    """
+    Refuse an archive with packed members: torch makes none, and they may unpack to any size.
+
+    Parameters
+    ----------
+    path : path-like
+        A file.
+
+    Returns
+    -------
+    is_archive : bool
+        Whether it is a zip archive at all, as torch files are since version 1.6.
+
+    Raises
+    ------
+    ValueError
+        If it is one that torch has not made.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+        raise ValueError(f"{str(path)!r} is not a readable torch file ({error}).") from error
+    if packed:
+        raise ValueError(f"{str(path)!r} is not a readable torch file (it is compressed).")
+    return True
 
 
 def read_state(path):
@@ -50,8 +89,13 @@ def read_state(path):
     try:
         if _is_safetensors(path):
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _NOT_TENSORS + (SafetensorError,) as error:
+        check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what else could be in such a file
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except _NOT_TENSORS + (SafetensorError, OSError) as error:  # torch seeks where it is told
         raise ValueError(f"weights: {path} is not a file of tensors ({error}).") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -2,7 +2,13 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import bz2
+import gzip
+import io
+import lzma
 import sys
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -191,3 +197,83 @@ def test_what_else_is_refused(frame, tmp_path):
     path = write(frame.assign(stage="II"), tmp_path / "table.csv")
     with pytest.raises(TypeError, match="not numeric: 'stage'"):
         read_expression(path)
+
+
+def packed(name, text):
+    if name.endswith("zip"):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("table.csv", text)
+        return file.getvalue()
+    return {"gz": gzip, "bz2": bz2, "xz": lzma}[name.rpartition(".")[2]].compress(text)
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.csv.bz2", "a.csv.xz", "a.csv.zip"])
+def test_small_files_that_unpack_to_large_ones(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(packed(name, b"x,y\n" + b"1,2\n" * (9 << 20)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{name}.*unpacks to more than 32 MiB"):
+        read_table(path)
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_packed_tables_of_zeros_are_read(tmp_path):
+    path = tmp_path / "zeros.csv.gz"
+    pd.DataFrame(np.zeros((300, 200)), index=[f"s{n}" for n in range(300)]).to_csv(path)
+    assert read_table(path).shape == (300, 200)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_too_many_columns(name, separator, tmp_path):
+    path = tmp_path / name
+    path.write_text("x" + f"{separator}1" * 1_000_000)
+    with pytest.raises(ValueError, match=rf"{name}.*more than 1,000,000 columns"):
+        read_table(path)
+
+
+def write_npy(shape, descr="<f8", content=b""):
+    file = io.BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (write_npy((1 << 20, 1 << 12)), "'values' of shape .* is not all there"),
+        (write_npy((1 << 50, 1 << 50)), "is not all there"),
+        (write_npy((2, 2), content=bytes(8)), "cannot be read as .npz"),
+        (write_npy((40, 1 << 20), "|u1", bytes(40 << 20)), "unpacks to more than 32 MiB"),
+        (b"no array", "cannot be read as .npz"),
+        (b"\x93NUMPY\x01\0\x05\0(((((", "cannot be read as .npz"),  # tokenize does not like it
+    ],
+)
+def test_npz_that_declares_too_much(content, text, tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("values.npy", content)
+    with pytest.raises(ValueError, match=rf"a\.npz.*{text}"):
+        read_table(path)
+
+
+def test_parquet_that_arrow_cannot_convert(frame, tmp_path):
+    path = tmp_path / "a.parquet"
+    frame.index = [f"TCGA-AA-{number:04}" for number in range(4)]
+    frame.rename_axis("slide").to_parquet(path, compression=None, use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"TCGA-AA-0001", b"TCGA-AA\xff\xfe\xff\xff1"))
+    with pytest.raises(ValueError, match=r"a\.parquet"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("code", [0xFFFFFFFF, 0x110000, 0xD800])
+@pytest.mark.parametrize("order", "<>")
+def test_npz_with_names_that_are_no_text(tmp_path, code, order):
+    path = tmp_path / "a.npz"
+    names = np.frombuffer(np.array([65, code], dtype=f"{order}u4").tobytes(), dtype=f"{order}U1")
+    np.savez(path, values=np.ones((2, 2)), samples=names)
+    with pytest.raises(ValueError, match=r"a\.npz.* cannot be read as \.npz"):
+        read_table(path)

@@ -88,3 +88,21 @@ def test_aliases_join_edges_to_a_table():
     # TP53 and LFS1 are one gene, which is no neighbour of itself.
     assert fitted.n_edges_ == 1
     assert fitted.unmatched_genes_.tolist() == ["XYZ"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "No columns to parse"),
+        (b"alias,symbol\na,\xff\n", "codec can't decode"),
+        (b"alias,symbol\na,b\nc,d,e\n", "Error tokenizing data"),
+        (b"old,new\na,b\n", "needs the columns alias and symbol"),
+        (b"a" * 100_000, "needs the columns alias and symbol"),
+    ],
+)
+def test_files_that_are_no_table_are_named(tmp_path, content, text):
+    path = tmp_path / "aliases.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"aliases\.csv.*{text}") as info:
+        load_aliases(path)
+    assert len(str(info.value)) < 500

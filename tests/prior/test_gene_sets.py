@@ -2,12 +2,14 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from sklearn_pk.datasets import load_cgn
-from sklearn_pk.prior import read_gmt
+from sklearn_pk.prior import _gene_sets, read_gmt
 from sklearn_pk.prior._gene_sets import centre_member_edges, edges_to_graph, load_edges
 
 
@@ -58,3 +60,44 @@ def test_graph_is_symmetric_without_loops_or_weights():
     graph, unmatched = edges_to_graph(edges, np.array(["C", "A", "B"], object), {})
     assert graph.toarray().tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
     assert unmatched.tolist() == ["Z"]
+
+
+def test_errors_name_the_file(tmp_path):
+    path = tmp_path / "sets.gmt"
+    path.write_bytes(b"X_A\turl\tA\t\xff\n")
+    for read in (read_gmt, load_edges):
+        with pytest.raises(ValueError, match=r"sets\.gmt is no GMT file"):
+            read(path)
+    path.write_text("HYPOXIA\turl\tVEGFA\tCA9\n")
+    with pytest.raises(ValueError, match=r"Only 0 of 1 gene sets .* 1 distinct .*sets\.gmt"):
+        load_edges(path)
+
+
+def test_one_large_set_costs_little(tmp_path, monkeypatch):
+    path = tmp_path / "sets.gmt"
+    path.write_text("X_ALL\turl\t" + "\t".join(f"G{number}" for number in range(40_000)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"more than 50,000,000 distinct edges.*sets\.gmt"):
+        load_edges(path)
+    assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    tracemalloc.stop()
+    monkeypatch.setattr(_gene_sets, "MAX_PAIRS", 1000)
+    with pytest.raises(ValueError, match=r"connect more than 1,000 pairs.*sets\.gmt"):
+        load_edges(path, edges="clique")
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 10**9])
+def test_cliques_do_not_depend_on_the_blocks(monkeypatch, block):
+    rng = np.random.default_rng(0)
+    sets = {str(n): [f"G{gene}" for gene in rng.integers(0, 60, size=n)] for n in range(1, 12)}
+    expected = {
+        tuple(sorted((one, other)))
+        for genes in sets.values()
+        for one in genes
+        for other in genes
+        if one != other
+    }
+    monkeypatch.setattr(_gene_sets, "_BLOCK_PAIRS", block)
+    edges = _gene_sets.clique_edges(sets)
+    assert len(edges) == len(expected)
+    assert {tuple(sorted(pair)) for pair in edges.to_numpy().tolist()} == expected

@@ -164,3 +164,20 @@ def test_wrong_arguments(cmu_slide):
         check_slides([cmu_slide], tiler=SlideTiler(tile_size=64, overlap=64))
     with pytest.raises(ValueError, match="'tile_size' parameter"):
         check_slides([cmu_slide], tiler=SlideTiler(tile_size=0))
+
+
+def test_every_reason_names_the_slide(small_slides, white_slide):
+    few_pixels = np.zeros((357, 399), dtype=bool)
+    few_pixels[5:25, 5:25] = True
+    X = pd.DataFrame(
+        {
+            "slide": [white_slide, *small_slides[:2]],
+            "tissue": [None, np.zeros((401, 333), dtype=bool), few_pixels],
+        }
+    )
+    reports = [check_slides(X, tiler=SlideTiler(tile_size=size)) for size in (64, 2048)]
+    texts = ("No tissue was found", "mask is empty", "No tile has more", *["is smaller than"] * 3)
+    reasons = [reason for report in reports for reason in report.reason]
+    for path, text, reason in zip([*X["slide"]] * 2, texts, reasons, strict=True):
+        assert repr(path) in reason
+        assert text in reason

@@ -226,3 +226,36 @@ def test_our_own_store(tmp_path, small_slides):
 def test_a_list_of_bags_may_be_empty():
     assert repr(FeatureBags()) == "FeatureBags(0 slides, 0 failures)"
     assert FeatureBags([FeatureBag(np.ones((1, 2)), slide="s.ome.tiff")]).names == ["s"]
+
+
+def test_failures_are_counted_among_all_files(bad_files):
+    write_h5(bad_files / "uni.h5", attrs={"encoder": "uni"})
+    # Of those that cannot be read, nobody knows the encoder.
+    with pytest.warns(UserWarning, match="3 of 5 files could not be read"):
+        bags = read_features(bad_files, encoder="uni")
+    assert (bags.names, len(bags.failures)) == (["uni"], 3)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8)])
+@pytest.mark.parametrize("kind", ["h5", "pt"])
+@pytest.mark.parametrize("with_coords", [True, False])
+def test_features_of_whole_slides_are_passed_over(tmp_path, shape, kind, with_coords):
+    folder = tmp_path / "slide_features_titan"
+    if kind == "pt":
+        write_torch(folder / "s.pt", shape)
+    else:
+        coords = {"coords": np.ones((4, 2), dtype=np.int64)} if with_coords else {}
+        write_h5(folder / "s.h5", shape, **coords)
+    with pytest.raises(ValueError, match="found 1 files with features of whole slides"):
+        read_features(tmp_path)
+    with pytest.raises(ValueError, match=r"s\.(h5|pt).*of a whole slide, as its folder says"):
+        read_features(folder / f"s.{kind}")
+    write_h5(tmp_path / "features_conch" / "s.h5", coords=np.ones((4, 2), dtype=np.int64))
+    write_h5(tmp_path / "patches" / "s_patches.h5", None, coords=np.ones((4, 2)))
+    bags = read_features(tmp_path)
+    assert (bags.names, len(bags.failures)) == (["s"], 0)
+
+
+def test_tiles_in_a_folder_of_that_name(tmp_path):
+    write_h5(tmp_path / "slide_features_mine" / "s.h5")
+    assert read_features(tmp_path).names == ["s"]

@@ -157,6 +157,8 @@ def test_ways_to_write_one_area(content, write):
         (polygon([[0], [1], [1], [0]]), "no pairs of numbers"),
         (polygon(7), "no pairs of numbers"),
         ({"type": "Polygon", "coordinates": 7}, "has 7 where a list"),
+        ({"type": "Polygon", "coordinates": "7" * 5000}, "has '7777.*7 where a list"),
+        ([{"type": f"{n}" * 5000} for n in range(99)], "holds no area, only 0000.*0, 1111"),
     ],
 )
 def test_bad_files_are_named(content, text, write):
@@ -165,6 +167,7 @@ def test_bad_files_are_named(content, text, write):
         read_polygons(path, "slide.svs")
     assert "Slide 'slide.svs'" in str(info.value)
     assert repr(str(path)) in str(info.value)
+    assert len(str(info.value)) < 1000
 
 
 def test_huge_file_is_refused(write, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -336,3 +337,79 @@ def test_masks_are_sampled_at_the_middle(mask, finer, coarser):
     step = 1 / coarser
     coarse = sample_mask(mask, (6 * coarser, 9 * coarser), (step, step))
     np.testing.assert_array_equal(coarse, np.kron(mask, np.ones((coarser, coarser), dtype=bool)))
+
+
+def test_name_of_the_mask_is_in_every_error(small_slides, tmp_path):
+    content = tmp_path / "good.png"
+    Image.fromarray(left_half()).save(content)
+    cut = tmp_path / "header.png"
+    cut.write_bytes(content.read_bytes()[:20])  # "Truncated IHDR chunk", a ValueError
+    wide = tmp_path / "wide.png"
+    Image.fromarray(left_half(10, 40)).save(wide)
+    volume = tmp_path / "volume.tif"
+    tifffile.imwrite(
+        volume, np.zeros((5, 40, 33), dtype=np.uint8), volumetric=True, tile=(1, 16, 16)
+    )
+    cases = {cut: "Truncated", wide: "of 40 x 10 pixels does not have", volume: "has the axes ZYX"}
+    for path, message in cases.items():
+        with pytest.raises(ValueError, match=rf"{path.name}.*{message}") as info:
+            SlideTiler(tile_size=64, tissue=path).fit_transform(small_slides[:1])
+        assert repr(small_slides[0]) in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "text"),
+    [
+        ("1", (100_000, 2000), r"Image size \(200000000 pixels\) exceeds limit"),
+        ("1", (11_585, 11_586), "declares 11585 x 11586 pixels, more than 134,217,728"),
+        ("1", (10_000, 10_000), "does not have the proportions"),
+    ],
+)
+def test_size_of_a_mask_is_bounded(mode, size, text, small_slides, tmp_path):
+    # Pillow itself would warn of the last two. Its own limit is twice as high.
+    path = tmp_path / "huge.png"
+    Image.new(mode, size).save(path)
+    with pytest.raises(ValueError, match=rf"huge\.png.*{text}"):
+        SlideTiler(tile_size=64, tissue=path).fit_transform(small_slides[:1])
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+@pytest.mark.parametrize("kind", ["gray", "white is zero", "colors", "planes", "bits"])
+def test_masks_in_tiff(compression, kind, small_slides, tmp_path):
+    path, mask = tmp_path / "mask.tif", left_half().astype(np.uint8) * 255
+    options = {"compression": compression, "photometric": "minisblack"}
+    if kind == "white is zero":
+        mask, options["photometric"] = ~mask, "miniswhite"
+    elif kind == "colors":
+        mask, options["photometric"] = np.dstack([mask] * 3), "rgb"
+    elif kind == "planes":
+        mask, options = np.stack([mask] * 3), options | {"photometric": "rgb"}
+        options["planarconfig"] = "separate"
+    elif kind == "bits":
+        mask = mask > 0
+    tifffile.imwrite(path, mask, **options)
+    [slide] = tiles_of(path, small_slides[:1])
+    [expected] = tiles_of(left_half(), small_slides[:1])
+    np.testing.assert_array_equal(slide.coords, expected.coords)
+
+
+def test_picture_in_color_in_tiff(small_slides, tmp_path):
+    path = tmp_path / "color.tif"
+    rgb = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    rgb[5, 5, 2] = 1
+    tifffile.imwrite(path, rgb, photometric="rgb")
+    with pytest.raises(ValueError, match=r"color\.tif.*is a picture in colour"):
+        SlideTiler(tile_size=64, tissue=path).fit_transform(small_slides[:1])
+
+
+def test_damaged_tiff_says_nothing_on_the_terminal(small_slides, tmp_path, capfd):
+    path = tmp_path / "mask.tif"
+    tifffile.imwrite(path, left_half().astype(np.uint8), compression="lzw", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags["SamplesPerPixel"].valueoffset
+    content = bytearray(path.read_bytes())
+    content[place : place + 2] = b"\xff\xff"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mask\.tif"):
+        SlideTiler(tile_size=64, tissue=path).fit_transform(small_slides[:1])
+    assert capfd.readouterr() == ("", "")

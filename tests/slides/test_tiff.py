@@ -179,3 +179,77 @@ def test_decoded_tiles_are_bounded(cmu_slide, monkeypatch):
     with TiffSlide(cmu_slide) as slide:
         slide.read(0, 0, 0, 2220, 2967)
         assert len(slide._decoded) == 10
+
+
+def change_tag(source, path, name, value, page=0):
+    """Write another number into a tag of one page."""
+    with tifffile.TiffFile(source) as file:
+        tag = file.pages[page].tags[name]
+    width = {"SHORT": 2, "LONG": 4, "LONG8": 8}[tag.dtype.name]
+    content = bytearray(Path(source).read_bytes())
+    content[tag.valueoffset : tag.valueoffset + width] = value.to_bytes(width, "little")
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("reader", ["tifffile", "openslide", "auto"])
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"TileWidth": 1 << 15, "TileLength": 1 << 15}, "tiles of 32768 x 32768 pixels are too"),
+        ({"ImageWidth": 50_000}, "tiles are listed, expected"),
+        ({"ImageWidth": 0}, "0 x 401 pixels|modulo by zero"),
+        ({"ImageWidth": 11_000, "ImageLength": 1 << 30}, "tiles are listed, expected"),
+    ],
+)
+def test_headers_that_declare_too_much(small_slides, tmp_path, changes, text, reader):
+    # OpenSlide would end the process: it gets no memory for such a tile.
+    path = tmp_path / "huge.tiff"
+    source = small_slides[0]
+    for name, value in changes.items():
+        source = change_tag(source, path, name, value)
+    with pytest.raises(ValueError, match=rf"huge\.tiff.*({text})"):
+        check_slide(source, 0.5, reader)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("reader", ["tifffile", "openslide"])
+def test_slide_that_is_all_left_out(tmp_path, bigtiff, byteorder, reader):
+    path = tmp_path / "empty.tiff"
+    tile = {"tile": (2048, 2048), "photometric": "rgb", "compression": "deflate"}
+    shape = (60_000, 60_000, 3)
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as tiff:
+        tiff.write((b"" for _ in range(30 * 30)), shape=shape, dtype=np.uint8, **tile)
+    with pytest.raises(ValueError, match=r"empty\.tiff.*60000 x 60000 pixels .* cannot hold"):
+        check_slide(str(path), 0.5, reader)
+
+
+@pytest.mark.parametrize("reader", ["tifffile", "openslide", "auto"])
+def test_levels_in_no_order_say_nothing_on_the_terminal(tmp_path, tissue_rgb, reader, capfd):
+    path = tmp_path / "order.tiff"
+    options = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg"}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(tissue_rgb[:400, :400], **options)
+        tiff.write(tissue_rgb[:50, :200], subfiletype=1, **options)
+        tiff.write(tissue_rgb[:380, :190], subfiletype=1, **options)
+    with pytest.raises(ValueError, match=r"order\.tiff"):
+        check_slide(str(path), 0.5, "openslide")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("reader", ["tifffile", "openslide", "auto"])
+def test_damaged_headers_say_nothing_on_the_terminal(cmu_slide, tmp_path, reader, capfd):
+    path = tmp_path / "cut.svs"
+    path.write_bytes(Path(cmu_slide).read_bytes()[:1_000_000])
+    with pytest.raises(ValueError, match=r"cut\.svs"):
+        check_slide(str(path), reader=reader)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("start", [b"II*\0", b"MM\0*", b"II+\0", b"II*\0\x08\0\0\0\xff\xff"])
+def test_short_headers(tmp_path, start):
+    path = tmp_path / "short.tiff"
+    path.write_bytes(start)
+    with pytest.raises(ValueError, match=r"Not a slide .*short\.tiff"):
+        check_slide(str(path))

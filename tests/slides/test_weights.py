@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet50
 
+from sklearn_pk.slides import read_features
 from sklearn_pk.slides._encoders import Encoder, find_encoder
 from sklearn_pk.slides._weights import (
     find_weights,
@@ -357,3 +360,38 @@ def test_encoder_that_brings_its_module_along(tmp_path):
             ValueError, match=r"weights must be None .* got 'w\.bin'. Load them into"
         ):
             function(encoder, "w.bin")
+
+
+def test_packed_archives_are_refused(tmp_path, state):
+    torch.save(state, tmp_path / "good.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "good.pt") as source,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    with pytest.raises(ValueError, match=r"packed\.pt.*it is compressed"):
+        read_state(tmp_path / "packed.pt")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(22, "Invalid argument"),  # for an archive that points before its start
+        AssertionError("storage key not found"),
+        struct.error("unpack requires a buffer of 4 bytes"),
+    ],
+)
+def test_whatever_torch_raises_names_the_file(tmp_path, state, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    torch.save(state, tmp_path / "w.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(ValueError, match=r"w\.pt is not a file of tensors") as info:
+        read_state(tmp_path / "w.pt")
+    assert str(error) in str(info.value)
+    with pytest.raises(ValueError, match=r"w\.pt' is not a readable torch file"):
+        read_features(tmp_path / "w.pt")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        read_state(tmp_path / "none.pt")
