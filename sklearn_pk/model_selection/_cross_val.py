@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import time
+from contextlib import closing
 from numbers import Integral, Real
 
 import numpy as np
@@ -101,9 +102,7 @@ def _restore_and_fit(head, sizes, content, *rest):
 
 def _shared_input(X, n_jobs):
     """Return the function of a fold, and X as its first arguments."""
-    several = count_jobs(n_jobs) > 1 and isinstance(X, list | tuple)
-    # What a script defines itself is not known by its name to a worker.
-    if several and all(type(each).__module__ != "__main__" for each in X):
+    if isinstance(X, list | tuple) and count_jobs(n_jobs) > 1:
         return _restore_and_fit, share(X)
     return _fit_and_predict, (X,)
 
@@ -297,7 +296,8 @@ def cross_val_significance(
         shared = (*shared, y, values, is_1d, groups, pass_groups)
         tasks = [(*shared, clone(estimator), target_transformer, fold) for fold in folds]
         done = map_in_order(function, tasks, n_jobs=n_jobs, name="fold {}".format)
-        results = list(progress(done, total=len(folds), desc="Folds", verbose=verbose))
+        with closing(done):
+            results = list(progress(done, total=len(folds), desc="Folds", verbose=verbose))
     criteria = {"alpha": alpha, "fdr": fdr, "compat": compat}
     if gene_names is None and isinstance(y, pd.DataFrame):
         gene_names = y.columns

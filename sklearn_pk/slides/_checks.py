@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from numbers import Integral
 
 import pandas as pd
@@ -154,10 +154,11 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
     results = map_tasks(describe_slide, tasks, n_jobs=n_jobs, name=lambda at: slides[at].path)
     options = {"total": len(tasks), "desc": "Checking", "unit": "slide", "verbose": verbose}
     rows = [{}] * len(slides)
-    for position, found in progress(results, **options):
-        if isinstance(found, LostWorkerError):
-            found = {"reason": str(found), "ok": False}
-        rows[position] = found | {"slide": slides[position].path}
+    with closing(results):
+        for position, found in progress(results, **options):
+            if isinstance(found, LostWorkerError):
+                found = {"reason": str(found), "ok": False}
+            rows[position] = found | {"slide": slides[position].path}
     index = X.index if isinstance(X, pd.DataFrame | pd.Series) else None
     columns = {
         name: pd.array([row.get(name, pd.NA) for row in rows], dtype=dtype)

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..utils import pick_device
 from ..utils._device import pick_dtype
+from ..utils._memory import warn_of_memory
 from ._bags import FeatureBag, FileBag
 from ._encoders import Encoder, as_encoder, measure_width
 from ._encoding import TileEncoder
@@ -367,7 +368,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
     def _encode(self, job):
         """Encode in this process, or in several where there are."""
         device = self._pick_device()
-        if count_encoders(self.n_jobs, device) == 1:
+        if self._is_all_stored(job.slides) or count_encoders(self.n_jobs, device) == 1:
             job.run(
                 partial(self._load_model, device),
                 transform=self.encoder_.transform,
@@ -377,6 +378,26 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
             return
         packed = pack(self)
         job.spread(encode_slide, (packed, blake2b(packed).hexdigest()), _adopt, self.n_jobs)
+        used = job.throughput.batch_size
+        if used is not None and used < self.batch_size:
+            warn_of_memory(
+                f"batch_size={self.batch_size} did not fit into the memory of a worker, which went "
+                f"on with {used} at once. That changes features by rounding only. Pass "
+                f"batch_size={used} to start with that."
+            )
+
+    def _is_all_stored(self, slides):
+        """Whether each slide has a file in the store, good or not; workers have no part then."""
+        if self.store is None:
+            return False
+        try:
+            return all(self._place(slide)[0].exists() for slide in slides.values() if len(slide))
+        except OSError:
+            return False
+
+    def _place(self, slide):
+        key = store_key(slide, self._encoder_key())
+        return store_path(self.store, slide, key), key
 
     def _pick_device(self):
         return pick_device(self.device)
@@ -401,8 +422,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
             slide.check_content()
         if self.store is None:
             return None, None
-        key = store_key(slide, self._encoder_key())
-        path = store_path(self.store, slide, key)
+        path, key = self._place(slide)
         shape = (len(slide), self.n_features_out_)
         return (path, key), open_stored(path, key, shape, label(slide, position))
 
@@ -416,22 +436,23 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
                 'the weights, or pass dtype="float32".'
             )
         bag = None
+        if isinstance(slide, TiledSlide) and not self._is_unchanged(slide, place):
+            raise ValueError(
+                f"Slide {slide.path!r} changed while it was read. Tile it again, once it is "
+                "written to its end."
+            )
         if place is not None:
             path, key = place
-            if isinstance(slide, TiledSlide) and not self._is_unchanged(slide, key):
-                raise ValueError(
-                    f"Slide {slide.path!r} changed while it was read. Tile it again, once it is "
-                    "written to its end."
-                )
             write_features(path, slide, features, key, self.encoder_.name, self.weights_hash_)
             # Backed by the file, or the memory for many slides would not suffice.
             bag = open_stored(path, key, features.shape, label(slide, position))
         return _make_bag(slide, position, features) if bag is None else bag
 
-    def _is_unchanged(self, slide, key):
+    def _is_unchanged(self, slide, place):
         try:
-            return store_key(slide, self._encoder_key()) == key
-        except OSError:
+            slide.check_content()
+            return place is None or store_key(slide, self._encoder_key()) == place[1]
+        except (OSError, ValueError):
             return False
 
     def _encoder_key(self):

@@ -209,7 +209,10 @@ class _Limits:
 def _limit_memory(base, path):
     if sys.platform == "linux":
         limit = base + _SPARE_BYTES + 4 * os.path.getsize(path)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _answer(send, request):

@@ -26,7 +26,7 @@ class _Reader:
     """A process that reads HDF5 files for this one."""
 
     def __init__(self):
-        self.is_fresh = True
+        self.is_fresh, self.is_pending = True, False
         self._channel, other = socket.socketpair()
         for end in (self._channel, other):
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -68,7 +68,9 @@ class _Reader:
             return size
         text = bytearray(size)
         self._fill(memoryview(text))
-        return json.loads(text)
+        answer = json.loads(text)
+        self.is_pending = "end" not in answer
+        return answer
 
     def ask(self, path, wanted, read):
         """Return what a file holds and, if asked for, the first of the wanted data sets."""
@@ -78,6 +80,7 @@ class _Reader:
         except ConnectionError as error:
             raise _Ended from error
         self.is_fresh = False
+        self.is_pending = True
         described = _raise_error(self._receive())
         array = None
         if read:
@@ -150,21 +153,16 @@ def _ask_guarded(path, wanted, read):
     while True:
         if _reader is None:
             _reader = _Reader()
-        was_fresh, done = _reader.is_fresh, False
+        was_fresh = _reader.is_fresh
         try:
-            answer = _reader.ask(path, wanted, read)
-            done = True
-            return answer
+            return _reader.ask(path, wanted, read)
         except _Ended as error:
             # Damage done by an earlier file may show now, so only a new process is believed.
             if was_fresh:
                 raise RuntimeError(_describe_end(_reader.close())) from error
-        except (OSError, ValueError):
-            done = True
-            raise
         finally:
             # Also where this process was interrupted, for the answer would come later.
-            if not done:
+            if _reader.is_pending:
                 _close()
 
 
@@ -214,10 +212,10 @@ def ask(path, wanted, *, read=False, trusted=False):
     if not (trusted or (read and seen in _proven)):
         with _lock:
             answer = _ask_guarded(path, wanted, read)
-        if read:
-            _proven[seen] = True
-            while len(_proven) > _MAX_PROVEN:
-                _proven.pop(next(iter(_proven)))
+            if read:
+                _proven[seen] = True
+                while len(_proven) > _MAX_PROVEN:
+                    _proven.pop(next(iter(_proven)))
         return answer
     with h5py.File(path, "r", locking=False) as file:
         described = _hdf5.describe(file, wanted)

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
+import shutil
 import warnings
 from collections.abc import Mapping, Set
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,33 @@ _EXPECTED = (
     "Expected a list of slide paths, a Series of paths, or a DataFrame with the column 'slide' "
     "and optionally 'mpp' (um/px) and 'tissue' (mask)"
 )
+
+
+CANNOT_WRITE = (
+    "Look for a full disk, a quota, a file system that may only be read, or missing permission"
+)
+
+
+def describe_space(folder):
+    """
+    Say how much room a folder has, or the next one above that exists.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder.
+
+    Returns
+    -------
+    str
+        The end of a sentence; empty where it is not known.
+    """
+    folder = Path(folder).absolute()
+    try:
+        place = next(each for each in (folder, *folder.parents) if each.exists())
+        return f", {shutil.disk_usage(place).free / 1e6:,.1f} MB are free there"
+    except OSError:
+        return ""
 
 
 class SlideRow(NamedTuple):

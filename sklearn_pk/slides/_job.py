@@ -112,7 +112,7 @@ class EncodingJob:
 
     def spread(self, encode, shared, adopt, n_jobs):
         """
-        Have what is not in the store encoded by workers of joblib, one slide a task.
+        Have slides looked up and encoded by workers of joblib, one a task.
 
         Parameters
         ----------
@@ -127,8 +127,8 @@ class EncodingJob:
             Number of workers.
         """
         try:
-            positions = list(self._missing())
-            tasks = [] if self._stopped() else [self._task(shared, at) for at in positions]
+            positions = [position for position, slide in self.slides.items() if len(slide)]
+            tasks = [self._task(shared, at) for at in positions]
             self.throughput.begin(count_jobs(n_jobs))
             name = [label(self.slides[at], at) for at in positions].__getitem__
             with closing(map_tasks(encode, tasks, n_jobs=n_jobs, name=name)) as done:

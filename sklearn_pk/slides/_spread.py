@@ -8,10 +8,9 @@ import pickle
 import threading
 from functools import cache, partial
 
-import joblib
 import numpy as np
 
-from ..utils._parallel import count_jobs, is_dask
+from ..utils._parallel import cloudpickle, count_jobs, is_dask
 from ._job import EncodingJob
 from ._loading import plain_error
 
@@ -55,14 +54,15 @@ def pack(featurizer):
     packed : ndarray of uint8
         The bytes. As an array, they are mapped into memory or scattered.
     """
-    featurizer = copy.copy(featurizer)
+    featurizer = copy.copy(featurizer).set_params(n_jobs=1, errors="raise", verbose=0)
     for name in ("store", "weights"):
         value = getattr(featurizer, name)
         if value is not None:
             setattr(featurizer, name, os.path.abspath(value))
-    # A module of the user may be of a class that was defined in the script.
-    wrapped = joblib.wrap_non_picklable_objects(featurizer, keep_wrapper=False)
-    return np.frombuffer(pickle.dumps(wrapped), dtype=np.uint8)
+    # Results of earlier calls, with which the bytes would be other ones in each call.
+    for name in ("failures_", "throughput_"):
+        vars(featurizer).pop(name, None)
+    return np.frombuffer(cloudpickle.dumps(featurizer), dtype=np.uint8)
 
 
 def _unpack(packed, digest):

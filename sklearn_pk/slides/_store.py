@@ -4,9 +4,10 @@
 
 import hashlib
 import os
-import shutil
+import time
 import uuid
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -14,11 +15,14 @@ import numpy as np
 
 from ._bags import FileBag
 from ._formats import checksum, open_features
+from ._inputs import CANNOT_WRITE, describe_space
 from ._reader import fingerprint
 from ._seal import USER_BLOCK, make_seal
 from ._tiled import TiledSlide
 
 FORMAT_VERSION = 2
+# Nobody writes a file for a day.
+_SECONDS_TO_WRITE = 24 * 3600
 
 
 def store_key(slide, encoder_key):
@@ -46,7 +50,8 @@ def store_key(slide, encoder_key):
         if slide.level_downsample % 1:
             # Between two pixels of a level, the readers do not give quite the same.
             resolution += (slide.reader,)
-        digest.update(f"{fingerprint(slide.path)}\0{geometry}\0{resolution}\0".encode())
+        content = slide.content or fingerprint(slide.path)
+        digest.update(f"{content}\0{geometry}\0{resolution}\0".encode())
         digest.update(np.ascontiguousarray(slide.coords).tobytes())
     else:
         digest.update(f"{slide.shape}\0".encode())
@@ -131,14 +136,13 @@ def _pack(slide, features, key, encoder, weights_hash):
     return make_seal(image, start, start + features.nbytes), image
 
 
-def _describe_space(folder, n_bytes):
-    """Say what a file needs and what its folder, or the next one above that exists, has."""
-    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    try:
-        free = shutil.disk_usage(place).free
-    except OSError:
-        return f"The file needs {n_bytes / 1e6:.1f} MB."
-    return f"The file needs {n_bytes / 1e6:.1f} MB, {free / 1e6:,.1f} MB are free there."
+@lru_cache(maxsize=64)
+def _sweep(folder):
+    """Remove what processes have left that were killed while they wrote, once in each folder."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _SECONDS_TO_WRITE:
+                path.unlink()
 
 
 def write_features(path, slide, features, key, encoder, weights_hash):
@@ -172,6 +176,7 @@ def write_features(path, slide, features, key, encoder, weights_hash):
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         with open(temporary, "wb") as file:
             for part in content:
                 file.write(part)
@@ -180,10 +185,10 @@ def write_features(path, slide, features, key, encoder, weights_hash):
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(
-            f"Features cannot be written to the store: {str(path)!r} ({error}). "
-            f"{_describe_space(path.parent, sum(map(len, content)))} Look for a full disk, a "
-            "quota, a file system that may only be read, or missing permission, or choose another "
-            "store. What is in the store stays good, and a second run goes on after it."
+            f"Features cannot be written to the store: {str(path)!r} ({error}). The file needs "
+            f"{sum(map(len, content)) / 1e6:.1f} MB{describe_space(path.parent)}. {CANNOT_WRITE}, "
+            "or choose another store. What is in the store stays good, and a second run goes on "
+            "after it."
         ) from error
     finally:
         with suppress(OSError):

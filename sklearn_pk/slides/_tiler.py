@@ -4,11 +4,8 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Hashable
 from contextlib import closing
 from dataclasses import replace
-from functools import cache
-from importlib.metadata import version
 from numbers import Integral, Real
 
 import numpy as np
@@ -26,69 +23,13 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 from ..utils import check_expression, check_sample_names, progress
 from ..utils._parallel import map_in_order, map_tasks
 from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
-from ._masks import absolute_tissue, check_tissue, choose_tissue, source_key
-from ._reader import file_state
+from ._masks import absolute_tissue, check_tissue
+from ._tile_memory import cache_key, outcome, tile_known
 from ._tiled import TiledSlide
-from ._tiling import check_row, inspect_row, split_tiled, tile_slide
+from ._tiling import check_row, inspect_row, split_tiled
 
 _CACHE_SIZE = 4096
 _cache = OrderedDict()
-
-
-def _outcome(function, *args):
-    """Return the result, or the error that speaks of a bad slide."""
-    try:
-        return function(*args)
-    except (OSError, ValueError) as error:
-        return error
-
-
-def _cache_key(row, params, seed, reader):
-    """Key of a result that is worth remembering, None where there is none."""
-    try:
-        mask = source_key(choose_tissue(params["tissue"], row))
-        state = file_state(row.path)
-    except (OSError, ValueError):
-        return None
-    others = (value for name, value in params.items() if name != "tissue")
-    key = (state, row.path, row.mpp, mask, *others, seed, reader)
-    return key if all(isinstance(value, Hashable) for value in key) else None
-
-
-@cache
-def _version():
-    return version("sklearn_pk")
-
-
-def _tile_state(state, row, params, seed, reader):
-    """Tile a slide; `state` is what joblib knows the result by besides the others."""
-    return tile_slide(row, params, seed, reader)
-
-
-def tile_known(row, params, seed, reader, memory):
-    """
-    Tile a slide, or take it from the memory of an earlier run.
-
-    Parameters
-    ----------
-    row, params, seed, reader : object
-        As for :func:`tile_slide`.
-    memory : object
-        What has the interface of ``joblib.Memory``; None for no memory.
-
-    Returns
-    -------
-    tiled : TiledSlide or Exception
-        The slide with its tiles, or what is wrong with it.
-    """
-    if memory is None:
-        return _outcome(tile_slide, row, params, seed, reader)
-    key = _cache_key(row, params, seed, reader)
-    # Functions are known by their name, and a changed one would be given what the former found.
-    if key is None or any(map(callable, (params["tissue"], row.tissue))):
-        return _outcome(tile_slide, row, params, seed, reader)
-    state = (_version(), key)
-    return _outcome(memory.cache(_tile_state), state, row, params, seed, reader)
 
 
 def _remember(key, tiled):
@@ -296,7 +237,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
             check_expression(y, estimator_name=type(self).__name__)
             check_sample_names(X, y)
         params = self._tiling_params()
-        outcomes = [_outcome(check_row, row, params, self.reader) for row in slides]
+        outcomes = [outcome(check_row, row, params, self.reader) for row in slides]
         self._report(slides, outcomes)
         self.seed_ = self._draw_seed()
         return self
@@ -325,7 +266,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         slides, params = self._check_slides(X), self._tiling_params()
-        keys = [_cache_key(row, params, self.seed_, self.reader) for row in slides]
+        keys = [cache_key(row, params, self.seed_, self.reader) for row in slides]
         found = [None if key is None else _cache.get(key) for key in keys]
         todo = [position for position, tiled in enumerate(found) if tiled is None]
         for position, tiled in self._tile(slides, params, todo):
@@ -441,7 +382,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
             (inspect_row, row, each, params, seed, self.reader, size)
             for row, each in zip(slides, tiled or [None] * len(slides), strict=True)
         ]
-        results = map_in_order(_outcome, tasks, n_jobs=self.n_jobs, name=lambda at: slides[at].path)
+        results = map_in_order(outcome, tasks, n_jobs=self.n_jobs, name=lambda at: slides[at].path)
         bar = progress(
             results, total=len(slides), desc="Drawing", verbose=self.verbose, unit="slide"
         )

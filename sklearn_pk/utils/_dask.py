@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import asyncio
-import warnings
 from concurrent.futures import Future
 from functools import partial
 from uuid import uuid4
 
+import dask
 import joblib
 from joblib._dask import Batch, DaskDistributedBackend
 from joblib._utils import _TracebackCapturingWrapper
@@ -37,9 +37,8 @@ class _KeepingClient:
         return getattr(self.client, name)
 
     def keep(self, data):
-        with warnings.catch_warnings():
-            # That the data go through the scheduler, which is what they are meant to do.
-            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        # Dask would warn that the data go through the scheduler, as they are meant to.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PB"}):
             return self.client.submit(partial(_give, data), pure=False)
 
     async def scatter(self, data, **options):
@@ -58,7 +57,7 @@ class DurableDaskBackend(DaskDistributedBackend):
     """
     joblib's backend for Dask, for loops that go on when a worker dies.
 
-    joblib's own (1.6) loses large arguments with the worker that holds them, waits without end
+    joblib's own, up to 1.6, loses large arguments with the worker that holds them, waits for ever
     once Dask has given up a task, and runs a loop in the process of the caller where there is one
     worker, so that a task that kills its worker kills the caller then.
 
@@ -68,14 +67,21 @@ class DurableDaskBackend(DaskDistributedBackend):
         Data to be sent ahead.
     client : distributed.Client, default=None
         The client; None is the present one.
+    wait_for_workers_timeout : int, default=120
+        Seconds to wait where there is no worker. After a loss, all may be about to start again.
     **options : object
         As those of joblib's backend "dask".
     """
 
-    def __init__(self, *, scatter=None, client=None, **options):
-        super().__init__(client=getattr(client, "client", client), **options)
+    def __init__(self, *, scatter=None, client=None, wait_for_workers_timeout=120, **options):
+        super().__init__(
+            client=getattr(client, "client", client),
+            wait_for_workers_timeout=wait_for_workers_timeout,
+            **options,
+        )
         self.client = _KeepingClient(self.client)
         self._following = set()
+        self._is_aborted = False
         self._scatter = list(scatter or ())
         self.data_futures = {id(data): self.client.keep(data) for data in self._scatter}
 
@@ -93,6 +99,11 @@ class DurableDaskBackend(DaskDistributedBackend):
     async def _to_func_args(self, func):
         _, tasks = await super()._to_func_args(func)
         return _DurableBatch(tasks), tasks
+
+    def start_call(self):
+        """Begin a loop."""
+        self._is_aborted = False
+        super().start_call()
 
     def submit(self, func, callback=None):
         """
@@ -115,7 +126,11 @@ class DurableDaskBackend(DaskDistributedBackend):
         self.client.loop.add_callback(self._start, func, callback, result)
         return result
 
+    apply_async = submit  # its name in joblib 1.4
+
     def _start(self, func, callback, result):
+        if self._is_aborted:
+            return
         following = asyncio.ensure_future(self._follow(func, callback, result))
         self._following.add(following)
         following.add_done_callback(self._following.discard)
@@ -171,6 +186,7 @@ class DurableDaskBackend(DaskDistributedBackend):
         ensure_ready : bool, default=True
             Has no effect, as in joblib.
         """
+        self._is_aborted = True
         for following in list(self._following):
             # In its own thread; without anybody to wait for it, Dask cancels the task.
             self.client.loop.add_callback(following.cancel)

@@ -4,21 +4,27 @@
 
 import pickle
 import sys
-from concurrent.futures import BrokenExecutor
+import warnings
 from contextlib import closing
 from itertools import islice
 
 import joblib
 import numpy as np
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 from sklearn.utils.parallel import Parallel, delayed
+
+try:
+    from joblib.externals import cloudpickle
+except ImportError:  # since 1.6 it is a requirement of joblib
+    import cloudpickle
 
 # joblib hands out no more than this many batches of tasks a worker ahead of their end.
 _AHEAD = 2
 # A cancelled task may have lost its arguments with a worker that others have killed.
 _ATTEMPTS = 3
-_SECONDS_TO_START = 120
 _ALIGNMENT = 64
+_JOBLIBS_TIMEOUT = 10
 
 
 def register_dask():
@@ -87,13 +93,13 @@ class LostWorkerError(RuntimeError):
             f"{self.name}: the process that worked on it was killed, and was killed again when it "
             "worked on nothing else. Look for a lack of memory, in the log of the system or of "
             "the worker, or a file that crashes its decoder "
-            f"({type(self.error).__name__}: {str(self.error).splitlines()[0]})."
+            f"({type(self.error).__name__}: {str(self.error).partition(chr(10))[0]})."
         )
 
 
 def _losses():
     """Return the types of error by which joblib's backends say that a worker is gone."""
-    kinds = (BrokenExecutor,)  # loky, multiprocessing
+    kinds = (TerminatedWorkerError,)
     if "distributed" not in sys.modules:
         return kinds
     from distributed import KilledWorker
@@ -132,37 +138,48 @@ def count_jobs(n_jobs):
     return joblib.effective_n_jobs(n_jobs) if backend is None else backend.effective_n_jobs(n_jobs)
 
 
-def _start(function, left, positions, n_jobs):
-    if n_jobs == 1:
-        # Here, whatever the backend: that of Dask would leave the number unread.
-        return (_call(function, position, *left[position]) for position in positions)
-    return Parallel(n_jobs=n_jobs, return_as="generator_unordered", backend=_durable_backend())(
-        delayed(_call)(function, position, *left[position]) for position in positions
-    )
-
-
 def _durable_backend():
     """Return ours in place of joblib's for Dask, and None for others."""
     backend, _ = get_active_backend()
     if type(backend).__name__ != "DaskDistributedBackend":
         return None
-    from ._dask import DurableDaskBackend
+    if not hasattr(backend, "_durable"):
+        from ._dask import DurableDaskBackend
 
-    return DurableDaskBackend(
-        client=backend.client,
-        scatter=backend._scatter,
-        # After a loss, all of them may be about to start again.
-        wait_for_workers_timeout=max(backend.wait_for_workers_timeout, _SECONDS_TO_START),
-        **backend.submit_kwargs,
+        options = dict(backend.submit_kwargs)
+        if backend.wait_for_workers_timeout != _JOBLIBS_TIMEOUT:
+            options["wait_for_workers_timeout"] = backend.wait_for_workers_timeout
+        backend._durable = DurableDaskBackend(
+            client=backend.client, scatter=backend._scatter, **options
+        )
+    return backend._durable
+
+
+def _start(function, left, positions, n_jobs, batch_size):
+    if n_jobs == 1:
+        # Here, whatever the backend: that of Dask would leave the number unread.
+        return (_call(function, position, *left[position]) for position in positions)
+    run = Parallel(
+        n_jobs=n_jobs,
+        return_as="generator_unordered",
+        backend=_durable_backend(),
+        batch_size=batch_size,
     )
+    return run(delayed(_call)(function, position, *left[position]) for position in positions)
 
 
-def _run(function, left, positions, n_jobs):
+def _run(function, left, positions, n_jobs, batch_size=1):
     """Run some of the tasks that are left, and take those that are done out of them."""
-    with closing(_start(function, left, positions, n_jobs)) as results:
+    results = _start(function, left, positions, n_jobs, batch_size)
+    try:
         for position, result in results:
             del left[position]
             yield position, result
+    finally:
+        with warnings.catch_warnings():
+            # About tasks that were in work when the caller had seen enough.
+            warnings.simplefilter("ignore")
+            results.close()
 
 
 def _run_alone(function, left, position, n_jobs, name):
@@ -212,11 +229,12 @@ def map_tasks(function, tasks, *, n_jobs=None, name="task {}".format):
     >>> sorted(map_tasks(pow, [(2, 1), (2, 2), (2, 3)]))
     [(0, 2), (1, 4), (2, 8)]
     """
-    left = dict(enumerate(tasks))
+    left, batch_size = dict(enumerate(tasks)), "auto"
     while left:
         try:
-            yield from _run(function, left, list(left), n_jobs)
+            yield from _run(function, left, list(left), n_jobs, batch_size)
         except _losses():
+            batch_size = 1
             # Tasks start in order, so it was one of the first that are left. Together once more,
             # because those that do no harm are done then, and the others one by one.
             suspects = list(islice(left, _AHEAD * count_jobs(n_jobs)))
@@ -293,7 +311,7 @@ def share(value):
     [array([0, 1, 2]), 'a']
     """
     buffers = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    head = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     parts = [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
     starts = np.cumsum([0, *(_aligned(len(part)) for part in parts)])
     content = np.zeros(starts[-1], dtype=np.uint8)

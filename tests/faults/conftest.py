@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -30,21 +31,23 @@ def scheduler_file(tmp_path_factory):
     }
     processes = []
     with open(folder / "log", "w") as log:
-        for command in commands:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "dask", *command],
-                    cwd=elsewhere,
-                    env=environment,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
-            while not path.exists():
-                assert processes[0].poll() is None, (folder / "log").read_text()
-                time.sleep(0.05)
         try:
+            for command in commands:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "dask", *command],
+                        cwd=elsewhere,
+                        env=environment,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
+                deadline = time.monotonic() + 60
+                while not path.exists():
+                    assert processes[0].poll() is None, (folder / "log").read_text()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
             yield path
         finally:
             for process in reversed(processes):
@@ -68,12 +71,26 @@ def client(scheduler_file):
 
 @pytest.fixture
 def kill_worker(client):
-    """A function that kills one of the workers."""
+    """
+    A function that kills the worker that holds most data, in a thread, once a condition holds.
 
-    def kill():
-        pids = client.run(os.getpid)
-        address = sorted(pids)[0]
-        os.kill(pids[address], signal.SIGKILL)
-        return address
+    It returns the thread and the list in which the address of the worker will be.
+    """
 
-    return kill
+    def kill_when(condition):
+        killed = []
+
+        def kill():
+            deadline = time.monotonic() + 60
+            while not condition() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            pids, held = client.run(os.getpid), client.has_what()
+            address = max(pids, key=lambda worker: len(held.get(worker, ())))
+            os.kill(pids[address], signal.SIGKILL)
+            killed.append(address)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        return killer, killed
+
+    return kill_when

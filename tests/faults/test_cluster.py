@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -84,7 +83,7 @@ def assert_same_bags(bags, expected):
 
 def assert_whole(store, n_files):
     """Each slide is there once, and nothing else."""
-    paths = sorted(store.iterdir())
+    paths = sorted(store.glob("*.h5"))
     assert len(paths) == n_files
     assert len({path.name.rsplit("-", 1)[0] for path in paths}) == n_files
     for path in paths:
@@ -146,19 +145,20 @@ def test_a_worker_killed_while_forty_slides_are_encoded(client, kill_worker, til
     featurizer.fit(tiled)
     expected = featurizer.set_params(n_jobs=1, store=None).fit(tiled).transform(tiled)
     featurizer.set_params(n_jobs=None, store=tmp_path / "store").fit(tiled)
-    killed = []
+    early = {}
 
-    def kill():
-        while len(list((tmp_path / "store").glob("*.h5"))) < 8:
-            time.sleep(0.01)
-        killed.append(kill_worker())
+    def eight_are_there():
+        early.update({path: path.stat() for path in (tmp_path / "store").glob("*.h5")})
+        return len(early) >= 8
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    killer, killed = kill_worker(eight_are_there)
     with joblib.parallel_config(backend="dask"):
         bags = featurizer.transform(tiled)
     killer.join()
     assert killed
+    # What was there is not done again.
+    for path, status in early.items():
+        assert path.stat().st_mtime_ns == status.st_mtime_ns
     assert_same_bags(bags, expected)
     assert_whole(tmp_path / "store", 40)
     figures = featurizer.throughput_
@@ -199,15 +199,7 @@ def test_a_worker_killed_during_a_search(client, kill_worker, tmp_path, dask_bac
     search = GridSearchCV(model, grid, cv=GroupKFold(3), scoring="r2", refit=False)
     here = search.fit(X, y, groups=np.arange(240)).cv_results_
     before = len(list(tmp_path.iterdir()))
-    killed = []
-
-    def kill():
-        while len(list(tmp_path.iterdir())) < before + 3:
-            time.sleep(0.01)
-        killed.append(kill_worker())
-
-    killer = threading.Thread(target=kill)
-    killer.start()
+    killer, killed = kill_worker(lambda: len(list(tmp_path.iterdir())) >= before + 3)
     with joblib.parallel_config(backend="dask"):
         there = search.fit(X, y, groups=np.arange(240)).cv_results_
     killer.join()
@@ -260,6 +252,17 @@ def wait_for_files(folder, number, process):
         time.sleep(0.01)
 
 
+def contents_at_rest(store):
+    """Return what is in a store once nobody has written there for two seconds."""
+    before, since = {}, time.monotonic()
+    while time.monotonic() - since < 2:
+        now = {path.name: path.read_bytes() for path in store.glob("*.h5")}
+        if now != before:
+            before, since = now, time.monotonic()
+        time.sleep(0.1)
+    return before
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_script_that_is_stopped_goes_on_where_it_was(
     scheduler_file, client, cohort, tmp_path, sent
@@ -274,11 +277,10 @@ def test_a_script_that_is_stopped_goes_on_where_it_was(
         seconds = time.monotonic() - stopped
     assert process.returncode == -sent
     if sent == signal.SIGINT:
-        assert seconds < 5
-        assert err.rstrip().endswith("KeyboardInterrupt")
+        assert seconds < 10
+        assert "KeyboardInterrupt" in err
     # The tasks in work end, the others are cancelled.
-    time.sleep(1.5)
-    before = {path.name: path.read_bytes() for path in store.glob("*.h5")}
+    before = contents_at_rest(store)
     assert 8 <= len(before) < 40
     with start(*arguments) as process:
         out, err = process.communicate(timeout=120)

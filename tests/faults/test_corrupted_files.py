@@ -57,7 +57,7 @@ def test_every_bad_file_is_refused_by_name_or_read(bench, rows):
 
 def test_memory_and_time_are_bounded(bench, rows):
     assert max(row["peak"] for row in rows) <= bench["_fuzz"].BOUND
-    assert max(row["seconds"] for row in rows) <= bench["_fuzz"].PATIENCE
+    assert max(row["seconds"] for row in rows) <= 60
 
 
 def test_the_files_are_bad_enough(bench, rows):
@@ -135,7 +135,7 @@ def test_what_goes_wrong_is_noticed(bench, seeds, tmp_path):
         tmp_path / "home",
         targets=targets,
         bound=200 << 20,
-        patience=1.5,
+        patience=5,
         keep=tmp_path / "keep",
     )
     assert [(row["target"], row["outcome"]) for row in rows] == [

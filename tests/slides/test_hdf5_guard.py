@@ -81,7 +81,7 @@ def test_what_a_file_does_to_the_process_is_told(spoiled, name, text):
         start = time.perf_counter()
         with pytest.raises(ValueError, match=rf"{name}.*{text}"):
             read_features(write(spoiled / name))
-        assert time.perf_counter() - start < 8
+        assert time.perf_counter() - start < 30
         np.testing.assert_array_equal(read_features(good), FEATURES)
 
 
@@ -176,13 +176,21 @@ def test_forked_processes_have_their_own_and_none_is_left(tmp_path, end):
     command = [sys.executable, "-W", "ignore", "-c", _FORKED, str(path), end]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (found.returncode, found.stderr) == (0, "")
-    for _ in range(100):
-        try:
-            os.kill(int(found.stdout), 0)
-        except ProcessLookupError:
+    for _ in range(200):
+        if not is_alive(int(found.stdout)):
             return
         time.sleep(0.05)
     pytest.fail("the process is still there")
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # One that has ended and is not asked for its status by anybody is gone, too.
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_was_read_there_is_read_here_until_it_changes(tmp_path, monkeypatch):
@@ -198,7 +206,8 @@ def test_what_was_read_there_is_read_here_until_it_changes(tmp_path, monkeypatch
     for _ in range(3):
         np.testing.assert_array_equal(bag.features, FEATURES)
     assert asked == ["features"]
-    time.sleep(0.01)
-    bag = read_features(write(tmp_path / "a.h5"))
+    later = time.time() + 10
+    os.utime(write(tmp_path / "a.h5"), (later, later))
+    bag = read_features(tmp_path / "a.h5")
     np.testing.assert_array_equal(bag.features, FEATURES)
     assert len(asked) == 3

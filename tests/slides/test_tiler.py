@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_pk.slides import SlideTiler, TiledSlide, _tiler
+from sklearn_pk.slides import SlideTiler, TiledSlide, _tile_memory, _tiler
 from sklearn_pk.slides._grid import mask_resolution, share_inside, tile_geometry, tile_grid
 from sklearn_pk.slides._reader import SlideInfo
 
@@ -298,7 +298,7 @@ def test_missing_slides(bad_slides, cmu_slide):
 
 
 def test_bad_slides_are_not_tiled_before_they_are_reported(bad_slides, cmu_slide, monkeypatch):
-    monkeypatch.setattr(_tiler, "tile_slide", None)
+    monkeypatch.setattr(_tile_memory, "tile_slide", None)
     with pytest.raises(ValueError, match="found None"):
         SlideTiler().fit_transform([cmu_slide, bad_slides["no_mpp"]])
 
@@ -377,13 +377,13 @@ def test_wrong_parameters(cmu_slide):
 @pytest.fixture
 def count_tilings(monkeypatch):
     calls = []
-    tile_slide = _tiler.tile_slide
+    tile_slide = _tile_memory.tile_slide
 
     def counted(row, *args):
         calls.append(row.path)
         return tile_slide(row, *args)
 
-    monkeypatch.setattr(_tiler, "tile_slide", counted)
+    monkeypatch.setattr(_tile_memory, "tile_slide", counted)
     return calls
 
 

@@ -7,6 +7,7 @@ import pickle
 import signal
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import joblib
 import numpy as np
@@ -92,37 +93,52 @@ def test_one_job_is_this_process_whatever_joblib_is_set_to():
     assert os.getpid() not in there.values()
 
 
-class Counted:
-    """Count how often it is pickled."""
-
-    n_pickled = 0
-
-    def __init__(self, array):
-        self.array = array
-
-    def __reduce__(self):
-        type(self).n_pickled += 1
-        return Counted, (self.array,)
-
-
 def total(head, sizes, content):
-    return sum(each.array.sum() for each in restore(head, sizes, content))
+    total = sum(array.sum() for array in restore(head, sizes, content))
+    return total, isinstance(content, np.memmap)
 
 
-def test_what_is_shared_is_taken_apart_once():
+def test_what_is_shared_is_mapped_into_the_memory_of_workers():
     rng = np.random.default_rng(0)
-    value = [Counted(rng.normal(size=(n, 64))) for n in (3000, 7, 0, 12)]
-    Counted.n_pickled = 0
+    value = [rng.normal(size=(n, 64)) for n in (3000, 7, 0, 12)]
     shared = share(value)
     assert len(shared[0]) < 2000
     results = dict(map_tasks(total, [shared] * 6, n_jobs=2))
-    assert Counted.n_pickled == 4
-    expected = sum(each.array.sum() for each in value)
-    assert set(results.values()) == {expected}
-    for each, other in zip(value, restore(*shared), strict=True):
-        np.testing.assert_array_equal(other.array, each.array)
-        assert np.shares_memory(other.array, shared[2]) == bool(each.array.size)
-        assert other.array.ctypes.data % 8 == 0
+    assert set(results.values()) == {(sum(array.sum() for array in value), True)}
+    for array, other in zip(value, restore(*shared), strict=True):
+        np.testing.assert_array_equal(other, array)
+        assert np.shares_memory(other, shared[2]) == bool(array.size)
+        assert other.ctypes.data % 8 == 0
+
+
+def test_objects_of_a_local_class_are_shared_too():
+    class Own:
+        value = 3
+
+    [own] = restore(*share([Own()]))
+    assert own.value == 3
+
+
+class Unreadable:
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_what_a_worker_cannot_read_is_no_lost_worker():
+    with pytest.raises(RuntimeError, match="un-serialize") as caught:
+        list(map_tasks(str, [(Unreadable(),)] * 5, n_jobs=2))
+    assert not isinstance(caught.value, LostWorkerError)
+
+
+def test_a_loss_without_words():
+    assert "(CancelledError: )" in str(LostWorkerError("slide", CancelledError()))
+
+
+def test_an_early_end_is_silent(recwarn):
+    results = map_tasks(time.sleep, [(0.05,)] * 20, n_jobs=2)
+    next(results)
+    results.close()
+    assert [str(each.message) for each in recwarn] == []
 
 
 def test_nothing_to_share():
