@@ -135,7 +135,7 @@ def test_without_a_store_a_slide_replaced_while_it_is_read_is_refused(paths, tmp
 
     tiled = TILER.fit_transform([mine])
     encoder = Encoder("meddler", Meddler(), width=3)
-    featurizer = FoundationFeaturizer(encoder, device="cpu", batch_size=2).fit(tiled)
+    featurizer = FoundationFeaturizer(encoder, device="cpu", batch_size=64).fit(tiled)
     with pytest.raises(ValueError, match="changed while it was read"):
         featurizer.transform(tiled)
 
