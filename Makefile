@@ -66,11 +66,13 @@ docs: $(VENV)/.installed-docs
 bench: $(VENV)/.installed-run
 	$(BIN)/python benchmarks/bench_speed.py $(ARGS)
 
-bench-full: $(VENV)/.installed-run
+bench-full: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_significance.py
 	$(BIN)/python benchmarks/bench_prior.py
 	$(BIN)/python benchmarks/bench_regression.py
 	$(BIN)/python benchmarks/bench_slides.py
+	$(BIN)/python benchmarks/bench_cluster.py
+	$(BIN)/python benchmarks/bench_fuzz.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -11,9 +11,12 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+# Dask has workers give each large block back at once, and so ask the system for it again.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
+
 
 @contextmanager
-def cluster(n_workers):
+def cluster(n_workers, environment=KEEP_MEMORY):
     """
     Start a scheduler and workers of one thread each, as the command line does.
 
@@ -21,6 +24,8 @@ def cluster(n_workers):
     ----------
     n_workers : int
         Number of worker processes.
+    environment : dict of str to str
+        Variables of their environment.
 
     Yields
     ------
@@ -43,7 +48,7 @@ def cluster(n_workers):
                     subprocess.Popen(
                         [sys.executable, "-m", "dask", *command, *_memory(command)],
                         cwd=folder,
-                        env=os.environ | {"OMP_NUM_THREADS": "1"},
+                        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.DEVNULL,
                         start_new_session=True,

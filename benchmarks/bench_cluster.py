@@ -48,24 +48,87 @@ def search(X, y):
 
 
 def bench_workers(name, function, *arguments, same, rounds):
-    """Call a function on one and on two workers in turns."""
-    results, seconds = {}, {1: [], 2: []}
+    """Call a function on one and on two workers in turns, and here without and with joblib's."""
+    results, seconds = {}, {way: [] for way in ("one", "two", "plain_one", "plain_two")}
     with cluster(1) as one, cluster(2) as two:
+        ways = {
+            "one": {"backend": "dask", "client": one},
+            "two": {"backend": "dask", "client": two},
+            "plain_one": {"backend": "sequential"},
+            "plain_two": {"backend": "loky", "n_jobs": 2},
+        }
         for number in range(rounds + 1):
-            for n_workers, client in ((1, one), (2, two)):
-                with client.as_current(), joblib.parallel_config(backend="dask", client=client):
-                    results[n_workers], spent = timed(function, *arguments, repeats=1)
+            for way, options in ways.items():
+                with joblib.parallel_config(**options):
+                    results[way], spent = timed(function, *arguments, repeats=1)
                 if number:
-                    seconds[n_workers].append(spent)
-    ratios = [one / two for one, two in zip(*seconds.values(), strict=True)]
+                    seconds[way].append(spent)
     return {
         "step": f"{name}, two workers against one",
-        "seconds_of_one": seconds[1],
-        "seconds_of_two": seconds[2],
-        "ratio": float(np.median(ratios)),
-        "best_ratio": min(seconds[1]) / min(seconds[2]),
-        "same_result": same(results[1], results[2]),
+        "ratio": median_ratio(seconds["one"], seconds["two"]),
+        "ratio_of_joblibs_own_processes": median_ratio(seconds["plain_one"], seconds["plain_two"]),
+        "seconds": seconds,
+        "same_result": all(same(results["plain_one"], each) for each in results.values()),
     }
+
+
+def bench_allocator(name, function, *arguments, rounds):
+    """Call a function on a worker whose memory allocator is set by Dask, and as the docs say."""
+    seconds = {"as_dask_sets_it": [], "as_the_docs_say": []}
+    with cluster(1, {}) as theirs, cluster(1) as ours:
+        for number in range(rounds + 1):
+            for way, client in zip(seconds, (theirs, ours), strict=True):
+                with joblib.parallel_config(backend="dask", client=client):
+                    _, spent = timed(function, *arguments, repeats=1)
+                if number:
+                    seconds[way].append(spent)
+    step = f"{name} on one worker, its memory allocator as Dask sets it against as the docs say"
+    return {"step": step, "ratio": median_ratio(*seconds.values()), "seconds": seconds}
+
+
+def median_ratio(first, second):
+    """Return the median of the ratios of the rounds."""
+    return float(np.median(np.divide(first, second)))
+
+
+def spin(n_rounds):
+    """Multiply small matrices and add numbers: work that stays in the cache of one core."""
+    values = np.random.default_rng(0).normal(size=(150, 150))
+    for _ in range(n_rounds):
+        values = np.tanh(values @ values)
+        sum(range(2000))
+
+
+def bench_machine(rounds):
+    """Measure what two processes of this machine can do against one, at the most."""
+    work = [joblib.delayed(spin)(1500) for _ in range(8)]
+    seconds = {1: [], 2: []}
+    for number in range(rounds + 1):
+        for n_jobs in seconds:
+            # Both in processes that are there already.
+            with joblib.parallel_config(backend="loky"):
+                halves = [work] if n_jobs == 1 else [work[:4], work[4:]]
+                tasks = [joblib.delayed(_run_all)(half) for half in halves]
+                _, spent = timed(joblib.Parallel(n_jobs=2), tasks, repeats=1)
+            if number:
+                seconds[n_jobs].append(spent)
+    step = "two processes of this machine against one, work in the cache"
+    return {"step": step, "ratio": median_ratio(seconds[1], seconds[2])}
+
+
+def _run_all(tasks):
+    for function, args, options in tasks:
+        function(*args, **options)
+
+
+def bench_full_size(folder, rounds):
+    """Find the tiles of a slide of full size, which reads its overview and none of them."""
+    path = str(folder / "full.tiff")
+    write_slide(path, 40_000, 30_000)
+    seconds = [timed(tile, [path], repeats=1)[1] for _ in range(rounds)]
+    [slide] = tile([path])
+    step = "tiles of one slide of 40,000 x 30,000 px found, in one process"
+    return {"step": step, "seconds": min(seconds), "n_tiles": len(slide)}
 
 
 def same_tiles(first, second):
@@ -197,7 +260,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="fewer slides, for a look")
     parser.add_argument("--out", type=Path, default=RESULTS / "cluster.json")
     arguments = parser.parse_args()
-    n_large, n_tiny, rounds = (4, 300, 1) if arguments.quick else (16, 10_000, 3)
+    n_large, n_tiny, rounds = (4, 300, 1) if arguments.quick else (32, 10_000, 3)
     register_dask()
     rows = []
 
@@ -208,14 +271,19 @@ def main():
         write_results(describe() | {"rows": rows}, arguments.out)
 
     with tempfile.TemporaryDirectory() as folder:
+        record(bench_machine(rounds))
+        record(bench_full_size(Path(folder), rounds))
         paths = [f"{folder}/{number:02}.tiff" for number in range(n_large)]
         for number, path in enumerate(paths):
-            write_slide(path, 20_000, 15_000, seed=number)
+            # Without a pyramid, so that all of it has to be decoded.
+            write_slide(path, 12_000, 9_000, levels=(1,), seed=number)
         record(bench_workers("tiling", tile, paths, same=same_tiles, rounds=rounds))
+        record(bench_allocator("tiling", tile, paths, rounds=1))
         rng = np.random.default_rng(0)
         X = rng.normal(size=(600, 607)).astype(np.float32)
         y = X @ rng.normal(size=(607, 1558)) + 20 * rng.normal(size=(600, 1558))
         record(bench_workers("search", search, X, y, same=np.allclose, rounds=rounds))
+        record(bench_allocator("search", search, X, y, rounds=1))
         with cluster(2):
             record(*bench_overhead(Path(folder), n_tiny))
 
