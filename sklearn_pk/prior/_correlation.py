@@ -13,9 +13,10 @@ from sklearn.utils import gen_batches
 
 from ..utils import progress
 from ..utils._device import full_precision
-from ..utils._memory import Halving, describe_memory, explain_out_of_memory, warn_of_memory
+from ..utils._memory import Halving, describe_memory, explain_out_of_memory
 from ..utils._rows import centre_rows
 from ..utils._threads import blas_threads
+from ..utils._warnings import warn_user
 
 # Rows of either side of one product: 1,024 x 1,024 float32 are 4 MB, near to the processor.
 _BLOCK = 1024
@@ -186,7 +187,7 @@ def correlated_pairs(
                     "the threshold."
                 )
     if halving.size is not None:
-        warn_of_memory(
+        warn_user(
             f"device={device!r}: a block of {block_size} rows does not fit into the memory of "
             f"{describe_memory(device)}. Went on with {halving.size} at once, which takes longer "
             "and gives the same graph. End other processes that use the device, or pass "

@@ -21,8 +21,9 @@ from ..utils import (
 )
 from ..utils._bags import label_of_bag
 from ..utils._frames import freeze_frames, thaw_frames
-from ..utils._memory import Halving, describe_memory, explain_out_of_memory, warn_of_memory
+from ..utils._memory import Halving, describe_memory, explain_out_of_memory
 from ..utils._validation import check_gene_order, name_of_item, name_some, sample_names_of
+from ..utils._warnings import warn_user
 from ._data import pad_bags, present_tiles
 from ._fitting import build_module
 from ._net import few_threads, make_net, to_device
@@ -299,7 +300,7 @@ def _explain_slide(label, n_tiles, memory):
 
 def _warn_of_small_batches(batches):
     if batches.size < BATCH:
-        warn_of_memory(
+        warn_user(
             f"predict_tiles: {BATCH} windows at once do not fit into the memory of "
             f"{describe_memory(batches.device)}. Went on with {batches.size}, which changes the "
             "expression by rounding only. Smaller windows need less memory."

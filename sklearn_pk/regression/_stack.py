@@ -11,7 +11,8 @@ import torch
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from ..utils._memory import attempt, describe_memory, free_device_memory, warn_of_memory
+from ..utils._memory import attempt, describe_memory, free_device_memory
+from ..utils._warnings import warn_user
 from ._aggregators import Attention
 from ._data import BagDataset
 from ._epochs import train_engine
@@ -453,7 +454,7 @@ def _cut(runs, most):
 def _warn_of_fewer(together, plans, device):
     fewer = max(len(runs) for _, runs in plans)
     way = "in a stack" if plans[0][0] is Stack else "side by side"
-    warn_of_memory(
+    warn_user(
         f"{len(together)} networks at once do not fit into the memory of "
         f"{describe_memory(device)}. The search goes on with {fewer} at once, {way}, which "
         "takes longer and changes results by rounding only. End other processes that use the "

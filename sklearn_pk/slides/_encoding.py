@@ -2,7 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from ..utils._memory import Halving, describe_memory, is_out_of_memory, warn_of_memory
+from ..utils._memory import Halving, describe_memory, is_out_of_memory
+from ..utils._warnings import warn_user
 
 
 def prepare_tiles(tiles, encoder, device):
@@ -115,7 +116,7 @@ class TileEncoder:
         )
         if self.batch_size != asked and not self._has_warned:
             self._has_warned = True
-            warn_of_memory(
+            warn_user(
                 f"batch_size={asked or len(tiles)} does not fit into the memory of "
                 f"{describe_memory(self.device)}: the encoder {self.encoder.name!r} goes on with "
                 f"{self.batch_size} at once, which changes features by rounding only. Pass "

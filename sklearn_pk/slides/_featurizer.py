@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..utils import pick_device
 from ..utils._device import pick_dtype
-from ..utils._memory import warn_of_memory
+from ..utils._warnings import warn_user
 from ._bags import FeatureBag, FileBag
 from ._encoders import Encoder, as_encoder, measure_width
 from ._encoding import TileEncoder
@@ -380,7 +380,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         job.spread(encode_slide, (packed, blake2b(packed).hexdigest()), _adopt, self.n_jobs)
         used = job.throughput.batch_size
         if used is not None and used < self.batch_size:
-            warn_of_memory(
+            warn_user(
                 f"batch_size={self.batch_size} did not fit into the memory of a worker, which went "
                 f"on with {used} at once. That changes features by rounding only. Pass "
                 f"batch_size={used} to start with that."

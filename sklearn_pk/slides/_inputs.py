@@ -4,13 +4,14 @@
 
 import os
 import shutil
-import warnings
 from collections.abc import Mapping, Set
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from ..utils._warnings import warn_user
 
 _EXPECTED = (
     "Expected a list of slide paths, a Series of paths, or a DataFrame with the column 'slide' "
@@ -193,11 +194,9 @@ def warn_failures(failures, what):
     """
     if failures:
         path, reason = failures[0]
-        warnings.warn(
+        warn_user(
             f"{len(failures)} slides have no {what}; the first is {path!r}: {reason} "
-            "See failures_ for all.",
-            UserWarning,
-            stacklevel=3,
+            "See failures_ for all."
         )
 
 

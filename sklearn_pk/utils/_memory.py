@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 import traceback
-import warnings
 from contextlib import contextmanager
 
 # What torch says in errors that have no type of their own: CUDA and MPS, for pinned memory too;
@@ -19,8 +18,6 @@ _TEXTS = (
     "Cannot allocate memory",
 )
 _GIB = 2**30
-# Packages whose lines are not those of the user.
-_INSIDE = ("sklearn_pk", "sklearn")
 
 
 def is_out_of_memory(error):
@@ -116,21 +113,6 @@ def _memory_of_process():
             used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         free, total = min(free, limit - used), limit
     return free, total
-
-
-def warn_of_memory(text):
-    """
-    Warn where the user has called this package, however deep inside it the warning arises.
-
-    Parameters
-    ----------
-    text : str
-        What to say.
-    """
-    level, frame = 1, sys._getframe()
-    while frame and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, UserWarning, stacklevel=level)
 
 
 def _let_go(error):

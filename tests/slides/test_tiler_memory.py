@@ -136,3 +136,11 @@ def test_a_memory_in_a_file(slides, tile, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"choose another folder|File exists|Not a directory"):
         tile(slides, memory=tmp_path / "file")
+
+
+def test_the_warning_points_to_the_line_of_the_user(tmp_path):
+    bad = tmp_path / "bad.tiff"
+    bad.write_bytes(b"no slide")
+    with pytest.warns(UserWarning, match="1 slides have no tiles") as caught:
+        SlideTiler(errors="empty").fit_transform([str(bad)])
+    assert {Path(each.filename).name for each in caught} == {Path(__file__).name}
