@@ -144,8 +144,8 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
           ok    mpp  width  height  n_levels  n_tiles
     0   True  0.499   2220    2967         1       45
     1  False    NaN   <NA>    <NA>      <NA>     <NA>
-    >>> report.reason[1]
-    "Slide not found: 'missing.svs'. Check the path."
+    >>> report.reason[1].startswith("Slide not found: ")
+    True
     """
     tiler = SlideTiler() if tiler is None else tiler
     tiler._validate_params()

@@ -58,7 +58,7 @@ def register_dask():
     >>> register_dask()
     >>> X, y = make_regression(200, 5, random_state=0)
     >>> search = GridSearchCV(Ridge(), {"alpha": [0.1, 10.0]})
-    >>> with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    >>> with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
     ...     with Client(cluster), joblib.parallel_config(backend="dask"):
     ...         search.fit(X, y).best_params_
     {'alpha': 0.1}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from sklearn_pk.slides import SlideTiler, _tiler
+from sklearn_pk.slides import SlideTiler, _tile_memory
 from sklearn_pk.slides._inputs import SlideRow
 from sklearn_pk.slides._masks import choose_tissue, draw_mask, sample_mask, source_key
 from sklearn_pk.slides._reader import SlideInfo
@@ -227,7 +227,7 @@ def test_wrong_mask_of_one_slide_is_named(tissue, text, small_slides):
 
 
 def test_bad_files_are_found_before_any_work(small_slides, tmp_path, monkeypatch):
-    monkeypatch.setattr(_tiler, "tile_slide", None)
+    monkeypatch.setattr(_tile_memory, "tile_slide", None)
     text = tmp_path / "text.png"
     text.write_text("no image")
     color = tmp_path / "color.png"
@@ -297,7 +297,7 @@ def test_given_masks_are_remembered(small_slides, left_file, monkeypatch):
         for tissue in (left_file, left_half())
     ]
     first = [tiler.transform(slides)[0] for tiler in tilers]
-    monkeypatch.setattr(_tiler, "tile_slide", None)
+    monkeypatch.setattr(_tile_memory, "tile_slide", None)
     for tiler, slide in zip(tilers, first, strict=True):
         assert tiler.transform(slides)[0] is slide
 
