@@ -211,8 +211,10 @@ def test_a_worker_killed_during_a_search(client, kill_worker, tmp_path, dask_bac
 
 
 SCRIPT = """
-import sys, joblib, torch
+import signal, sys, joblib, torch
 from distributed import Client
+# A shell starts what is in the background with interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from sklearn_pk.slides import FoundationFeaturizer, SlideTiler
 

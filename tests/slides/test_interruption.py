@@ -19,9 +19,11 @@ from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, read_features
 # Encodes the slides of a folder as a user's script, by the default encoder or by one that is stuck
 # once two slides are stored, and says so.
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import torch
+# A shell starts what is in the background with interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from sklearn_pk.slides import FoundationFeaturizer, SlideTiler
 
 class Stuck(torch.nn.Module):
