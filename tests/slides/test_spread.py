@@ -1,0 +1,51 @@
+"""Encoding by workers: what is sent to them, and what they tell."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_pk.slides import FoundationFeaturizer, _hdf5
+from sklearn_pk.slides._spread import pack
+
+TILES = [np.full((6, 8, 8, 3), 40 * number, dtype=np.uint8) for number in range(4)]
+
+
+def test_what_is_sent_is_the_same_in_each_call():
+    module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    featurizer = FoundationFeaturizer(module, device="cpu").fit(TILES)
+    first = pack(featurizer)
+    featurizer.transform(TILES)
+    assert np.array_equal(pack(featurizer), first)
+    assert featurizer.n_jobs is None
+    assert featurizer.throughput_["n_encoded"] == 4
+
+
+def test_a_worker_without_memory_is_told_here():
+    class Hungry(torch.nn.Module):
+        def forward(self, pixels):
+            if len(pixels) > 2:
+                raise RuntimeError("CUDA error: out of memory")
+            return pixels.mean(dim=(2, 3))
+
+    featurizer = FoundationFeaturizer(Hungry(), device="cpu", n_jobs=2, batch_size=6).fit(TILES)
+    with pytest.warns(UserWarning, match="batch_size=6 did not fit .* of a worker") as caught:
+        bags = featurizer.transform(TILES)
+    assert len(caught) == 1
+    assert featurizer.throughput_["batch_size"] == 2
+    assert [bag.shape for bag in bags] == [(6, 3)] * 4
+
+
+@pytest.mark.parametrize("hard", [1 << 20, -1])
+def test_a_limit_of_the_user_is_not_raised(tmp_path, monkeypatch, hard):
+    resource = pytest.importorskip("resource")
+    path, asked = tmp_path / "s.h5", []
+    path.write_bytes(b"x")
+    monkeypatch.setattr(_hdf5.sys, "platform", "linux")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (hard, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append(limits))
+    _hdf5._limit_memory(0, path)
+    [(soft, found)] = asked
+    assert found == hard
+    assert soft == (hard if hard > 0 else _hdf5._SPARE_BYTES + 4)
