@@ -25,7 +25,7 @@ from ..metrics._scorer import predict_with_untrained
 from ..metrics._significance import FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
 from ..utils._folds import make_folds, warn_of_repeats
-from ..utils._parallel import count_jobs, map_in_order, restore, share
+from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
 from ..utils._patients import PatientAverager
 from ._result import CrossValSignificance, as_table
 
@@ -296,7 +296,7 @@ def cross_val_significance(
         shared = (*shared, y, values, is_1d, groups, pass_groups)
         tasks = [(*shared, clone(estimator), target_transformer, fold) for fold in folds]
         done = map_in_order(function, tasks, n_jobs=n_jobs, name="fold {}".format)
-        with closing(done):
+        with no_alarm_about_memory(), closing(done):
             results = list(progress(done, total=len(folds), desc="Folds", verbose=verbose))
     criteria = {"alpha": alpha, "fdr": fdr, "compat": compat}
     if gene_names is None and isinstance(y, pd.DataFrame):

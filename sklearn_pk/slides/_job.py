@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
 
-from ..utils._parallel import LostWorkerError, count_jobs, map_tasks
+from ..utils._parallel import LostWorkerError, count_jobs, map_tasks, no_alarm_about_memory
 from ._loading import (
     FEW_BATCHES,
     TileBatches,
@@ -131,7 +131,8 @@ class EncodingJob:
             tasks = [self._task(shared, at) for at in positions]
             self.throughput.begin(count_jobs(n_jobs))
             name = [label(self.slides[at], at) for at in positions].__getitem__
-            with closing(map_tasks(encode, tasks, n_jobs=n_jobs, name=name)) as done:
+            work = map_tasks(encode, tasks, n_jobs=n_jobs, name=name)
+            with no_alarm_about_memory(), closing(work) as done:
                 for number, outcome in done:
                     self._adopt(positions[number], outcome, adopt)
                     if self._stopped():

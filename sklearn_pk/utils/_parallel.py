@@ -5,7 +5,7 @@
 import pickle
 import sys
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 
 import joblib
@@ -195,6 +195,19 @@ def _run_alone(function, left, position, n_jobs, name):
             return
     del left[position]
     yield position, LostWorkerError(name(position), lost)
+
+
+@contextmanager
+def no_alarm_about_memory():
+    """
+    Leave out that joblib has replaced a worker whose memory has grown.
+
+    It takes what a worker loads for good, which is torch and a model, for a leak if the worker
+    had worked on less before. The task is done by the next worker, and nothing is lost.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
+        yield
 
 
 def map_tasks(function, tasks, *, n_jobs=None, name="task {}".format):

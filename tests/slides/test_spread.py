@@ -2,6 +2,9 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import time
+
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,9 @@ def test_what_is_sent_is_the_same_in_each_call():
 
 
 def test_a_worker_without_memory_is_told_here():
+    # Workers that were small: joblib replaces them, and says so, once torch is imported there.
+    joblib.Parallel(n_jobs=2)(joblib.delayed(time.sleep)(0.1) for _ in range(30))
+
     class Hungry(torch.nn.Module):
         def forward(self, pixels):
             if len(pixels) > 2:
