@@ -118,10 +118,12 @@ def _read_arrays(path):
 
 
 def _check_characters(array, key):
-    """Refuse numbers that stand for no character: numpy does not look, and Python fails later."""
+    """Refuse numbers that stand for no character: numpy does not look, and others fail later."""
     if array.dtype.kind == "U" and array.nbytes:
-        codes = np.dtype("u4").newbyteorder(array.dtype.byteorder)
-        if np.ascontiguousarray(array).reshape(-1).view(codes).max() > sys.maxunicode:
+        dtype = np.dtype("u4").newbyteorder(array.dtype.byteorder)
+        codes = np.ascontiguousarray(array).reshape(-1).view(dtype)
+        # The numbers from D800 to DFFF are halves of characters in UTF-16.
+        if codes.max() > sys.maxunicode or (codes >> 11 == 0xD800 >> 11).any():
             raise ValueError(f"{key!r} holds something else than text")
 
 
@@ -232,7 +234,8 @@ def _read(path):
         raise ValueError(f"{str(path)!r}: expected a table as {_ENDINGS}, got {ending!r}.")
     try:
         frame = readers[ending](path)
-        texts = [frame[name] for name in frame.select_dtypes("str")]
+        is_text = map(pd.api.types.is_string_dtype, frame.dtypes)
+        texts = [frame.iloc[:, at] for at, text in enumerate(is_text) if text]
         for text in (frame.index, frame.columns, *texts):
             text.map(str)  # pyarrow looks at its bytes no sooner
     except (ImportError, _Refused):
