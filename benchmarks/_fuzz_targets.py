@@ -21,6 +21,9 @@ from sklearn_pk.slides._reader import open_slide
 from sklearn_pk.slides._store import open_stored
 from sklearn_pk.slides._weights import load_encoder
 
+# Whether each target reads a good file before the first bad one, so that none of these is blamed
+# for what has to be imported.
+WARM_UP = True
 _ENCODER = Encoder("small", *MODEL)
 
 

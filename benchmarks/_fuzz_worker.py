@@ -36,7 +36,18 @@ def _load_targets(path):
     spec = importlib.util.spec_from_file_location("targets", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.TARGETS
+    return module
+
+
+def _warm_up(jobs, targets, seeds, home):
+    """Read one good file of each target."""
+    folder = home / "warm"
+    for target in dict.fromkeys(target for _, target, _ in jobs):
+        kind, *_ = targets[target]
+        folder.mkdir()
+        recipe = {"kind": kind, "seed": 0, "changes": [], "inside": False, "ending": None}
+        _judge(write_input(recipe, seeds, folder, "good"), targets[target], home)
+        shutil.rmtree(folder)
 
 
 def _judge(path, target, home):
@@ -114,5 +125,8 @@ def work(jobs, targets, seeds, home, bound):
 if __name__ == "__main__":
     home = Path(sys.argv[1])
     content = json.loads((home / "jobs.json").read_text())
-    targets = _load_targets(content["targets"])
-    work(content["jobs"], targets, content["seeds"], home, content["bound"])
+    module = _load_targets(content["targets"])
+    shutil.rmtree(home / "warm", ignore_errors=True)
+    if getattr(module, "WARM_UP", False):
+        _warm_up(content["jobs"], module.TARGETS, content["seeds"], home)
+    work(content["jobs"], module.TARGETS, content["seeds"], home, content["bound"])
