@@ -96,7 +96,8 @@ def read_state(path):
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except _NOT_TENSORS + (SafetensorError, OSError) as error:  # torch seeks where it is told
-        raise ValueError(f"weights: {path} is not a file of tensors ({error}).") from error
+        told = str(error) or type(error).__name__
+        raise ValueError(f"weights: {path} is not a file of tensors ({told}).") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
