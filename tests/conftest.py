@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,20 @@ from sklearn_pk.datasets import load_brca_expression, load_cmu_slide
 def project_root():
     """Root of the checkout."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def wait_for_files():
+    """Return a function that waits until a store has some files, while a process runs."""
+
+    def wait(store, number, process):
+        deadline = time.monotonic() + 120
+        while len(list(store.glob("*.h5"))) < number:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

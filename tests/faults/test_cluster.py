@@ -246,14 +246,6 @@ def start(*arguments):
     )
 
 
-def wait_for_files(folder, number, process):
-    deadline = time.monotonic() + 90
-    while len(list(folder.glob("*.h5"))) < number:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def contents_at_rest(store):
     """Return what is in a store once nobody has written there for two seconds."""
     before, since = {}, time.monotonic()
@@ -267,7 +259,7 @@ def contents_at_rest(store):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_script_that_is_stopped_goes_on_where_it_was(
-    scheduler_file, client, cohort, tmp_path, sent
+    scheduler_file, client, cohort, tmp_path, wait_for_files, sent
 ):
     store, memory = tmp_path / "store", tmp_path / "memory"
     arguments = (scheduler_file, Path(cohort.slides[0]).parent, store, memory)

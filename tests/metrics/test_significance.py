@@ -340,7 +340,7 @@ def test_one_gene_as_a_vector():
 
 def test_bad_input_names_the_culprit():
     y_true, y_pred, y_base = make_tables()
-    bad = pd.DataFrame(y_base, columns=[f"G{i}" for i in range(60)])
+    bad = pd.DataFrame(y_base.copy(), columns=[f"G{i}" for i in range(60)])
     bad.loc[3, "G7"] = np.nan
     with pytest.raises(ValueError, match="Input y_baseline contains NaN.*'G7'"):
         significance_report(y_true, y_pred, bad)

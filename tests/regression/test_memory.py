@@ -61,13 +61,6 @@ def limit(monkeypatch):
     return limit
 
 
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(40, 5, 6)).astype(np.float32)
-    return X, X.mean(axis=1) @ rng.normal(size=(6, 12)) + rng.normal(size=(40, 12))
-
-
 def settings(**parameters):
     defaults = {"max_epochs": 3, "random_state": 0, "lr": 1e-2, "batch_size": 16, "device": "cpu"}
     return defaults | parameters

@@ -23,13 +23,6 @@ from sklearn_pk.regression._module import ExpressionModule
 from sklearn_pk.slides import FeatureBag
 
 
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(40, 5, 6)).astype(np.float32)
-    return X, X.mean(axis=1) @ rng.normal(size=(6, 12)) + rng.normal(size=(40, 12))
-
-
 def settings(**parameters):
     defaults = {"max_epochs": 3, "depth": 1, "n_heads": 2, "head_dim": 4, "random_state": 0}
     return defaults | {"lr": 1e-2, "batch_size": 8} | parameters

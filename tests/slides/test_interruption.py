@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -83,20 +82,11 @@ def running(folder, store, encoder="efficientnet-lite0", num_workers=1):
         process.stderr.close()
 
 
-def wait_for_files(store, number, process):
-    """Wait until the store has some files, which are whole once they have their name."""
-    deadline = time.monotonic() + 120
-    while len(list(store.glob("*.h5"))) < number:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def contents(store):
     return {path.name: path.read_bytes() for path in store.iterdir() if path.suffix == ".h5"}
 
 
-def test_killed_run_is_taken_up_where_it_ended(folder, tiled, tmp_path):
+def test_killed_run_is_taken_up_where_it_ended(folder, tiled, tmp_path, wait_for_files):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     featurizer = FoundationFeaturizer(store=undisturbed, batch_size=4, num_workers=1).fit(tiled)
     bags = featurizer.transform(tiled)
@@ -133,7 +123,7 @@ def test_interrupted_run_ends_at_once_and_leaves_a_good_store(folder, tiled, tmp
         assert read_features(path).shape[1] == 3
 
 
-def test_two_runs_at_once(folder, tiled, tmp_path):
+def test_two_runs_at_once(folder, tiled, tmp_path, wait_for_files):
     featurizer = FoundationFeaturizer(store=tmp_path, batch_size=4, num_workers=0).fit(tiled)
     with running(folder, tmp_path, num_workers=0) as process:
         wait_for_files(tmp_path, 1, process)
