@@ -14,11 +14,13 @@ comma := ,
 METADATA := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format docs bench bench-full clean
+.PHONY: help quickstart test test-anndata test-oldest lint format docs bench bench-full clean
 
 help:
 	@echo "make quickstart   from slides to significantly predicted genes (ARGS=... is passed on)"
 	@echo "make test         linters, tests and doctests"
+	@echo "make test-anndata tests of h5ad files, and of tables with an older pandas"
+	@echo "make test-oldest  tests with the oldest packages that are supported"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         the documentation, in docs/_build/html"
 	@echo "make bench        speed against plain references: a table, in minutes"
@@ -55,6 +57,22 @@ lint: $(VENV)/.installed-test
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# The newest anndata asks for an older pandas than the other tests run with.
+$(VENV)/anndata: | $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ "anndata>=0.11" "pandas<3"
+
+test-anndata: $(VENV)/anndata
+	PYTHONPATH=$(abspath $(VENV)/anndata) $(BIN)/python -m pytest $(ARGS) tests/datasets/test_tables.py
+
+# Newer pyparsing warns of what the oldest matplotlib does, and older openslide-bin writes warnings of libtiff to the terminal.
+test-oldest: $(VENV)/.installed-test
+	$(BIN)/python -m venv $(VENV)/oldest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --resolution lowest-direct --python $(VENV)/oldest/bin/python \
+		-e ".[anndata,dask,test]" "pyparsing>=3.1,<3.3" "openslide-bin>=4.0.1"
+	OMP_NUM_THREADS=1 $(VENV)/oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -o filterwarnings=default \
+		$(or $(ARGS),tests --ignore tests/benchmarks)
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
