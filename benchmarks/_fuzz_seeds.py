@@ -33,7 +33,7 @@ def features():
 
 def _tissue(width, height):
     from sklearn_pk.datasets import load_cmu_slide
-    from sklearn_pk.slides import _reader
+    from sklearn_pk.slides._wsi import _reader
 
     with _reader.open_slide(load_cmu_slide().path) as slide:
         return slide.read(900, 1200, 0, width, height)
@@ -140,7 +140,7 @@ def _write_tensors(folder):
 
 
 def _write_store(folder):
-    from sklearn_pk.slides import _store
+    from sklearn_pk.slides._features import _store
 
     tiles = np.zeros((SHAPE[0], 2, 2, 3), dtype=np.uint8)
     _store.write_features(folder / "stored.h5", tiles, features(), KEY, "uni", "hash")

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from sklearn_pk.datasets import load_cmu_slide
-from sklearn_pk.slides import _reader
+from sklearn_pk.slides._wsi import _reader
 
 TILE = 256
 # A piece of the real slide, in tiles: 2,048 x 2,816 pixels.

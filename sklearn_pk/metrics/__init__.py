@@ -4,7 +4,7 @@
 
 from ._comparison import compare_significance
 from ._correlation import pearson_by_gene, steiger_test
-from ._neighborhood import neighborhood_preservation
+from ._preservation import neighborhood_preservation
 from ._scorer import make_significance_scorer, significance_scorer
 from ._significance import significance_report
 

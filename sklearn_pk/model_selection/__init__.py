@@ -2,8 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from ._barcodes import patient_ids
 from ._cross_val import cross_val_significance
-from ._patients import patient_ids
 from ._prior_gain import prior_gain
 from ._result import CrossValSignificance
 

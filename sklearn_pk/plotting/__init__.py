@@ -2,15 +2,15 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from ._comparison import ComparisonDisplay
-from ._gene_graph import GeneGraphDisplay
-from ._lambda_path import LambdaPathDisplay
-from ._prediction import PredictionDisplay
-from ._significance import SignificanceDisplay
-from ._slide_sheet import SlideSheetDisplay
-from ._spatial_expression import SpatialExpressionDisplay
-from ._tile_sheet import TileSheetDisplay
-from ._tissue_mask import TissueMaskDisplay
+from ._comparison_display import ComparisonDisplay
+from ._gene_graph_display import GeneGraphDisplay
+from ._lambda_path_display import LambdaPathDisplay
+from ._prediction_display import PredictionDisplay
+from ._significance_display import SignificanceDisplay
+from ._slide_sheet_display import SlideSheetDisplay
+from ._spatial_expression_display import SpatialExpressionDisplay
+from ._tile_sheet_display import TileSheetDisplay
+from ._tissue_mask_display import TissueMaskDisplay
 
 __all__ = [
     "ComparisonDisplay",

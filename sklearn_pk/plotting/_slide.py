@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 
-from ..utils._overview import read_reduced, to_rgb
+from ..slides._wsi._overview import read_reduced, to_rgb
 from ._colors import OKABE_ITO
 
 TILE_COLOR = OKABE_ITO[0]

@@ -19,8 +19,8 @@ from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._patients import PatientAverager, infer_groups
 from ..utils._validation import check_finite
 from ._aliases import load_aliases
-from ._correlation import correlated_pairs, prepare_rows
 from ._gene_sets import edges_to_graph, load_edges, pairs_to_graph, upper_pairs
+from ._pearson_graph import correlated_pairs, prepare_rows
 from ._recognition import positions_by_value, row_digests
 from ._rewiring import rewire_pairs
 

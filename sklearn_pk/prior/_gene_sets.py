@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from ._aliases import match_genes
-from ._correlation import MAX_PAIRS
+from ._pearson_graph import MAX_PAIRS
 
 _BLOCK_PAIRS = 4_000_000
 CGN_PATH = files("sklearn_pk") / "datasets" / "data" / "c4.cgn.v2024.1.Hs.symbols.gmt"

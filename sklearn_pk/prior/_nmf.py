@@ -15,7 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from ..utils import progress
 from ..utils._device import full_precision
-from ..utils._memory import explain_out_of_memory
+from ..utils._out_of_memory import explain_out_of_memory
 from ..utils._threads import blas_threads
 
 # Most rows that one task updates: few enough for the cache, many enough for their vectors not to be

@@ -4,8 +4,8 @@
 
 from ._inject import inject_prior_knowledge
 from ._layer import PriorKnowledgeLinear
-from ._path import PriorKnowledgeRegressorCV
 from ._regressor import PriorKnowledgeRegressor
+from ._regressor_cv import PriorKnowledgeRegressorCV
 from ._sequoia import load_sequoia
 
 __all__ = [

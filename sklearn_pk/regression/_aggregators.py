@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..utils._memory import is_out_of_memory
+from ..utils._out_of_memory import is_out_of_memory
 
 # HE2RNA averages the highest scores of so many tiles.
 KS = (1, 2, 5, 10, 20, 50, 100)

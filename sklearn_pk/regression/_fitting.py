@@ -18,8 +18,7 @@ from ..utils import check_expression, check_groups, check_sample_names, validate
 from ..utils._patients import infer_groups
 from ..utils._validation import name_some
 from ._data import split_groups, tile_statistics
-from ._module import ExpressionModule
-from ._prior import (
+from ._embeddings import (
     align_embeddings,
     check_embeddings,
     expression_by_patient,
@@ -27,6 +26,7 @@ from ._prior import (
     orthonormal_basis,
     seed_prior,
 )
+from ._module import ExpressionModule
 from ._random import seeded
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_r", "dur")

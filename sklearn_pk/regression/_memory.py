@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from ..utils._memory import attempt, describe_memory
+from ..utils._out_of_memory import attempt, describe_memory
 from ._fitting import build_module
 from ._net import make_net
 from ._random import RandomStream

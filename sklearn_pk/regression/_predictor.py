@@ -21,13 +21,13 @@ from ..utils import (
 )
 from ..utils._bags import label_of_bag
 from ..utils._frames import freeze_frames, thaw_frames
-from ..utils._memory import Halving, describe_memory, explain_out_of_memory
+from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
 from ..utils._validation import check_gene_order, name_of_item, name_some, sample_names_of
 from ..utils._warnings import warn_user
 from ._data import pad_bags, present_tiles
 from ._fitting import build_module
 from ._net import few_threads, make_net, to_device
-from ._tiles import BATCH, check_window, tile_expression
+from ._spatial import BATCH, check_window, tile_expression
 
 
 class ExpressionPredictor:

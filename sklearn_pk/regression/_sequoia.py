@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..utils import pick_device
+from ..utils._tensor_files import read_state
 from ..utils._validation import name_some
-from ..utils._weights import read_state
 from ._fitting import describe_design
 from ._regressor import PriorKnowledgeRegressor
 

@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from ..utils._memory import attempt, describe_memory, free_device_memory
+from ..utils._out_of_memory import attempt, describe_memory, free_device_memory
 from ..utils._warnings import warn_user
 from ._aggregators import Attention
 from ._data import BagDataset

@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from ..utils._memory import attempt
+from ..utils._out_of_memory import attempt
 from ._data import BagDataset
 from ._fitting import build_module, note_training, prepare
 from ._memory import explain_training

@@ -2,11 +2,11 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from ._bags import FeatureBag
-from ._checks import check_slides
-from ._encoders import Encoder, list_encoders
-from ._feature_folder import FeatureBags, read_features
+from ._encoders._lookup import Encoder, list_encoders
+from ._features._feature_bag import FeatureBag
+from ._features._folder import FeatureBags, read_features
 from ._featurizer import FoundationFeaturizer
+from ._quality import check_slides
 from ._supertiles import SuperTileClusterer
 from ._tiled import TiledSlide
 from ._tiler import SlideTiler

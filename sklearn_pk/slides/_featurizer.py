@@ -16,15 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 from ..utils import pick_device
 from ..utils._device import pick_dtype
 from ..utils._warnings import warn_user
-from ._bags import FeatureBag, FileBag
-from ._encoders import Encoder, as_encoder, measure_width
-from ._encoding import TileEncoder
+from ._encoders._inference import TileEncoder
+from ._encoders._lookup import Encoder, as_encoder, measure_width
+from ._encoders._weights import find_weights, identify_weights, load_encoder
+from ._features._feature_bag import FeatureBag, FileBag
+from ._features._store import open_stored, store_key, store_path, write_features
 from ._inputs import failures_frame, warn_failures
 from ._job import EncodingJob, label
 from ._spread import count_encoders, encode_slide, pack
-from ._store import open_stored, store_key, store_path, write_features
 from ._tiled import TiledSlide
-from ._weights import find_weights, identify_weights, load_encoder
 
 _EXPECTED = (
     "Expected a list of TiledSlide, as SlideTiler gives it, or of RGB tiles of shape (n_tiles, "

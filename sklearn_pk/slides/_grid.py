@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from ._reader import MAX_UPSAMPLING, SAME_RESOLUTION, best_level
+from ._wsi._reader import MAX_UPSAMPLING, SAME_RESOLUTION, best_level
 
 _MASK_MPP = 8.0
 _MASK_PIXELS = 16

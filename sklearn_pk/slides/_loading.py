@@ -16,7 +16,7 @@ import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..utils._memory import explain_out_of_memory
+from ..utils._out_of_memory import explain_out_of_memory
 from ._tiled import TiledSlide
 
 MAX_WORKERS = 8

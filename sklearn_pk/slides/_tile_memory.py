@@ -7,9 +7,9 @@ from functools import cache
 from importlib.metadata import version
 
 from ._inputs import CANNOT_WRITE, describe_space
-from ._masks import choose_tissue, source_key
-from ._reader import file_state, fingerprint
 from ._tiling import tile_slide
+from ._tissue._masks import choose_tissue, source_key
+from ._wsi._reader import file_state, fingerprint
 
 
 def outcome(function, *args):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ._inputs import check_coords
-from ._reader import fingerprint, open_slide, read_tile
+from ._wsi._reader import fingerprint, open_slide, read_tile
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -23,10 +23,10 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 from ..utils import check_expression, check_sample_names, progress
 from ..utils._parallel import map_in_order, map_tasks
 from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
-from ._masks import absolute_tissue, check_tissue
 from ._tile_memory import cache_key, outcome, tile_known
 from ._tiled import TiledSlide
 from ._tiling import check_row, inspect_row, split_tiled
+from ._tissue._masks import absolute_tissue, check_tissue
 
 _CACHE_SIZE = 4096
 _cache = OrderedDict()

@@ -9,10 +9,10 @@ import pandas as pd
 from PIL import Image
 
 from ._grid import mask_resolution, share_inside, tile_geometry, tile_grid
-from ._masks import choose_tissue, describe_source, draw_mask, is_drawn, sample_mask
-from ._reader import SlideInfo, check_slide, fingerprint, open_slide, read_overview, slide_info
 from ._tiled import TiledSlide
-from ._tissue import compute_mask, low_contrast, tissue_fractions
+from ._tissue._masks import choose_tissue, describe_source, draw_mask, is_drawn, sample_mask
+from ._tissue._methods import compute_mask, low_contrast, tissue_fractions
+from ._wsi._reader import SlideInfo, check_slide, fingerprint, open_slide, read_overview, slide_info
 
 
 def edge_um(info, geometry):

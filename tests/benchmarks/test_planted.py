@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_pk.regression._prior import seed_prior
+from sklearn_pk.regression._embeddings import seed_prior
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,8 @@ import pytest
 import torch
 
 from sklearn_pk.datasets import make_slide_cohort
-from sklearn_pk.slides import (
-    Encoder,
-    FoundationFeaturizer,
-    SlideTiler,
-    _featurizer,
-    _store,
-    read_features,
-)
+from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, _featurizer, read_features
+from sklearn_pk.slides._features import _store
 
 MEAN = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
 TILER = SlideTiler(tile_size=128, random_state=0)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sklearn_pk.plotting import SlideSheetDisplay, TileSheetDisplay
-from sklearn_pk.plotting._slide_sheet import shorten
+from sklearn_pk.plotting._slide_sheet_display import shorten
 from sklearn_pk.slides import SlideTiler
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_pk.slides import FoundationFeaturizer, _hdf5
+from sklearn_pk.slides import FoundationFeaturizer
+from sklearn_pk.slides._features import _hdf5
 from sklearn_pk.slides._spread import pack
 
 TILES = [np.full((6, 8, 8, 3), 40 * number, dtype=np.uint8) for number in range(4)]

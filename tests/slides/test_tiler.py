@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sklearn_pk.slides import SlideTiler, TiledSlide, _tile_memory, _tiler
 from sklearn_pk.slides._grid import mask_resolution, share_inside, tile_geometry, tile_grid
-from sklearn_pk.slides._reader import SlideInfo
+from sklearn_pk.slides._wsi._reader import SlideInfo
 
 
 @st.composite

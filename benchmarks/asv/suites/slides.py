@@ -18,11 +18,12 @@ from bench_slides import inertia, planted_tiles, pure_model, read_batches
 from sklearn.cluster import KMeans
 
 from sklearn_pk.datasets import load_cmu_slide
-from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, _reader, _tiler
-from sklearn_pk.slides._encoders import find_encoder
+from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, _tiler
+from sklearn_pk.slides._encoders._lookup import find_encoder
+from sklearn_pk.slides._encoders._weights import find_weights, load_encoder
 from sklearn_pk.slides._supertiles import cluster_labels
-from sklearn_pk.slides._tissue import otsu_mask
-from sklearn_pk.slides._weights import find_weights, load_encoder
+from sklearn_pk.slides._tissue._methods import otsu_mask
+from sklearn_pk.slides._wsi import _reader
 
 from ._comparison import Comparison
 

@@ -1,0 +1,444 @@
+"""Predicted expression of one gene over a slide."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import warnings
+from numbers import Real
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import Normalize
+from scipy.spatial import cKDTree
+from sklearn.pipeline import Pipeline
+
+from ..utils._validation import same_sample
+from ._prediction_display import _find_gene
+from ._slide import (
+    color_limits,
+    draw_color_bar,
+    draw_scale_bar,
+    draw_squares,
+    fit_title,
+    read_overview,
+)
+
+_RASTERIZED = 2000
+
+
+class SpatialExpressionDisplay:
+    """
+    Predicted expression of one gene over a slide.
+
+    Build it with :meth:`from_predictions` or :meth:`from_estimator`. Each tile is a square whose
+    colour says what is predicted for it. The slide beneath is shown in grey, so that its stain
+    does not mix with the colours.
+
+    Parameters
+    ----------
+    corners : array-like of shape (n_tiles, 2)
+        Upper left corners (x, y) of the tiles in level-0 pixels.
+    values : array-like of shape (n_tiles,)
+        Predicted expression of the gene in each tile.
+    tile_size : float, default=None
+        Edge of a tile in level-0 pixels. None takes the distance between neighbours, which is
+        too large if no two of the tiles are neighbours.
+    gene : str or int, default=None
+        Name of the gene, for title and colour bar.
+    image : ndarray of shape (height, width, 3), uint8, default=None
+        RGB overview of the whole slide. None draws the tiles on white, in their own frame.
+    downsample : float, default=1.0
+        Level-0 pixels per pixel of `image`.
+    mpp : float, default=None
+        Resolution of level 0 in um/px, for the scale bar; None and NaN draw none.
+    slide_name : str, default=None
+        Name of the slide, for the title.
+    units : str, default=None
+        Units of the expression, such as "log2 TPM", for the colour bar; None states none.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the map.
+    figure_ : matplotlib Figure
+        Figure that holds the axes.
+    image_ : matplotlib AxesImage or None
+        The slide.
+    tiles_ : matplotlib PatchCollection
+        The tiles, in the order of `corners`.
+    colorbar_ : matplotlib Colorbar
+        The colour bar.
+
+    See Also
+    --------
+    TissueMaskDisplay : Shows where the tiles lie.
+    PredictionDisplay : Compares whole slides with their true expression.
+    sklearn_pk.regression.PriorKnowledgeRegressor.predict_tiles : Makes the table.
+
+    Notes
+    -----
+    Where tiles overlap, each is drawn as the square in its middle that is as wide as the step
+    between them, so that no two colours mix.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import pandas as pd
+    >>> from sklearn_pk.datasets import load_cmu_slide
+    >>> from sklearn_pk.plotting import SpatialExpressionDisplay
+    >>> corners = pd.MultiIndex.from_tuples([(513, 1026), (1026, 1026)], names=["x", "y"])
+    >>> tiles = pd.DataFrame({"ESR1": [5.0, 7.0]}, index=corners)
+    >>> tiles.attrs.update(slide="cmu", size_level0=513)
+    >>> display = SpatialExpressionDisplay.from_predictions(tiles, slide=load_cmu_slide().path)
+    >>> display.ax_.get_title()
+    'ESR1: cmu'
+    """
+
+    def __init__(
+        self,
+        corners,
+        values,
+        *,
+        tile_size=None,
+        gene=None,
+        image=None,
+        downsample=1.0,
+        mpp=None,
+        slide_name=None,
+        units=None,
+    ):
+        self.corners = corners
+        self.values = values
+        self.tile_size = tile_size
+        self.gene = gene
+        self.image = image
+        self.downsample = downsample
+        self.mpp = mpp
+        self.slide_name = slide_name
+        self.units = units
+
+    @classmethod
+    def from_predictions(
+        cls,
+        tiles,
+        *,
+        gene=None,
+        slide=None,
+        thumbnail=None,
+        downsample=1.0,
+        mpp=None,
+        tile_size=None,
+        units=None,
+        size=1200,
+        ax=None,
+        **style,
+    ):
+        """
+        Draw one gene of a table of tiles.
+
+        Parameters
+        ----------
+        tiles : DataFrame of shape (n_tiles, n_genes)
+            One of the tables that ``predict_tiles`` returns: the expression of the tiles of one
+            slide, indexed by their upper left corners ``x`` and ``y`` in level-0 pixels.
+        gene : str or int, default=None
+            The column to draw. Needed where there are several.
+        slide : path-like or TiledSlide, default=None
+            The slide to show beneath, which OpenSlide reads. None shows none.
+        thumbnail : ndarray of shape (height, width, 3), uint8, default=None
+            RGB picture of the whole slide to show in place of `slide`, such as
+            ``SlideTiler().inspect_slide`` returns together with `downsample`. It reads what
+            OpenSlide does not.
+        downsample : float, default=1.0
+            Level-0 pixels per pixel of `thumbnail`.
+        mpp : float, default=None
+            Resolution of level 0 in um/px, for the scale bar. None takes what `slide` states;
+            where it states none, there is no scale bar.
+        tile_size : float, default=None
+            Edge of a tile in level-0 pixels. None takes ``tiles.attrs["size_level0"]`` or, where
+            that is None, the smallest distance between neighbours, which is too large if no two
+            of the tiles are neighbours.
+        units : str, default=None
+            Units of the expression, such as "log2 TPM", for the colour bar; None states none.
+        size : int, default=1200
+            Longer side in pixels that the picture read from `slide` has at least, unless the
+            slide is smaller.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; None makes a new figure.
+        **style : object
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        display : SpatialExpressionDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If `tiles` is no DataFrame.
+        ValueError
+            If the tiles have no coordinates or do not lie on the slide, if the gene is missing,
+            or if the slide cannot be read.
+        """
+        _check_table(tiles)
+        if isinstance(gene, list | tuple):
+            raise ValueError(f"gene must be one gene, got {gene!r}. Draw one map for each.")
+        column, gene = _find_gene(gene, tiles.columns.to_numpy(dtype=object), tiles.shape[1])
+        name, edge = _name_of_slide(tiles), tiles.attrs.get("size_level0")
+        if slide is not None:
+            if thumbnail is not None:
+                raise ValueError("thumbnail takes the place of slide; pass one of both.")
+            path = getattr(slide, "path", slide)
+            thumbnail, downsample, stated = read_overview(path, size)
+            # A TiledSlide knows what the user said of a file that states nothing.
+            mpp = getattr(slide, "slide_mpp", stated) if mpp is None else mpp
+            _warn_of_other_slide(tiles.attrs.get("slide"), path)
+            name = name or Path(path).stem
+            edge = edge or getattr(slide, "size_level0", None)
+        display = cls(
+            tiles.index.to_frame().to_numpy(),
+            tiles.iloc[:, column].to_numpy(),
+            tile_size=tile_size or edge,
+            gene=gene,
+            image=thumbnail,
+            downsample=downsample,
+            mpp=mpp,
+            slide_name=name,
+            units=units,
+        )
+        return display.plot(ax, **style)
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, gene, window=None, stride=1, mpp=None, **options):
+        """
+        Predict the expression of one gene in the tiles of a slide, and draw it.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted regressor that has ``predict_tiles``, or a Pipeline or search that ends in
+            one, whose other steps transform the slide first.
+        X : FeatureBag, or what the Pipeline takes as one slide
+            One slide: the features of its tiles, with their coordinates.
+        gene : str or int
+            The gene to draw: its name, or its position where the genes have no names.
+        window : int, default=None
+            Edge of the window that ``predict_tiles`` moves over the slide, in tiles. None takes
+            each tile by itself.
+        stride : int, default=1
+            Step of the window, in tiles; at most `window`.
+        mpp : float, default=None
+            Resolution of level 0 in um/px, for the scale bar. None takes what the slide states,
+            then what the bag says about the edge of its tiles.
+        **options : object
+            Passed to :meth:`from_predictions`: the slide to show beneath, the axes and so on.
+
+        Returns
+        -------
+        display : SpatialExpressionDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        KeyError
+            If the gene is not one of the estimator's.
+        TypeError
+            If the estimator has no ``predict_tiles``.
+        ValueError
+            If the tiles have no coordinates or do not lie on the slide, or if the slide cannot
+            be read.
+
+        Notes
+        -----
+        A map needs the features of the tiles themselves. A clusterer of super-tiles merges them
+        and loses their places: of a Pipeline that holds one, pass the last step as the
+        estimator and the bag from before the clusterer as X.
+        """
+        bags = [X]
+        while not hasattr(estimator, "predict_tiles"):
+            if hasattr(estimator, "best_estimator_"):
+                estimator = estimator.best_estimator_
+            elif isinstance(estimator, Pipeline):
+                bags = estimator[:-1].transform(bags)
+                estimator = estimator[-1]
+            else:
+                raise TypeError(
+                    "estimator must have predict_tiles, as PriorKnowledgeRegressor has, got an "
+                    f"instance of {type(estimator).__name__}."
+                )
+        [tiles] = estimator.predict_tiles(bags, genes=[gene], window=window, stride=stride)
+        edge = getattr(bags[0], "tile_edge_um", None)
+        if mpp is None and options.get("slide") is None and edge:
+            mpp = edge / bags[0].size_level0
+        return cls.from_predictions(tiles, mpp=mpp, **options)
+
+    def plot(self, ax=None, *, cmap="viridis", vmin=None, vmax=None, alpha=0.6, fontsize=None):
+        """
+        Draw slide, tiles, colour bar and scale bar.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; None makes a new figure.
+        cmap : str or matplotlib Colormap, default="viridis"
+            Colours from low to high expression.
+        vmin, vmax : float, default=None
+            Expression at both ends of the colours; pass the same to compare slides. None takes
+            the 1st and the 99th percentile. An end that some tiles lie beyond is an arrow.
+        alpha : float, default=0.6
+            Opacity of the tiles over a slide, from 0 to 1. Without a slide they are opaque.
+        fontsize : float, default=None
+            Size of the text in points; None takes matplotlib's.
+
+        Returns
+        -------
+        display : SpatialExpressionDisplay
+            The display itself.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, a number is not finite or out of range, or tiles lie outside
+            of `image`.
+        """
+        corners, values = self._check_tiles()
+        edge, step = _edges(corners, self.tile_size)
+        self._check_image(corners)
+        limits = color_limits(values, vmin, vmax, percentiles=(1, 99))
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6.6, 6), layout="constrained")
+        width, height = self._draw_image(ax, corners, edge)
+        if self.image is None:
+            corners, alpha = corners - corners.min(axis=0), 1.0
+        self.tiles_ = draw_squares(
+            ax,
+            (corners + (edge - step) / 2) / self.downsample,
+            step / self.downsample,
+            array=values,
+            cmap=cmap,
+            norm=Normalize(*limits),
+            alpha=alpha,
+            facecolor="C0",
+            edgecolor="none",
+            linewidth=0,
+            # Many tiles stay one picture inside a vector file.
+            rasterized=len(values) > _RASTERIZED,
+        )
+        self._draw_frame(ax, values, limits, width, fontsize)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def _check_tiles(self):
+        corners = np.asarray(self.corners, dtype=np.float64)
+        values = np.asarray(self.values, dtype=np.float64)
+        if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners):
+            raise ValueError(f"corners must have the shape (n_tiles, 2), got {corners.shape}.")
+        if values.shape != corners.shape[:1]:
+            raise ValueError(
+                f"values must have the shape ({len(corners)},), one a tile of corners, got "
+                f"{values.shape}."
+            )
+        for name, array in (("corners", corners), ("values", values)):
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} must be finite, got NaN or infinity.")
+        _check_positive("downsample", self.downsample)
+        for name in ("tile_size", "mpp"):
+            if not pd.isna(getattr(self, name)):
+                _check_positive(name, getattr(self, name))
+        return corners, values
+
+    def _check_image(self, corners):
+        if self.image is None:
+            return
+        shape = np.shape(self.image)
+        if len(shape) != 3 or shape[2] != 3:
+            raise ValueError(f"image must be RGB of shape (height, width, 3), got {shape}.")
+        size = np.array(shape[1::-1]) * self.downsample
+        outside = ((corners < 0) | (corners >= size)).any(axis=1)
+        if outside.any():
+            raise ValueError(
+                f"corners: {outside.sum()} of {len(corners)} tiles lie outside of the picture of "
+                f"{size[0]:.0f} x {size[1]:.0f} level-0 pixels, such as "
+                f"{corners[outside.argmax()].tolist()}. Check that it shows this slide, and "
+                f"downsample={self.downsample:g}."
+            )
+
+    def _draw_image(self, ax, corners, edge):
+        """Draw the slide, set the limits, and return width and height in pixels."""
+        self.image_ = None
+        if self.image is None:
+            width, height = (np.ptp(corners, axis=0) + edge) / self.downsample
+        else:
+            height, width = np.shape(self.image)[:2]
+            # Luminance as in ITU-R BT.601, which PIL uses as well.
+            grey = np.asarray(self.image)[..., :3] @ np.array([0.299, 0.587, 0.114])
+            style = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "antialiased"}
+            self.image_ = ax.imshow(grey, extent=(0, width, height, 0), **style)
+        ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
+        return width, height
+
+    def _draw_frame(self, ax, values, limits, width, fontsize):
+        gene = self.gene if self.gene is None or isinstance(self.gene, str) else f"gene {self.gene}"
+        label = "Predicted expression" if gene is None else f"Predicted {gene}"
+        label += "" if self.units is None else f" ({self.units})"
+        beyond = bool((values < limits[0]).any()), bool((values > limits[1]).any())
+        extend = {(True, False): "min", (False, True): "max", (True, True): "both"}
+        self.colorbar_ = draw_color_bar(
+            ax, self.tiles_, label, extend=extend.get(beyond, "neither"), fontsize=fontsize
+        )
+        if not pd.isna(self.mpp):
+            draw_scale_bar(ax, width, self.mpp * self.downsample, fontsize=fontsize)
+        fit_title(ax, [gene, self.slide_name], fontsize=fontsize)
+
+
+def _check_table(tiles):
+    if not isinstance(tiles, pd.DataFrame):
+        raise TypeError(
+            "tiles must be the DataFrame of one slide, such as predict_tiles([bag])[0], got an "
+            f"instance of {type(tiles).__name__}."
+        )
+    if list(tiles.index.names) != ["x", "y"]:
+        raise ValueError(
+            "tiles must be indexed by x and y, the corners of the tiles in level-0 pixels, but "
+            f"the index is {list(tiles.index.names)}. predict_tiles gives such a table for "
+            "FeatureBag(features, coords=...); arrays and super-tiles have no coordinates."
+        )
+
+
+def _name_of_slide(tiles):
+    """Return the name in a table; of a path, its last part without the ending."""
+    name = str(tiles.attrs.get("slide") or "")
+    return Path(name).stem if Path(name).name != name else name
+
+
+def _warn_of_other_slide(name, path):
+    if name and not same_sample(str(name), str(path)):
+        warnings.warn(
+            f"The tiles are of the slide {name!r}, and the picture is of {str(path)!r}.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _check_positive(name, value):
+    if not isinstance(value, Real) or not 0 < value < np.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def _edges(corners, tile_size):
+    """Return the edge of a tile, and of the square that it does not share with another one."""
+    if len(corners) == 1:
+        if tile_size is None:
+            raise ValueError("tile_size cannot be told from one tile; pass it.")
+        return tile_size, tile_size
+    distances = cKDTree(corners).query(corners, k=2, p=np.inf)[0][:, 1]
+    if not distances.all():
+        double = corners[distances.argmin()].tolist()
+        raise ValueError(f"corners must differ, but more than one tile starts at {double}.")
+    # Not the smallest one: some tools lay a grid over each piece of tissue, and two may touch.
+    step = np.quantile(distances, 0.05, method="lower")
+    edge = step if tile_size is None else tile_size
+    return edge, min(edge, step)

@@ -1,0 +1,205 @@
+"""FeatureBag: the features of the tiles of one slide."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .._inputs import check_coords
+from ._formats import open_features
+
+# The name of a TCGA slide holds a dot of its own, so not all that follows a dot is an ending.
+_SLIDE_ENDINGS = {
+    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif"),
+    *(".czi", ".zvi", ".dcm", ".qptiff", ".isyntax", ".sdpc", ".zarr", ".png", ".jpg", ".jpeg"),
+    *(".h5", ".hdf5", ".pt", ".ome"),
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureBag:
+    """
+    The features of the tiles of one slide.
+
+    Whatever takes an array of shape (tiles, n_features) takes a bag. The features are in
+    memory, or, in a bag of :meth:`from_file`, in a file that is read each time they are asked
+    for: such a bag is small, whatever the slide, and is sent to another process as its path.
+
+    Parameters
+    ----------
+    features : array-like of shape (n, d)
+        Features, kept as float32.
+    coords : array-like of shape (n, 2), default=None
+        Upper left corner (x, y) of each tile, in level-0 pixels.
+    slide : str, default=""
+        Path or name of the slide.
+    size_level0 : int, default=None
+        Edge of a tile in level-0 pixels.
+    tile_edge_um : float, default=None
+        Edge of a tile in um.
+    reason : str, default=""
+        Why the bag is empty; empty where it is not.
+
+    Attributes
+    ----------
+    path : str or None
+        File that holds the features, None where they are in memory.
+
+    See Also
+    --------
+    FoundationFeaturizer : Makes bags of tiled slides.
+    SuperTileClusterer : Makes bags shorter.
+    read_features : Reads bags from files.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_pk.slides import FeatureBag
+    >>> bag = FeatureBag(np.ones((3, 4)), slide="a.svs")
+    >>> bag, np.asarray(bag).dtype
+    (FeatureBag(slide='a.svs', shape=(3, 4)), dtype('float32'))
+    """
+
+    features: np.ndarray
+    coords: np.ndarray | None = None
+    slide: str = ""
+    size_level0: int | None = None
+    tile_edge_um: float | None = None
+    reason: str = ""
+
+    # Not annotated, so no field: only a bag of from_file has one.
+    path = None
+
+    def __post_init__(self):
+        """Check shapes and fix dtypes."""
+        owner = str(self.slide) or "FeatureBag"
+        features = np.asarray(self.features, dtype=np.float32)
+        if features.ndim != 2:
+            raise ValueError(
+                f"{owner}: expected features of shape (tiles, n_features), got {features.shape}."
+            )
+        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "slide", str(self.slide))
+        if self.coords is None:
+            return
+        coords = check_coords(self.coords, owner)
+        if len(coords) != len(features):
+            raise ValueError(
+                f"{owner}: got {len(features)} rows of features but {len(coords)} of coords; "
+                "each tile needs one of both."
+            )
+        object.__setattr__(self, "coords", coords)
+
+    @classmethod
+    def from_file(cls, path, *, features=None, mpp=None):
+        """
+        Make a bag of a file, which is read whenever the features are asked for.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that :func:`read_features` reads.
+        features : str, default=None
+            Data set that holds the features, where a file has several.
+        mpp : float, mapping or Series, default=None
+            Resolution of level 0 in um/px, or one for each name of a slide, which turns
+            coordinates in um (STAMP) into pixels.
+
+        Returns
+        -------
+        bag : FeatureBag
+            The bag. Its shape is known without reading.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError
+            If the file cannot be opened.
+        TypeError
+            If `mpp` is something else.
+        ValueError
+            If the file does not hold features, is damaged, or is a pickle.
+        """
+        return FileBag(open_features(path, features=features, mpp=mpp))
+
+    @property
+    def name(self):
+        """Name of the slide: its file name without the ending."""
+        name = Path(self.slide).name
+        while Path(name).suffix.lower() in _SLIDE_ENDINGS:
+            name = name.removesuffix(Path(name).suffix)
+        return name
+
+    @property
+    def shape(self):
+        """Number of tiles and of features."""
+        return self.features.shape
+
+    @property
+    def ndim(self):
+        """Number of dimensions, which is 2."""
+        return 2
+
+    @property
+    def dtype(self):
+        """Type of the features, which is float32."""
+        return np.dtype(np.float32)
+
+    def __len__(self):
+        """Count the tiles."""
+        return self.shape[0]
+
+    def __repr__(self):
+        """Name the slide and the shape; nothing is read."""
+        known = [f"slide={self.slide!r}", f"shape={self.shape}"]
+        known += [f"{key}={value!r}" for key in ("path", "reason") if (value := getattr(self, key))]
+        return f"FeatureBag({', '.join(known)})"
+
+    def __array__(self, dtype=None, copy=None):
+        """Return the features as an array."""
+        return np.array(self.features, dtype=dtype, copy=copy)
+
+
+class FileBag(FeatureBag):
+    """
+    A bag whose features and coordinates stay in a file.
+
+    Parameters
+    ----------
+    file : FeatureFile
+        The file.
+    slide : str, default=None
+        Path or name of the slide; None takes the one the file states.
+    """
+
+    def __init__(self, file, slide=None):
+        values = {
+            "file": file,
+            "slide": file.slide if slide is None else str(slide),
+            "size_level0": file.size_level0,
+            "tile_edge_um": file.tile_edge_um,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def features(self):
+        """Features, read from the file."""
+        return self.file.read_features()
+
+    @property
+    def coords(self):
+        """Corners of the tiles in level-0 pixels, read from the file."""
+        coords = self.file.read_coords()
+        return None if coords is None else check_coords(coords, self.path)
+
+    @property
+    def path(self):
+        """Absolute path of the file."""
+        return self.file.path
+
+    @property
+    def shape(self):
+        """Number of tiles and of features, known without reading."""
+        return self.file.shape

@@ -1,0 +1,395 @@
+"""Where the mask of a slide comes from: a method, an array, an image or a drawing."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import hashlib
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+from sklearn.utils._param_validation import InvalidParameterError
+
+from .._wsi._reader import file_state
+from ._annotations import fill_polygons, place_polygons, read_polygons
+from ._methods import METHODS
+
+_DRAWINGS = (".geojson", ".json")
+_ENDINGS = (*_DRAWINGS, ".png")
+# Pillow knows others for which it starts programs (EPS), or which are no pictures.
+_PICTURES = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAX_PIXELS = 1 << 27
+# What Pillow and tifffile raise on images that are damaged.
+_BAD_IMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+    *(AttributeError, EOFError, MemoryError, struct.error, zlib.error),
+    Image.DecompressionBombError,
+)
+_TAKES = (
+    f"{', '.join(map(repr, METHODS))}, a function, a mask array, the path of a GeoJSON file or "
+    "a mask image, a folder of such files, or None"
+)
+
+
+def check_tissue(tissue, slides):
+    """
+    Check the parameter `tissue` of a tiler against its slides.
+
+    Parameters
+    ----------
+    tissue : str, path-like, ndarray, callable or None
+        The parameter.
+    slides : list of SlideRow
+        Slides, some with a mask of their own.
+
+    Raises
+    ------
+    InvalidParameterError
+        If it is neither the name of a method nor a path that exists, or if one mask is to
+        serve several slides.
+    ValueError
+        If an array is no mask.
+    """
+    if isinstance(tissue, np.ndarray):
+        check_mask_array(tissue, "tissue")
+    elif isinstance(tissue, str | os.PathLike):
+        if tissue in METHODS or os.path.isdir(tissue):
+            return
+        if not os.path.exists(tissue):
+            raise InvalidParameterError(
+                f"The 'tissue' parameter of SlideTiler must be {_TAKES}. Got {tissue!r}, which is "
+                "no method and no file or folder that exists."
+            )
+    else:
+        return
+    users = {slide.path for slide in slides if slide.tissue is None}
+    if len(users) > 1:
+        raise InvalidParameterError(
+            f"The 'tissue' parameter of SlideTiler is one mask, but {len(users)} slides have no "
+            "mask of their own. Pass X as a DataFrame with the columns 'slide' and 'tissue', or a "
+            "folder with one file a slide."
+        )
+
+
+def check_mask_array(mask, owner):
+    """
+    Check that an array is a mask.
+
+    Parameters
+    ----------
+    mask : ndarray
+        The array.
+    owner : str
+        What it is, for the text of errors.
+
+    Raises
+    ------
+    ValueError
+        If it holds neither bool nor whole numbers, has another number of dimensions than two,
+        or no pixel.
+    """
+    if mask.dtype.kind not in "bui":
+        raise ValueError(
+            f"{owner}: expected a mask of bool or whole numbers (0 is background), got an array "
+            f"of dtype {mask.dtype}. Pass mask > threshold."
+        )
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(
+            f"{owner}: expected a mask of shape (height, width) over the whole slide, got an "
+            f"array of shape {mask.shape}."
+        )
+
+
+def choose_tissue(tissue, slide):
+    """
+    Find what tells the tissue of one slide.
+
+    Parameters
+    ----------
+    tissue : str, path-like, ndarray, callable or None
+        What the tiler says.
+    slide : SlideRow
+        The slide; what its row says comes first.
+
+    Returns
+    -------
+    source : str, callable, ndarray, Path or None
+        Name of a method, function, mask, file of a mask, or None for no mask.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file; the slide is named.
+    ValueError
+        If a folder holds two files for the slide.
+    """
+    chosen = tissue if slide.tissue is None else slide.tissue
+    if not isinstance(chosen, str | os.PathLike) or chosen in METHODS:
+        return chosen
+    path = Path(chosen)
+    if path.is_dir():
+        return _find_in_folder(path, slide.path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Slide {slide.path!r}: its tissue mask does not exist: {str(path)!r}. Expected "
+            f"{_TAKES}."
+        )
+    return path
+
+
+def absolute_tissue(tissue):
+    """
+    Name a file or folder of masks so that a process in any folder finds it.
+
+    Parameters
+    ----------
+    tissue : str, path-like, ndarray, callable or None
+        What tells the tissue.
+
+    Returns
+    -------
+    str, ndarray, callable or None
+        The same, with an absolute path.
+    """
+    is_path = isinstance(tissue, str | os.PathLike) and tissue not in METHODS
+    return os.path.abspath(tissue) if is_path else tissue
+
+
+def _find_in_folder(folder, slide):
+    name = Path(slide)
+    bases = dict.fromkeys((name.stem, name.name))
+    candidates = [folder / f"{base}{ending}" for base in bases for ending in _ENDINGS]
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"Slide {slide!r} has no tissue mask in the folder {str(folder)!r}: expected "
+            f"{candidates[0].name!r}, or with the ending {' or '.join(_ENDINGS[1:])}."
+        )
+    if len(found) > 1:
+        names = " and ".join(repr(path.name) for path in found)
+        raise ValueError(
+            f"Slide {slide!r} has more than one tissue mask in the folder {str(folder)!r}: "
+            f"{names}. Keep one."
+        )
+    return found[0]
+
+
+def is_drawn(source):
+    """Tell a mask that is given from one that is found on the overview."""
+    return isinstance(source, np.ndarray | Path)
+
+
+def source_key(source):
+    """
+    Return what changes when a source of masks changes.
+
+    Parameters
+    ----------
+    source : str, callable, ndarray, Path or None
+        As :func:`choose_tissue` returns it.
+
+    Returns
+    -------
+    key : object
+        The source itself, a digest of an array, or the state of a file.
+
+    Raises
+    ------
+    OSError
+        If the file is gone.
+    """
+    if isinstance(source, np.ndarray):
+        return _digest(np.ascontiguousarray(source), source.shape, source.dtype)
+    if isinstance(source, Path):
+        # Tools may keep size and time of modification of a file, not the time of this change.
+        return (*file_state(source), os.stat(source).st_ctime_ns)
+    return source
+
+
+def describe_source(source):
+    """
+    Describe a source of masks for the record of how a slide was tiled.
+
+    Parameters
+    ----------
+    source : str, callable, ndarray, Path or None
+        As :func:`choose_tissue` returns it.
+
+    Returns
+    -------
+    text : str or None
+        The same for the same content of an array or a file.
+    """
+    if isinstance(source, np.ndarray):
+        return f"mask {source.shape} {source_key(source)}"
+    if isinstance(source, Path):
+        return f"{source.name} {_digest(source.read_bytes())}"
+    return getattr(source, "__qualname__", repr(source)) if callable(source) else source
+
+
+def _digest(content, *more):
+    return hashlib.blake2b(content, digest_size=8, key=repr(more).encode()[:64]).hexdigest()
+
+
+def read_mask_image(path, slide):
+    """
+    Read a mask from an image.
+
+    Parameters
+    ----------
+    path : Path
+        Image of one channel, or of three that are equal; 0 is background.
+    slide : str
+        Slide it belongs to, for the text of errors.
+
+    Returns
+    -------
+    mask : ndarray of shape (height, width), bool or integer
+        The mask.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such image; file and slide are named.
+    """
+    owner = f"Slide {slide!r}: its tissue mask {str(path)!r}"
+    try:
+        pixels, is_gray = _read_image(path)
+    except _BAD_IMAGE as error:
+        raise ValueError(
+            f"{owner} is neither GeoJSON ({' or '.join(_DRAWINGS)}) nor an image that can be read "
+            f"({error})."
+        ) from error
+    if not is_gray:
+        raise ValueError(f"{owner} is a picture in colour. Expected a mask of one channel.")
+    if pixels.dtype.kind not in "bui":
+        raise ValueError(f"{owner} holds {pixels.dtype}. Expected a mask of whole numbers.")
+    return pixels
+
+
+def _read_image(path):
+    """Return the first channel of an image, and whether the others hold the same."""
+    with open(path, "rb") as file:
+        is_tiff = file.read(4) in _TIFF_MAGIC
+    if is_tiff:
+        return _read_tiff(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a bound below
+        with Image.open(path, formats=_PICTURES) as image:
+            _check_pixels(image.width, image.height)
+            bands = image.getbands()
+            if len(bands) == 1:
+                return np.asarray(image), True
+            # One by one, for the memory.
+            first = np.asarray(image.getchannel(0))
+            others = bands[1:3] if len(bands) > 2 else ()
+            return first, all(np.array_equal(first, image.getchannel(each)) for each in others)
+
+
+def _read_tiff(path):
+    """Read the first image of a TIFF; Pillow would let its library write to the terminal."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        if page.axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(f"it is no picture, but has the axes {page.axes}")
+        _check_pixels(max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength))
+        pixels = page.asarray(maxworkers=1)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            pixels = ~pixels
+    channels = [pixels] if page.axes == "YX" else np.moveaxis(pixels, page.axes.index("S"), 0)
+    first, others = channels[0], channels[1:3] if len(channels) > 2 else ()
+    if first.ndim != 2 or not first.size:
+        raise ValueError(f"it is no picture, but has the shape {first.shape}")
+    return first, all(np.array_equal(first, each) for each in others)
+
+
+def _check_pixels(width, height):
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"it declares {width} x {height} pixels, more than {_MAX_PIXELS:,}")
+
+
+def sample_mask(mask, shape, steps):
+    """
+    Put a mask on another grid: a pixel takes the value at its middle.
+
+    Parameters
+    ----------
+    mask : ndarray of shape (height, width)
+        The mask.
+    shape : tuple of int
+        Height and width of the other grid.
+    steps : tuple of float
+        Pixels of the mask per pixel of the other grid, down and to the right.
+
+    Returns
+    -------
+    ndarray of `shape`, bool
+        True where the mask is not 0.
+    """
+    rows, columns = (
+        np.minimum(((np.arange(length) + 0.5) * step).astype(np.int64), limit - 1)
+        for length, step, limit in zip(shape, steps, mask.shape, strict=True)
+    )
+    return mask[np.ix_(rows, columns)].astype(bool)
+
+
+def draw_mask(source, slide, info, shape, scale):
+    """
+    Draw a given mask on a grid of pixels over a slide.
+
+    Parameters
+    ----------
+    source : ndarray or Path
+        The mask, or the file that holds it.
+    slide : SlideReader
+        The open slide. QuPath counts from the corner that ``openslide.bounds-x`` and
+        ``openslide.bounds-y`` name, where a slide has these.
+    info : SlideInfo
+        Its header.
+    shape : tuple of int
+        Height and width of the grid.
+    scale : float
+        Level-0 pixels per pixel of the grid.
+
+    Returns
+    -------
+    mask : ndarray of `shape`, bool
+        True on tissue.
+
+    Raises
+    ------
+    ValueError
+        If the mask cannot be read or does not fit the slide.
+    """
+    if isinstance(source, Path) and source.suffix.lower() in _DRAWINGS:
+        origin = [float(slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy"]
+        polygons = read_polygons(source, info.path)
+        polygons = place_polygons(polygons, origin, info.size, source, info.path)
+        return fill_polygons(polygons, shape, scale)
+    if isinstance(source, Path):
+        mask, owner = read_mask_image(source, info.path), f"its tissue mask {str(source)!r}"
+    else:
+        mask, owner = source, "its tissue mask"
+        check_mask_array(mask, f"The tissue mask of slide {info.path!r}")
+    width, height = info.size
+    steps = mask.shape[0] / height, mask.shape[1] / width
+    _check_aspect(mask.shape, info, owner)
+    return sample_mask(mask, shape, (steps[0] * scale, steps[1] * scale))
+
+
+def _check_aspect(shape, info, owner):
+    """Refuse a mask of other proportions than the slide, allowing for rounding."""
+    (height, width), (slide_width, slide_height) = shape, info.size
+    expected = (width * slide_height / slide_width, height * slide_width / slide_height)
+    off = (abs(height - expected[0]), abs(width - expected[1]))
+    if min(off) > 1.5 and min(off[0] / height, off[1] / width) > 0.01:
+        raise ValueError(
+            f"Slide {info.path!r}: {owner} of {width} x {height} pixels does not have the "
+            f"proportions of the slide, {slide_width} x {slide_height}. A mask must cover the "
+            "whole slide, at any resolution."
+        )

@@ -1,0 +1,3 @@
+"""Open whole slide images: levels, pixel size, overview, fingerprint."""
+
+# SPDX-License-Identifier: BSD-3-Clause

@@ -1,0 +1,98 @@
+"""Read slides with OpenSlide."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from contextlib import contextmanager
+
+import numpy as np
+import openslide
+
+from ._overview import to_rgb
+from ._tiff_header import check_tiff_header
+
+
+class OpenSlideReader:
+    """
+    Pixels of a slide that OpenSlide opens.
+
+    Parameters
+    ----------
+    path : str
+        Path of the slide file.
+
+    Attributes
+    ----------
+    size, level_sizes, level_downsamples, properties, vendor
+        As those of :class:`~._tiff.TiffSlide`, which has the same methods.
+
+    Raises
+    ------
+    ValueError
+        If OpenSlide cannot read the file.
+    """
+
+    name = "openslide"
+
+    def __init__(self, path):
+        self._path = path
+        try:
+            check_tiff_header(path)
+        except ValueError as error:
+            raise self._damaged(error) from error
+        with self._named():
+            self._slide = openslide.OpenSlide(path)
+            self.size = self._slide.dimensions
+            self.level_sizes = self._slide.level_dimensions
+            self.level_downsamples = self._slide.level_downsamples
+            self.properties = self._slide.properties
+        self.vendor = self.properties.get("openslide.vendor", "")
+
+    def __enter__(self):
+        """Return the slide itself."""
+        return self
+
+    def __exit__(self, *error):
+        """Close the file."""
+        self._slide.close()
+
+    @contextmanager
+    def _named(self):
+        path = self._path
+        try:
+            yield
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise ValueError(
+                f"Not a slide that OpenSlide or tifffile can read: {path!r}. Expected a whole "
+                "slide image such as SVS, tiled pyramidal TIFF, NDPI, MRXS or DICOM, complete to "
+                "its last byte."
+            ) from error
+        except openslide.OpenSlideError as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error):
+        return ValueError(
+            f"Slide is damaged or truncated: {self._path!r} ({error}). Copy or download it again."
+        )
+
+    def read(self, x, y, level, width, height):
+        """
+        Read a rectangle of one level.
+
+        Parameters
+        ----------
+        x, y : int
+            Upper left corner in level-0 pixels. Between two pixels of the level, OpenSlide
+            interpolates.
+        level : int
+            Pyramid level.
+        width, height : int
+            Size in pixels of that level.
+
+        Returns
+        -------
+        pixels : ndarray of shape (height, width, 3), uint8
+            RGB, white outside of the slide and where it is transparent.
+        """
+        with self._named():
+            image = self._slide.read_region((x, y), level, (width, height))
+        return np.asarray(to_rgb(image))

@@ -1,0 +1,261 @@
+"""Folders of features: what is read, what is left out, and what is refused."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import copy
+import pickle
+import tracemalloc
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sklearn_pk.slides import FeatureBag, SlideTiler, read_features
+from sklearn_pk.slides._features._folder import FeatureBags
+from sklearn_pk.slides._features._store import store_key, store_path, write_features
+
+
+def write_h5(path, features=(4, 3), attrs=None, name="features", **datasets):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        if features is not None:
+            file[name] = np.full(features, 7, dtype=np.float32)
+        for other, value in datasets.items():
+            file[other] = value
+        file.attrs.update(attrs or {})
+    return path
+
+
+def write_torch(path, shape=(4, 3)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.full(shape, 8.0), path)
+    return path
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    """Three files that cannot be read, beside a good one."""
+    write_h5(tmp_path / "good.h5")
+    (tmp_path / "a.h5").write_text("text")
+    (tmp_path / "b.h5").write_bytes((tmp_path / "good.h5").read_bytes()[:-9])
+    (tmp_path / "c.npy").write_bytes(b"")
+    return tmp_path
+
+
+def test_bags_are_sorted_named_and_lazy(tmp_path):
+    for name in ("b", "TCGA-A1-01Z-00-DX1.8FE62F64-A0AE", "a"):
+        write_h5(tmp_path / f"{name}.h5")
+    bags = read_features(tmp_path)
+    assert isinstance(bags, FeatureBags)
+    assert bags.names == ["TCGA-A1-01Z-00-DX1.8FE62F64-A0AE", "a", "b"]
+    assert [bag.path for bag in bags] == [str(tmp_path / f"{name}.h5") for name in bags.names]
+    assert list(bags.failures.columns) == ["slide", "reason"]
+    assert repr(bags) == "FeatureBags(3 slides, 3 features, 0 failures)"
+    for copied in (pickle.loads(pickle.dumps(bags)), copy.deepcopy(bags)):
+        assert copied.names == bags.names
+        np.testing.assert_array_equal(copied[0], bags[0])
+        pd.testing.assert_frame_equal(copied.failures, bags.failures)
+
+
+def test_names_select_the_expression(tmp_path):
+    for name in "cab":
+        write_h5(tmp_path / f"{name}.h5")
+    expression = pd.DataFrame({"ESR1": [1.0, 2.0, 3.0]}, index=list("bca"))
+    bags = read_features(tmp_path)
+    assert expression.loc[bags.names, "ESR1"].tolist() == [3, 1, 2]
+
+
+def test_folders_are_not_read_into_memory(tmp_path):
+    for number in range(6):
+        write_h5(tmp_path / f"{number}.h5", (1000, 256))
+    tracemalloc.start()
+    bags = read_features(tmp_path)
+    shapes = {bag.shape for bag in bags} | {(len(bag), 256) for bag in bags}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert shapes == {(1000, 256)}
+    assert peak < bags[0].features.nbytes / 2
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_kept(bad_files):
+    with pytest.warns(UserWarning, match=r"3 of 4 files .* the first: .*a\.h5.*See failures"):
+        bags = read_features(bad_files)
+    assert bags.names == ["good"]
+    assert bags.failures["slide"].tolist() == [str(bad_files / f"{x}") for x in FAILED]
+    assert bags.failures["reason"].str.contains("not a readable|files are not read").all()
+
+
+FAILED = ("a.h5", "b.h5", "c.npy")
+
+
+def test_what_cannot_be_read_can_be_an_error(bad_files):
+    with pytest.raises(ValueError, match=r"(?s)3 of 4 files .*a\.h5.*b\.h5.*c\.npy"):
+        read_features(bad_files, errors="raise")
+    with pytest.raises(ValueError, match="errors must be 'skip' or 'raise', got 'empty'"):
+        read_features(bad_files, errors="empty")
+
+
+def test_nothing_that_can_be_read(bad_files):
+    (bad_files / "good.h5").unlink()
+    for number in range(12):
+        (bad_files / f"z{number:02}.pkl").touch()
+    with pytest.raises(ValueError, match=r"(?s)15 of 15 files .*z06\.pkl.*and 5 more") as info:
+        read_features(bad_files)
+    assert "z07.pkl" not in str(info.value)
+
+
+def test_folders_without_features(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    write_h5(tmp_path / "._a.h5")  # as macOS writes beside a.h5
+    with pytest.raises(ValueError, match=r"expected files of features .*found none"):
+        read_features(tmp_path)
+    write_h5(tmp_path / "patches" / "a_patches.h5", None, coords=np.ones((4, 2)))
+    with pytest.raises(ValueError, match="found 1 files with coordinates only"):
+        read_features(tmp_path)
+    with pytest.raises(FileNotFoundError, match="none"):
+        read_features(tmp_path / "none")
+
+
+def test_trident_job_with_coordinates_beside_features(tmp_path):
+    write_h5(tmp_path / "patches" / "s_patches.h5", None, coords=np.ones((4, 2)))
+    write_h5(tmp_path / "features_uni_v1" / "s.h5", coords=np.ones((4, 2), dtype=np.int64))
+    bags = read_features(tmp_path)
+    assert (bags.names, len(bags.failures)) == (["s"], 0)
+
+
+def test_clam_has_each_slide_twice(tmp_path):
+    write_h5(tmp_path / "h5_files" / "a.h5", coords=np.ones((4, 2), dtype=np.int32))
+    write_torch(tmp_path / "pt_files" / "a.pt")
+    write_torch(tmp_path / "pt_files" / "b.pt")
+    write_h5(tmp_path / "c.h5")
+    write_torch(tmp_path / "c.pt")
+    write_torch(tmp_path / "0.pt")
+    bags = read_features(tmp_path)
+    assert bags.names == ["0", "c", "a", "b"]
+    values = {bag.name: bag.features[0, 0] for bag in bags}
+    assert values == {"0": 8, "a": 7, "b": 8, "c": 7}
+
+
+def test_a_torch_file_stands_in_for_a_damaged_one(tmp_path):
+    write_torch(tmp_path / "pt_files" / "a.pt")
+    (tmp_path / "h5_files").mkdir()
+    (tmp_path / "h5_files" / "a.h5").write_text("text")
+    with pytest.warns(UserWarning, match=r"1 of 2 files could not be read.*a\.h5"):
+        bags = read_features(tmp_path)
+    assert [bag.path[-4:] for bag in bags] == ["a.pt"]
+
+
+def test_sequoia_projects(tmp_path):
+    for project, slide in (("brca", "s1"), ("brca", "s2"), ("luad", "s0")):
+        folder = tmp_path / project / slide
+        write_h5(folder / f"{slide}.h5", name="uni_features", cluster_features=np.ones((2, 3)))
+        (folder / "complete_tile.txt").touch()
+    bags = read_features(tmp_path)
+    assert bags.names == ["s1", "s2", "s0"]
+    assert {bag.shape for bag in bags} == {(4, 3)}
+    assert {bag.shape for bag in read_features(tmp_path, features="cluster_features")} == {(2, 3)}
+
+
+def test_stamp_says_once_that_places_are_missing(tmp_path):
+    for name in "ab":
+        attrs = {"unit": "um", "tile_size_um": 256.0}
+        write_h5(tmp_path / f"{name}.h5", attrs=attrs, name="feats", coords=np.ones((4, 2)))
+    with pytest.warns(UserWarning, match=r"coordinates of 2 files are in um.*a\.h5") as record:
+        bags = read_features(tmp_path)
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    assert [bag.coords for bag in bags] == [None, None]
+    with pytest.warns(UserWarning, match=r"coordinates of 1 files are in um.*b\.h5"):
+        bags = read_features(tmp_path, mpp={"a": 0.5})
+    assert bags[0].coords.tolist() == [[2, 2]] * 4
+    bags = read_features(tmp_path, mpp=pd.Series({"a": 0.5, "b": 0.25}))
+    assert [bag.coords[0, 0] for bag in bags] == [2, 4]
+
+
+def test_several_encoders_are_named(tmp_path):
+    for name, attrs, shape in (
+        ("a", {"extractor": "uni2"}, (4, 3)),
+        ("b", {"extractor": "uni2"}, (6, 3)),
+        ("c", {"extractor": "ctranspath"}, (4, 2)),
+    ):
+        write_h5(tmp_path / f"{name}.h5", shape, attrs)
+    with pytest.raises(
+        ValueError, match=r"(?s)uni2, 3 features: 2 files, such as .*a\.h5.*ctranspath, 2.*encoder="
+    ):
+        read_features(tmp_path)
+    assert read_features(tmp_path, encoder="uni2").names == ["a", "b"]
+    with pytest.raises(ValueError, match=r"no features of the encoder 'uni'; found: ctransp.*uni2"):
+        read_features(tmp_path, encoder="uni")
+
+
+def test_several_widths_are_named(tmp_path):
+    write_h5(tmp_path / "a.h5", (4, 3))
+    write_h5(tmp_path / "b.h5", (4, 2))
+    with pytest.raises(ValueError, match=r"(?s)3 features: 1 files.*a\.h5.*2 features.*b\.h5"):
+        read_features(tmp_path)
+
+
+def test_two_files_of_one_slide(tmp_path):
+    one = write_h5(tmp_path / "x" / "s.h5")
+    other = write_h5(tmp_path / "y" / "s.h5")
+    with pytest.raises(ValueError, match=rf"two files of slide 's': '{one}' and '{other}'"):
+        read_features(tmp_path)
+
+
+def test_our_own_store(tmp_path, small_slides):
+    tiled = SlideTiler(tile_size=64, random_state=0).fit_transform(small_slides)
+    for slide in tiled:
+        key = store_key(slide, "e")
+        features = np.ones((len(slide), 5), dtype=np.float32)
+        write_features(store_path(tmp_path, slide, key), slide, features, key, "e", "hash")
+    bags = read_features(tmp_path, encoder="e")
+    assert bags.names == ["a", "b", "c"]
+    for bag, slide in zip(bags, tiled, strict=True):
+        np.testing.assert_array_equal(bag.coords, slide.coords)
+        assert bag.tile_edge_um == slide.tile_edge_um
+    # The same slide, tiled in another way, lies in the same folder.
+    key = store_key(tiled[0], "another")
+    features = np.ones((len(tiled[0]), 5), dtype=np.float32)
+    write_features(store_path(tmp_path, tiled[0], key), tiled[0], features, key, "e", "hash")
+    with pytest.raises(ValueError, match=r"two files of slide 'a': .*in a store, they differ"):
+        read_features(tmp_path)
+
+
+def test_a_list_of_bags_may_be_empty():
+    assert repr(FeatureBags()) == "FeatureBags(0 slides, 0 failures)"
+    assert FeatureBags([FeatureBag(np.ones((1, 2)), slide="s.ome.tiff")]).names == ["s"]
+
+
+def test_failures_are_counted_among_all_files(bad_files):
+    write_h5(bad_files / "uni.h5", attrs={"encoder": "uni"})
+    # Of those that cannot be read, nobody knows the encoder.
+    with pytest.warns(UserWarning, match="3 of 5 files could not be read"):
+        bags = read_features(bad_files, encoder="uni")
+    assert (bags.names, len(bags.failures)) == (["uni"], 3)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8)])
+@pytest.mark.parametrize("kind", ["h5", "pt"])
+@pytest.mark.parametrize("with_coords", [True, False])
+def test_features_of_whole_slides_are_passed_over(tmp_path, shape, kind, with_coords):
+    folder = tmp_path / "slide_features_titan"
+    if kind == "pt":
+        write_torch(folder / "s.pt", shape)
+    else:
+        coords = {"coords": np.ones((4, 2), dtype=np.int64)} if with_coords else {}
+        write_h5(folder / "s.h5", shape, **coords)
+    with pytest.raises(ValueError, match="found 1 files with features of whole slides"):
+        read_features(tmp_path)
+    with pytest.raises(ValueError, match=r"s\.(h5|pt).*of a whole slide, as its folder says"):
+        read_features(folder / f"s.{kind}")
+    write_h5(tmp_path / "features_conch" / "s.h5", coords=np.ones((4, 2), dtype=np.int64))
+    write_h5(tmp_path / "patches" / "s_patches.h5", None, coords=np.ones((4, 2)))
+    bags = read_features(tmp_path)
+    assert (bags.names, len(bags.failures)) == (["s"], 0)
+
+
+def test_tiles_in_a_folder_of_that_name(tmp_path):
+    write_h5(tmp_path / "slide_features_mine" / "s.h5")
+    assert read_features(tmp_path).names == ["s"]

@@ -1,0 +1,199 @@
+"""Areas drawn in QuPath."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sklearn_pk.slides._tissue import _annotations as _geojson
+from sklearn_pk.slides._tissue._annotations import (
+    Polygon,
+    fill_polygons,
+    place_polygons,
+    read_polygons,
+)
+
+
+def square(x, y, edge):
+    return [[x, y], [x + edge, y], [x + edge, y + edge], [x, y + edge], [x, y]]
+
+
+def feature(geometry, name=None, kind="annotation"):
+    properties = {"objectType": kind}
+    if name is not None:
+        properties["classification"] = {"name": name, "color": [200, 0, 0]}
+    return {"type": "Feature", "id": "1", "geometry": geometry, "properties": properties}
+
+
+def polygon(*rings):
+    return {"type": "Polygon", "coordinates": list(rings)}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        path = tmp_path / "slide.geojson"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+def inside_by_rays(x, y, rings):
+    """Cast a ray to the right and count the edges it crosses, point by point."""
+    crossed = 0
+    for ring in rings:
+        for (x0, y0), (x1, y1) in zip(ring[:-1], ring[1:], strict=True):
+            if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) > x:
+                crossed += 1
+    return crossed % 2 == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 10_000), st.integers(3, 12), st.integers(1, 3), st.sampled_from([1.0, 2.5, 16.0])
+)
+def test_pixels_inside_are_filled(seed, n_points, n_rings, scale):
+    rng = np.random.default_rng(seed)
+    shape = (13, 17)
+    # Outside of the grid too, crossing themselves and one another.
+    rings = [rng.uniform(-8, 24, (n_points, 2)) * scale for _ in range(n_rings)]
+    rings = [np.concatenate([ring, ring[:1]]) for ring in rings]
+    mask = fill_polygons([Polygon(rings, False)], shape, scale)
+    expected = [
+        [inside_by_rays((column + 0.5) * scale, (row + 0.5) * scale, rings) for column in range(17)]
+        for row in range(13)
+    ]
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_many_edges_are_filled_in_parts(monkeypatch):
+    angles = np.linspace(0, 2 * np.pi, 500)
+    ring = 40 + 30 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    whole = fill_polygons([Polygon([ring], False)], (80, 80), 1.0)
+    monkeypatch.setattr(_geojson, "_CHUNK", 7)
+    np.testing.assert_array_equal(fill_polygons([Polygon([ring], False)], (80, 80), 1.0), whole)
+    assert whole.sum() == pytest.approx(np.pi * 30**2, rel=0.01)
+
+
+def test_holes_unions_and_what_is_left_out(write):
+    path = write(
+        {
+            "type": "FeatureCollection",
+            "features": [
+                feature(polygon(square(2, 2, 2)), "Ignore*"),
+                feature(polygon(square(0, 0, 8), square(5, 5, 2)), "Tumor"),
+                # Overlaps the first area, and covers a part of its hole.
+                feature(polygon(square(6, 6, 6))),
+            ],
+        }
+    )
+    mask = fill_polygons(read_polygons(path, "s"), (14, 14), 1.0)
+    expected = np.zeros((14, 14), dtype=bool)
+    expected[:8, :8] = True
+    expected[5:7, 5:7] = False
+    expected[6:12, 6:12] = True
+    expected[2:4, 2:4] = False
+    np.testing.assert_array_equal(mask, expected)
+
+
+AREA = polygon(square(1, 1, 4))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        AREA,
+        feature(AREA),
+        [feature(AREA)],
+        {"type": "FeatureCollection", "features": [feature(AREA), feature(None)]},
+        {"type": "GeometryCollection", "geometries": [AREA, {"type": "Point", "coordinates": []}]},
+        feature({"type": "MultiPolygon", "coordinates": [AREA["coordinates"]]}),
+        [feature({"type": "LineString", "coordinates": [[0, 0], [9, 9]]}), feature(AREA)],
+        # What the program found is no drawing.
+        [feature(AREA), feature(polygon(square(0, 0, 12)), kind="cell")],
+        [
+            feature(AREA),
+            {**feature(polygon(square(0, 0, 12))), "id": "PathCellObject", "properties": {}},
+        ],
+        # A third coordinate, and members that are null or missing.
+        {
+            "type": "Feature",
+            "properties": None,
+            "geometry": polygon([[*point, 0.0] for point in square(1, 1, 4)]),
+        },
+        [feature(AREA), feature({"type": "Polygon", "coordinates": []})],
+        [
+            feature(AREA),
+            {
+                **feature(polygon(square(8, 8, 2))),
+                "properties": {"classification": {"names": ["Ignore*"]}},
+            },
+        ],
+    ],
+)
+def test_ways_to_write_one_area(content, write):
+    mask = fill_polygons(read_polygons(write(content), "s"), (14, 14), 1.0)
+    assert mask.sum() == mask[1:5, 1:5].sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", r"is not JSON"),
+        ("<xml>", r"is not JSON"),
+        ("[" * 200_000, r"is not JSON"),
+        ("\x00\xff\xfe", r"is not JSON"),
+        ("3", r"is not GeoJSON: found '3'"),
+        ({"features": []}, r"is not GeoJSON"),
+        ({"type": "FeatureCollection"}, r"has None where a list of coordinates"),
+        ({"type": "FeatureCollection", "features": []}, r"holds no area\. Expected closed"),
+        (feature({"type": "LineString", "coordinates": []}), "holds no area, only LineString"),
+        (feature(AREA, kind="detection"), "holds no area"),
+        (feature(AREA, "Ignore*"), r"areas of the class 'Ignore\*' only"),
+        (polygon(square(0, 0, 4)[:-1]), r"not closed: it starts at \[0.0, 0.0\] and ends at"),
+        (polygon([[0, 0], [1, 1], [0, 0]]), r"\(number 1\) of 3 points"),
+        (polygon([[0, 0], [1, float("nan")], [1, 1], [0, 0]]), "no pairs of numbers"),
+        (polygon([[0, 0], [1, "x"], [1, 1], [0, 0]]), "no pairs of numbers"),
+        (polygon([[0], [1], [1], [0]]), "no pairs of numbers"),
+        (polygon(7), "no pairs of numbers"),
+        ({"type": "Polygon", "coordinates": 7}, "has 7 where a list"),
+        ({"type": "Polygon", "coordinates": "7" * 5000}, "has '7777.*7 where a list"),
+        ([{"type": f"{n}" * 5000} for n in range(99)], "holds no area, only 0000.*0, 1111"),
+    ],
+)
+def test_bad_files_are_named(content, text, write):
+    path = write(content)
+    with pytest.raises(ValueError, match=text) as info:
+        read_polygons(path, "slide.svs")
+    assert "Slide 'slide.svs'" in str(info.value)
+    assert repr(str(path)) in str(info.value)
+    assert len(str(info.value)) < 1000
+
+
+def test_huge_file_is_refused(write, monkeypatch):
+    monkeypatch.setattr(_geojson, "_MAX_BYTES", 10)
+    with pytest.raises(ValueError, match="without cells"):
+        read_polygons(write(AREA), "s")
+
+
+def test_origin_is_added():
+    [moved] = place_polygons(
+        [Polygon([np.array(square(1, 2, 4))], False)], (10, 20), (30, 40), "f", "s"
+    )
+    np.testing.assert_array_equal(moved.rings[0], np.array(square(11, 22, 4)))
+
+
+@pytest.mark.parametrize("corner", [(30, 5), (5, 40), (-4, 5), (5, -4)])
+def test_area_outside_the_slide(corner):
+    areas = [Polygon([np.array(square(x, y, 4.0))], False) for x, y in ((5, 5), corner)]
+    with pytest.raises(ValueError, match=r"'f' has a polygon \(number 2\) outside the slide of 30"):
+        place_polygons(areas, (0, 0), (30, 40), "f", "s")
+    # One that sticks out is cut off.
+    areas = [Polygon([np.array(square(28, 38, 4.0))], False)]
+    mask = fill_polygons(place_polygons(areas, (0, 0), (30, 40), "f", "s"), (40, 30), 1.0)
+    assert mask.sum() == mask[38:, 28:].sum() == 4
