@@ -23,23 +23,7 @@ differs from slide to slide. The other modules, and genes of no module, are not 
 
 
 def draw_patients(n_slides, two_slide_share, random_state):
-    """
-    Draw which patient each slide is of.
-
-    Parameters
-    ----------
-    n_slides : int
-        Number of slides.
-    two_slide_share : float
-        Share of the patients with two slides.
-    random_state : RandomState instance
-        Draws the patients with two.
-
-    Returns
-    -------
-    numbers : ndarray of shape (n_slides,), int
-        Patient of each slide, ascending; none has more than two.
-    """
+    """Draw which patient each slide is of."""
     n_patients = max(-(-n_slides // 2), round(n_slides / (1 + two_slide_share)))
     slides_of = np.ones(n_patients, dtype=int)
     slides_of[random_state.permutation(n_patients)[: n_slides - n_patients]] = 2
@@ -47,27 +31,7 @@ def draw_patients(n_slides, two_slide_share, random_state):
 
 
 def draw_edges(modules, known, n_neighbors, false_share, random_state):
-    """
-    Draw what somebody may know of the modules: pairs of genes, most of them of one module.
-
-    Parameters
-    ----------
-    modules : ndarray of shape (n_genes,), int
-        Module of each gene, -1 for none.
-    known : ndarray of int
-        Modules that the edges are of.
-    n_neighbors : int
-        About how many edges a gene has.
-    false_share : float
-        Share of the edges of which one end is led to a gene outside the module.
-    random_state : RandomState instance
-        Draws the edges.
-
-    Returns
-    -------
-    pairs : ndarray of shape (n_edges, 2), int
-        Positions of genes, each pair once and in ascending order.
-    """
+    """Draw what somebody may know of the modules: pairs of genes, most of them of one module."""
     pairs = [np.empty((0, 2), dtype=int)]
     for module in known:
         members = np.flatnonzero(modules == module)
@@ -85,23 +49,7 @@ def draw_edges(modules, known, n_neighbors, false_share, random_state):
 
 
 def draw_outsiders(genes, modules, random_state):
-    """
-    Draw a gene outside the module of each of some genes.
-
-    Parameters
-    ----------
-    genes : ndarray of shape (n,), int
-        Positions of genes.
-    modules : ndarray of shape (n_genes,), int
-        Module of each gene, -1 for none.
-    random_state : RandomState instance
-        Draws them.
-
-    Returns
-    -------
-    outsiders : ndarray of shape (n,), int
-        Positions of genes.
-    """
+    """Draw a gene outside the module of each of some genes."""
     order = np.argsort(modules, kind="stable")
     # With the genes sorted by module, those outside are what the stretch of a module leaves.
     start = np.searchsorted(modules[order], modules[genes], "left")
@@ -111,24 +59,7 @@ def draw_outsiders(genes, modules, random_state):
 
 
 def fill_expression(out, numbers, factors, modules, shares, random_state):
-    """
-    Draw the expression of each patient and write it to the rows of the slides.
-
-    Parameters
-    ----------
-    out : ndarray of shape (n_slides, n_genes), float32 or float64
-        Where to.
-    numbers : ndarray of shape (n_slides,), int
-        Patient of each slide.
-    factors : ndarray of shape (n_patients, n_modules)
-        Factors, of unit variance.
-    modules : ndarray of shape (n_genes,), int
-        Module of each gene, -1 for none.
-    shares : ndarray of shape (n_genes,)
-        Share of a gene's variance that its module explains.
-    random_state : RandomState instance
-        Draws levels, spreads and what is the gene's own.
-    """
+    """Draw the expression of each patient and write it to the rows of the slides."""
     levels = random_state.uniform(7, 12, size=len(modules))
     # So small that no value comes to lie below 0, which log2(x + 1) cannot.
     spreads = random_state.uniform(0.5, 1.2, size=len(modules))
@@ -140,22 +71,7 @@ def fill_expression(out, numbers, factors, modules, shares, random_state):
 
 
 def fill_tiles(out, signals, n_types, noise, random_state):
-    """
-    Draw the tiles of each slide in place, so that there is never a second copy of them.
-
-    Parameters
-    ----------
-    out : ndarray of shape (n_slides, n_tiles, n_features), float32 or float64
-        Where to.
-    signals : ndarray of shape (n_slides, n_visible)
-        What shows of each visible module.
-    n_types : int
-        Kinds of tile. A module acts on one kind.
-    noise : float
-        Standard deviation of every feature of a tile.
-    random_state : RandomState instance
-        Draws directions, kinds and noise.
-    """
+    """Draw the tiles of each slide in place, so that there is never a second copy of them."""
     n_slides, n_tiles, n_features = out.shape
     n_visible = signals.shape[1]
     axes = random_state.normal(size=(n_features, n_types + n_visible))
@@ -172,19 +88,7 @@ def fill_tiles(out, signals, n_types, noise, random_state):
 
 
 def make_generator(random_state):
-    """
-    Make a Generator, which draws float32 as such, from a RandomState.
-
-    Parameters
-    ----------
-    random_state : RandomState instance
-        Draws its seed.
-
-    Returns
-    -------
-    Generator
-        The generator.
-    """
+    """Make a Generator, which draws float32 as such, from a RandomState."""
     return np.random.default_rng(random_state.randint(2**31 - 1, size=4))
 
 

@@ -38,19 +38,7 @@ expression is in the slides.
 
 
 def patch_colors(patches):
-    """
-    Describe patches by colour: optical density and its spread per channel.
-
-    Parameters
-    ----------
-    patches : ndarray of shape (n, height, width, 3), uint8
-        RGB patches.
-
-    Returns
-    -------
-    colors : ndarray of shape (n, 6), float64
-        Mean and standard deviation of the optical density of R, G and B.
-    """
+    """Describe patches by colour: optical density and its spread per channel."""
     table = -np.log10((np.arange(256) + 1) / 256)
     # Counting is faster than averaging pixel by pixel.
     counts = np.array(
@@ -67,16 +55,7 @@ def patch_colors(patches):
 
 @lru_cache(maxsize=1)
 def texture_library():
-    """
-    Cut the shipped slide into patches and sort them into textures.
-
-    Returns
-    -------
-    textures : list of ndarray of shape (n_patches, 128, 128, 3), uint8
-        Tissue of four kinds, from the darkest to the brightest.
-    glass : ndarray of shape (n_patches, 128, 128, 3), uint8
-        Background.
-    """
+    """Cut the shipped slide into patches and sort them into textures."""
     with openslide.OpenSlide(load_cmu_slide().path) as slide:
         image = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
     red, green, blue = (image[..., channel].astype(np.int16) for channel in range(3))
@@ -98,23 +77,7 @@ def texture_library():
 
 
 def draw_layout(composition, shape, random_state):
-    """
-    Draw where on the slide there is glass and where each texture.
-
-    Parameters
-    ----------
-    composition : ndarray of shape (n_textures,)
-        Shares of the tissue, which add up to one.
-    shape : tuple of int
-        Rows and columns of patches.
-    random_state : RandomState instance
-        Draws connected regions.
-
-    Returns
-    -------
-    layout : ndarray of the given shape, int
-        -1 for glass, otherwise the number of the texture.
-    """
+    """Draw where on the slide there is glass and where each texture."""
     rows, columns = np.indices(shape)
     center = [(size - 1) / 2 for size in shape]
     radius = np.hypot((rows - center[0]) / (shape[0] / 2), (columns - center[1]) / (shape[1] / 2))
@@ -129,23 +92,7 @@ def draw_layout(composition, shape, random_state):
 
 
 def compose_slide(composition, size, seed):
-    """
-    Compose the pixels of a slide from the texture library.
-
-    Parameters
-    ----------
-    composition : ndarray of shape (n_textures,)
-        Shares of the tissue.
-    size : tuple of int
-        Width and height in px.
-    seed : int
-        Seed of the layout and of the patches.
-
-    Returns
-    -------
-    image : ndarray of shape (height, width, 3), uint8
-        RGB pixels at 0.5 um/px.
-    """
+    """Compose the pixels of a slide from the texture library."""
     random_state = np.random.RandomState(seed)
     textures, glass = texture_library()
     shape = tuple(-(-length // _PATCH) for length in size[::-1])
@@ -163,18 +110,7 @@ def compose_slide(composition, size, seed):
 
 
 def write_slide(path, image, mpp):
-    """
-    Write a tiled, pyramidal JPEG TIFF that OpenSlide opens with its resolution.
-
-    Parameters
-    ----------
-    path : path-like
-        The file; it is written under another name first.
-    image : ndarray of shape (height, width, 3), uint8
-        Pixels of level 0.
-    mpp : float
-        Resolution of level 0 in um/px.
-    """
+    """Write a tiled, pyramidal JPEG TIFF that OpenSlide opens with its resolution."""
     path = Path(path)
     temporary = path.with_suffix(f".tmp{os.getpid()}")
     with tifffile.TiffWriter(temporary) as file:
@@ -204,21 +140,7 @@ def _compose_and_write(path, composition, size, seed):
 
 
 def principal_scores(expression, n_components):
-    """
-    Compute the leading principal component scores, each with unit variance.
-
-    Parameters
-    ----------
-    expression : DataFrame of shape (n_samples, n_genes)
-        Expression.
-    n_components : int
-        Number of components.
-
-    Returns
-    -------
-    scores : ndarray of shape (n_samples, n_components)
-        Scores; signs are fixed by making the largest loading positive.
-    """
+    """Compute the leading principal component scores, each with unit variance."""
     centered = expression.to_numpy() - expression.to_numpy().mean(axis=0)
     left, _, loadings = np.linalg.svd(centered, full_matrices=False)
     loadings = loadings[:n_components]
@@ -228,21 +150,7 @@ def principal_scores(expression, n_components):
 
 
 def explained_share(expression, scores):
-    """
-    Compute the share of each gene's variance that linear functions of scores explain.
-
-    Parameters
-    ----------
-    expression : ndarray of shape (n_samples, n_genes)
-        Expression.
-    scores : ndarray of shape (n_samples, n_components)
-        Components.
-
-    Returns
-    -------
-    r2 : ndarray of shape (n_genes,)
-        Coefficient of determination; 0 for constant genes.
-    """
+    """Compute the share of each gene's variance that linear functions of scores explain."""
     centered = expression - expression.mean(axis=0)
     basis, _ = np.linalg.qr(scores - scores.mean(axis=0))
     total = np.square(centered).sum(axis=0)

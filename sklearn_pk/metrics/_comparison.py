@@ -140,11 +140,7 @@ def _patient_numbers(groups, runs):
 
 
 def weighted_statistics(true, pred, base, weights):
-    """
-    Compute the statistics of genes for every replicate from weighted moments.
-
-    Rows are genes. Column j of the weights says how often each sample is in replicate j.
-    """
+    """Compute the statistics of genes for every replicate from weighted moments."""
     n = weights.sum(axis=0)
     tables = [true, pred] if base is None else [true, pred, base]
     units, sums, variances, constants = [], [], [], []
@@ -191,26 +187,7 @@ def _measure(found, n, criteria):
 
 
 def resample_measures(run, weights, criteria, bar=None):
-    """
-    Compute the measures of a run on resampled samples.
-
-    Parameters
-    ----------
-    run : tuple
-        Tables ``(y_true, y_pred, y_baseline)`` of shape (n_samples, n_genes), the last one
-        None for the mean.
-    weights : ndarray of shape (n_samples, n_replicates), float64
-        How often each sample is in a replicate.
-    criteria : dict
-        ``alpha``, ``fdr`` and ``compat``.
-    bar : tqdm, default=None
-        Is moved on by the replicates that are done.
-
-    Returns
-    -------
-    measures : ndarray of shape (n_measures, n_replicates), float64
-        In the order of `MEASURES`.
-    """
+    """Compute the measures of a run on resampled samples."""
     n_genes = run[0].shape[1]
     measures = np.empty((len(MEASURES), weights.shape[1]))
     for chunk in gen_batches(weights.shape[1], _HELD):
@@ -249,11 +226,7 @@ def _draw_weights(patients, n_boot, random_state):
 
 
 def _margin(own, other, level):
-    """
-    Return half the width of the interval of a mean difference.
-
-    Rows are runs; the first column is what was observed, the others are draws of patients.
-    """
+    """Return half the width of the interval of a mean difference."""
     by_patients = (own.mean(axis=0) - other.mean(axis=0))[1:].var(ddof=1)
     by_runs, freedom = _variance_over_runs(own[:, 0], other[:, 0])
     if not by_runs:

@@ -66,21 +66,7 @@ def _check_agreement(a, b):
 
 
 def check_same_tables(**tables):
-    """
-    Check that tables agree in shape, gene names and row names.
-
-    Parameters
-    ----------
-    **tables : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes), or None
-        The tables, by the names that errors call them. None stays None.
-
-    Returns
-    -------
-    values : list of ndarray of shape (n_samples, n_genes)
-        Their values.
-    gene_names : ndarray of shape (n_genes,), dtype object, or None
-        The names of the genes, None where no table has any.
-    """
+    """Check that tables agree in shape, gene names and row names."""
     read = [None if table is None else _read(table, name) for name, table in tables.items()]
     there = [table for table in read if table is not None]
     # All pairs: two tables may have names that the first one lacks.

@@ -14,19 +14,7 @@ from ._significance import significance_report
 
 
 def last_estimator(estimator):
-    """
-    Follow searches to their best estimator and pipelines to their last step.
-
-    Parameters
-    ----------
-    estimator : estimator
-        A fitted regressor, Pipeline or search.
-
-    Returns
-    -------
-    estimator : estimator
-        What predicts in the end.
-    """
+    """Follow searches to their best estimator and pipelines to their last step."""
     while True:
         if hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
@@ -37,25 +25,7 @@ def last_estimator(estimator):
 
 
 def predict_with_untrained(estimator, X):
-    """
-    Predict with a fitted model and with its untrained twin, transforming X only once.
-
-    Searches are followed to their best estimator and pipelines to their last step.
-
-    Parameters
-    ----------
-    estimator : estimator
-        A fitted regressor, Pipeline or search.
-    X : sequence or array
-        Samples to predict.
-
-    Returns
-    -------
-    prediction : ndarray of shape (n_samples,) or (n_samples, n_genes)
-        What ``estimator.predict(X)`` returns.
-    untrained : ndarray of the same shape, or None
-        What the last step's ``predict_untrained`` returns, None where it has none.
-    """
+    """Predict with a fitted model and with its untrained twin, transforming X only once."""
     while hasattr(estimator, "best_estimator_"):
         estimator = estimator.best_estimator_
     if isinstance(estimator, Pipeline):

@@ -67,19 +67,7 @@ def _order_statistics(rows, ranks):
 
 
 def interquartile_range(rows):
-    """
-    Compute the interquartile range of each row, as ``scipy.stats.iqr`` does.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_columns), float64
-        Values.
-
-    Returns
-    -------
-    iqr : ndarray of shape (n_rows,), float64
-        Third minus first quartile, each linear between two values.
-    """
+    """Compute the interquartile range of each row, as ``scipy.stats.iqr`` does."""
     last = rows.shape[1] - 1
     places = np.array([0.25, 0.75]) * last
     below = places.astype(int)
@@ -145,27 +133,7 @@ def _first_failure(conditions, n_genes):
 
 
 def judge(stats, n, *, alpha, fdr, compat):
-    """
-    Test each gene.
-
-    Parameters
-    ----------
-    stats : dict of ndarray of shape (n_genes,) or (n_genes, n_replicates)
-        Correlations ``r``, ``r_baseline`` and ``r_pred_baseline``, errors ``rmse`` and
-        ``rmse_baseline``, and which are ``constant_true``, ``constant_pred`` and
-        ``constant_base``. Without ``r_baseline`` the opponent is the mean.
-    n : int or ndarray of shape (n_replicates,)
-        Number of samples.
-    alpha, fdr, compat : object
-        As in :func:`significance_report`.
-
-    Returns
-    -------
-    columns : dict of ndarray
-        The tests, as in the report.
-    conditions : list of (str, ndarray of bool)
-        What must hold for a significant gene, in order; the text says what failed.
-    """
+    """Test each gene."""
     mean_baseline = "r_baseline" not in stats
     constants = [
         (f"constant {label}", ~stats[key])

@@ -28,18 +28,7 @@ def _falsify(embeddings, control, random_state):
 
 
 class ControlledPrior(TransformerMixin, BaseEstimator):
-    """
-    Fit a prior and falsify its gene embeddings.
-
-    Parameters
-    ----------
-    prior : estimator
-        The prior, a transformer of (n_genes, n_patients) into (n_genes, d).
-    control : {"zero", "shuffled"}
-        Zeros in place of the embeddings, or each gene has the embedding of another.
-    random_state : int or RandomState instance
-        Seed of the permutation.
-    """
+    """Fit a prior and falsify its gene embeddings."""
 
     def __init__(self, prior, control, random_state):
         self.prior = prior
@@ -47,21 +36,7 @@ class ControlledPrior(TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit_transform(self, X, y=None):
-        """
-        Fit the prior and return false embeddings.
-
-        Parameters
-        ----------
-        X : array-like or DataFrame of shape (n_genes, n_patients)
-            Expression.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        ndarray of shape (n_genes, d)
-            Embeddings of the size of those of the prior.
-        """
+        """Fit the prior and return false embeddings."""
         self.prior_ = clone(self.prior)
         embeddings = np.asarray(self.prior_.fit_transform(X))
         return _falsify(embeddings, self.control, self.random_state)

@@ -20,31 +20,7 @@ VEIL = (0.0, 0.0, 0.0, 0.35)
 
 
 def read_overview(path, size):
-    """
-    Read a whole slide with OpenSlide, in blocks that bound the memory.
-
-    Parameters
-    ----------
-    path : str or path-like
-        Path of the slide file.
-    size : int
-        Longer side of the overview in pixels that is at least reached; less than twice as much
-        is read, and a smaller slide is not enlarged.
-
-    Returns
-    -------
-    overview : ndarray of shape (height, width, 3), uint8
-        RGB pixels, transparent ones on white.
-    downsample : float
-        Level-0 pixels per pixel of the overview.
-    mpp : float
-        Resolution of level 0 in um/px, NaN where the file states none.
-
-    Raises
-    ------
-    ValueError
-        If OpenSlide cannot read the file.
-    """
+    """Read a whole slide with OpenSlide, in blocks that bound the memory."""
     try:
         with openslide.OpenSlide(path) as slide:
             wanted = max(1.0, max(slide.dimensions) / size)
@@ -66,84 +42,26 @@ def read_overview(path, size):
 
 
 def scale_bar_length(width_um):
-    """
-    Choose a round length of about a fifth of the width.
-
-    Parameters
-    ----------
-    width_um : float
-        Width of the picture in um.
-
-    Returns
-    -------
-    length : float
-        1, 2 or 5 times a power of ten, in um.
-    """
+    """Choose a round length of about a fifth of the width."""
     target = width_um / 5
     power = 10.0 ** np.floor(np.log10(target))
     return float(max(step * power for step in (1, 2, 5) if step * power <= target * (1 + 1e-9)))
 
 
 def format_um(length):
-    """
-    Write a length with its unit.
-
-    Parameters
-    ----------
-    length : float
-        Length in um.
-
-    Returns
-    -------
-    text : str
-        In mm from 1,000 um on.
-    """
+    """Write a length with its unit."""
     return f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
 
 
 def draw_veil(ax, mask, width, height):
-    """
-    Darken what is no tissue.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes
-        Axes with the picture of the slide.
-    mask : ndarray of shape (n_rows, n_columns), bool
-        True on tissue, over the whole slide.
-    width, height : int
-        Size of the picture in its pixels.
-
-    Returns
-    -------
-    veil : matplotlib AxesImage
-        The veil.
-    """
+    """Darken what is no tissue."""
     veil = np.zeros((*mask.shape, 4), dtype=np.float32)
     veil[~mask] = VEIL
     return ax.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
 
 
 def draw_squares(ax, corners, edge, **style):
-    """
-    Outline tiles, the thinner the smaller they are.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes
-        Axes with the picture of the slide, whose limits are set.
-    corners : ndarray of shape (n, 2), float
-        x and y of upper left corners, in px of the picture.
-    edge : float
-        Edge of a tile in px of the picture.
-    **style : object
-        Passed to ``matplotlib.collections.PatchCollection``.
-
-    Returns
-    -------
-    squares : matplotlib PatchCollection
-        The tiles.
-    """
+    """Outline tiles, the thinner the smaller they are."""
     box = ax.get_window_extent()
     spans = (np.ptp(limits) for limits in (ax.get_xlim(), ax.get_ylim()))
     pixel = min(length / span for length, span in zip((box.width, box.height), spans, strict=True))
@@ -155,20 +73,7 @@ def draw_squares(ax, corners, edge, **style):
 
 
 def draw_scale_bar(ax, width, pixel_um, *, fontsize=None):
-    """
-    Draw a scale bar below the lower right corner, where it hides nothing.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes
-        Axes with a picture.
-    width : int
-        Width of the picture in its pixels.
-    pixel_um : float
-        Edge of one of its pixels in um.
-    fontsize : float, default=None
-        Size of the text in points; None takes matplotlib's.
-    """
+    """Draw a scale bar below the lower right corner, where it hides nothing."""
     length = scale_bar_length(width * pixel_um)
     start = width - length / pixel_um
     below = below_axes(ax, 8)
@@ -187,47 +92,12 @@ def draw_scale_bar(ax, width, pixel_um, *, fontsize=None):
 
 
 def below_axes(ax, points):
-    """
-    Make coordinates whose x is that of the data and whose y is 0 a little below the axes.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes
-        The axes.
-    points : float
-        Distance in points.
-
-    Returns
-    -------
-    transform : matplotlib Transform
-        The coordinates.
-    """
+    """Make coordinates whose x is that of the data and whose y is 0 a little below the axes."""
     return offset_copy(ax.get_xaxis_transform(), fig=ax.figure, y=-points, units="points")
 
 
 def color_limits(values, vmin, vmax, *, percentiles=(0, 100)):
-    """
-    Choose what both ends of the colours stand for.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n,)
-        What is drawn.
-    vmin, vmax : float or None
-        Limits that the user sets.
-    percentiles : tuple of float, default=(0, 100)
-        Percentiles of the values that take the place of None.
-
-    Returns
-    -------
-    low, high : float
-        Limits that differ, even if all values are equal.
-
-    Raises
-    ------
-    ValueError
-        If `vmin` is not smaller than `vmax`.
-    """
+    """Choose what both ends of the colours stand for."""
     low, high = np.percentile(values, percentiles)
     # float32 values that differ by rounding alone are no pattern.
     if high - low <= 1e-6 * np.abs(values).max():
@@ -240,27 +110,7 @@ def color_limits(values, vmin, vmax, *, percentiles=(0, 100)):
 
 
 def draw_color_bar(ax, artist, label, *, extend="neither", fontsize=None):
-    """
-    Draw a colour bar that is as high as the picture beside it.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes
-        Axes with the picture; the bar takes some of its place.
-    artist : matplotlib ScalarMappable
-        What the colours belong to.
-    label : str
-        What they mean.
-    extend : {"neither", "min", "max", "both"}, default="neither"
-        Ends that stand for all values beyond them.
-    fontsize : float, default=None
-        Size of the text in points; None takes matplotlib's.
-
-    Returns
-    -------
-    bar : matplotlib Colorbar
-        The colour bar.
-    """
+    """Draw a colour bar that is as high as the picture beside it."""
     if isinstance(ax.figure.get_layout_engine(), ConstrainedLayoutEngine):
         place = ax.inset_axes((1.03, 0, 0.05, 1))  # the layout makes room for it
     else:
@@ -275,24 +125,7 @@ def draw_color_bar(ax, artist, label, *, extend="neither", fontsize=None):
 
 
 def fit_title(ax, parts, *, fontsize=None):
-    """
-    Set a title on one line or, where that is wider than the axes, one part a line.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes
-        The axes, in its place.
-    parts : list of str
-        Parts of the title; empty ones are left out.
-    fontsize : float, default=None
-        Largest size of the text in points; None takes matplotlib's. A part that is wider than
-        the axes makes it smaller.
-
-    Returns
-    -------
-    title : matplotlib Text
-        The title.
-    """
+    """Set a title on one line or, where that is wider than the axes, one part a line."""
     parts = [part for part in parts if part]
     title = ax.set_title(": ".join(parts), fontsize=fontsize)
     width = ax.get_window_extent().width

@@ -15,21 +15,7 @@ _MAX_LINES = 9
 
 
 def shorten(name, length=_NAME_LENGTH):
-    """
-    Leave out the middle of a long name.
-
-    Parameters
-    ----------
-    name : str
-        The name.
-    length : int, default=30
-        Largest number of characters.
-
-    Returns
-    -------
-    name : str
-        The name, or its start and its end around an ellipsis.
-    """
+    """Leave out the middle of a long name."""
     if len(name) <= length:
         return name
     start = (length - 1) // 2

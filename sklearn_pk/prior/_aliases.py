@@ -17,47 +17,13 @@ _HGNC_ALIASES = ("ensembl_gene_id", "prev_symbol", "alias_symbol")
 
 
 def strip_version(name):
-    """
-    Remove the version from an Ensembl gene identifier.
-
-    Parameters
-    ----------
-    name : object
-        Name of a gene; only text is looked at.
-
-    Returns
-    -------
-    object
-        The name, without its version if it is such an identifier.
-    """
+    """Remove the version from an Ensembl gene identifier."""
     match = _VERSIONED.fullmatch(name) if isinstance(name, str) else None
     return match.group(1) if match else name
 
 
 def load_aliases(aliases):
-    """
-    Read a table of other names of genes.
-
-    Parameters
-    ----------
-    aliases : mapping, Series, DataFrame, str, path-like or None
-        Alias to symbol; a DataFrame, or tab- or comma-separated file, with the columns
-        alias and symbol, or HGNC's complete set with the columns symbol and any of
-        ensembl_gene_id, prev_symbol and alias_symbol.
-
-    Returns
-    -------
-    aliases : dict of str to str
-        Alias to symbol. An alias of two genes is left out, and so is one that is itself
-        the symbol of a gene: neither says which gene is meant.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If a file is no table, or a table lacks these columns.
-    """
+    """Read a table of other names of genes."""
     if aliases is None:
         return {}
     if isinstance(aliases, str | os.PathLike):
@@ -111,24 +77,7 @@ def _pairs_of_table(table):
 
 
 def match_genes(names, gene_names, aliases):
-    """
-    Find genes in a table: by name, by name without a version, by alias.
-
-    Parameters
-    ----------
-    names : array-like of shape (n_names,)
-        Names to look up.
-    gene_names : array-like of shape (n_genes,)
-        Distinct names of the genes of the table.
-    aliases : dict of str to str
-        Alias to symbol.
-
-    Returns
-    -------
-    positions : ndarray of shape (n_names,), intp
-        Position of each in `gene_names`, -1 for those that are not found, or that could be one
-        gene as well as another.
-    """
+    """Find genes in a table: by name, by name without a version, by alias."""
 
     def canonical(values):
         plain = [strip_version(value) for value in values]

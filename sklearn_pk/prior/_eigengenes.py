@@ -25,22 +25,7 @@ _ROWS = 1024
 
 
 def normalize_genes(X, normalize):
-    """
-    Centre each gene over the patients, and bring all genes to one scale.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_genes, n_patients), float32 or float64
-        Expression.
-    normalize : {"rank", "standard"} or None
-        "rank" replaces values by the normal scores of their ranks, "standard" divides by
-        the standard deviation, None centres only.
-
-    Returns
-    -------
-    Z : ndarray of shape (n_genes, n_patients), dtype of X
-        Centred rows; zeros for constant genes.
-    """
+    """Centre each gene over the patients, and bring all genes to one scale."""
     n_patients = X.shape[1]
     Z = np.empty_like(X)
     for block in gen_batches(len(X), _ROWS):

@@ -29,23 +29,7 @@ _TRACE = 1e-6
 
 
 def residual_norm(X, W, H):
-    """
-    Compute the Frobenius norm of X - W H without building it.
-
-    Parameters
-    ----------
-    X : {ndarray, CSR array} of shape (n_rows, n_columns)
-        Matrix.
-    W : ndarray of shape (n_rows, n_components)
-        First factor.
-    H : ndarray of shape (n_components, n_columns)
-        Second factor.
-
-    Returns
-    -------
-    float
-        The norm.
-    """
+    """Compute the Frobenius norm of X - W H without building it."""
     cross = np.sum(np.asarray(X @ H.T) * W, dtype=np.float64)
     product = np.sum((W.T @ W) * (H @ H.T), dtype=np.float64)
     norm = squared_norm(X.data if sparse.issparse(X) else X)

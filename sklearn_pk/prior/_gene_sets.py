@@ -78,24 +78,7 @@ def _sets_of_lines(lines, path):
 
 
 def centre_member_edges(gene_sets):
-    """
-    List the distinct centre-member pairs of sets named ``PREFIX_GENE``.
-
-    Parameters
-    ----------
-    gene_sets : dict of str to list of str
-        Sets whose name ends in their centre gene, as in MSigDB C4:CGN.
-
-    Returns
-    -------
-    edges : DataFrame with columns gene_a, gene_b
-        One row a distinct undirected pair, gene_a < gene_b.
-
-    Raises
-    ------
-    ValueError
-        If most sets do not contain the gene that their name ends in.
-    """
+    """List the distinct centre-member pairs of sets named ``PREFIX_GENE``."""
     listed = [name.partition("_")[2] in genes for name, genes in gene_sets.items()]
     if np.mean(listed) < 0.5:
         n_pairs = _count_pairs(gene_sets)
@@ -125,24 +108,7 @@ def _count_pairs(gene_sets):
 
 
 def clique_edges(gene_sets):
-    """
-    List the distinct pairs of genes that share a set.
-
-    Parameters
-    ----------
-    gene_sets : dict of str to list of str
-        Gene sets.
-
-    Returns
-    -------
-    edges : DataFrame with columns gene_a, gene_b
-        One row a distinct undirected pair, gene_a < gene_b.
-
-    Raises
-    ------
-    ValueError
-        If there are more pairs than a graph can hold.
-    """
+    """List the distinct pairs of genes that share a set."""
     genes, membership = _membership(gene_sets)
     found, n_pairs = [], 0
     for rows, columns in _clique_blocks(genes, membership):
@@ -182,36 +148,7 @@ def _clique_blocks(genes, membership):
 
 
 def load_edges(external, *, edges="star", threshold=0.85, absolute=False):
-    """
-    Turn any description of external knowledge into an edge list.
-
-    Parameters
-    ----------
-    external : {"cgn"}, str, path-like, DataFrame, tuple or networkx graph
-        The shipped CGN collection; the path of a GMT file; a DataFrame with the columns gene_a
-        and gene_b, and r if edges are to be chosen by it; a sparse adjacency matrix with the
-        names of its genes; a graph whose nodes are genes and whose edges may have an attribute r.
-    edges : {"star", "clique"}, default="star"
-        How a gene set of a GMT file is read: as edges from its centre gene to its members, or
-        between all of its members.
-    threshold : float, default=0.85
-        Edges with a smaller or equal r, where r is given, are left out.
-    absolute : bool, default=False
-        Whether abs(r) counts instead of r.
-
-    Returns
-    -------
-    edges : DataFrame with columns gene_a, gene_b
-        One row a pair.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If a table lacks a column, a matrix does not fit its names, or a GMT file has no centre
-        genes.
-    """
+    """Turn any description of external knowledge into an edge list."""
     if isinstance(external, str | os.PathLike):
         return _edges_of_file(external, edges)
     if isinstance(external, tuple):
@@ -289,25 +226,7 @@ def _edges_of_matrix(matrix, names):
 
 
 def edges_to_graph(edges, gene_names, aliases):
-    """
-    Make the adjacency matrix of an edge list over given genes.
-
-    Parameters
-    ----------
-    edges : DataFrame with columns gene_a, gene_b
-        Undirected pairs; direction, repetition and self loops do not count.
-    gene_names : ndarray of shape (n_genes,)
-        Genes of the graph; pairs with a gene that is not among them are left out.
-    aliases : dict of str to str
-        Other names of genes.
-
-    Returns
-    -------
-    graph : CSR array of shape (n_genes, n_genes), float32
-        Symmetric, zero diagonal, ones.
-    unmatched : ndarray of str
-        Genes of the edges that are not in `gene_names`, sorted.
-    """
+    """Make the adjacency matrix of an edge list over given genes."""
     mentioned = pd.Index(pd.unique(pd.concat([edges["gene_a"], edges["gene_b"]])), dtype=object)
     positions = match_genes(mentioned, gene_names, aliases)
     unmatched = np.sort(mentioned[positions < 0].to_numpy().astype(str))
@@ -318,21 +237,7 @@ def edges_to_graph(edges, gene_names, aliases):
 
 
 def pairs_to_graph(rows, columns, n_genes):
-    """
-    Make a symmetric 0/1 adjacency matrix from index pairs.
-
-    Parameters
-    ----------
-    rows, columns : ndarray of int
-        Ends of each pair; a pair may appear more than once and in either direction.
-    n_genes : int
-        Number of genes.
-
-    Returns
-    -------
-    graph : CSR array of shape (n_genes, n_genes), float32
-        Symmetric, ones.
-    """
+    """Make a symmetric 0/1 adjacency matrix from index pairs."""
     ones = np.ones(2 * len(rows), dtype=np.float32)
     ends = (np.concatenate([rows, columns]), np.concatenate([columns, rows]))
     graph = sparse.csr_array((ones, ends), shape=(n_genes, n_genes))
@@ -342,18 +247,6 @@ def pairs_to_graph(rows, columns, n_genes):
 
 
 def upper_pairs(graph):
-    """
-    List the edges of a symmetric graph, each once.
-
-    Parameters
-    ----------
-    graph : CSR array of shape (n_genes, n_genes)
-        Adjacency matrix.
-
-    Returns
-    -------
-    rows, columns : ndarray of int
-        Ends of the edges, rows < columns.
-    """
+    """List the edges of a symmetric graph, each once."""
     upper = sparse.triu(graph, k=1).tocoo()
     return upper.row, upper.col

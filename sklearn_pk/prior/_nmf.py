@@ -34,41 +34,7 @@ _FLOOR = 1e-8
 def factorize(
     X, n_components, *, solver, init, tol, max_iter, random_state, device="cpu", verbose=0
 ):
-    """
-    Factorise X into non-negative W and H, leaving out its empty rows and columns.
-
-    Parameters
-    ----------
-    X : {ndarray, CSR array} of shape (n_rows, n_columns), float32 or float64
-        Non-negative matrix.
-    n_components : int
-        Width of the factors. The rank is at most the number of non-empty rows or
-        columns; components beyond it are zero.
-    solver : {"hals", "cd", "mu"}
-        "hals" is :func:`hals`, the others are those of
-        :func:`sklearn.decomposition.non_negative_factorization`.
-    init : {"random", "nndsvd", "nndsvda", "nndsvdar"}
-        Start, see :func:`initialize`.
-    tol : float
-        Tolerance of the stopping condition of the solver.
-    max_iter : int
-        Largest number of iterations.
-    random_state : RandomState
-        Source of randomness.
-    device : str, default="cpu"
-        Torch device, for "hals".
-    verbose : int, default=0
-        Whether to show progress.
-
-    Returns
-    -------
-    W : ndarray of shape (n_rows, n_components)
-        Zero in the empty rows of X.
-    H : ndarray of shape (n_components, n_columns)
-        Zero in the empty columns of X.
-    n_iter : int
-        Number of iterations.
-    """
+    """Factorise X into non-negative W and H, leaving out its empty rows and columns."""
     rows, columns = nonempty(X)
     W = np.zeros((X.shape[0], n_components), dtype=X.dtype)
     H = np.zeros((n_components, X.shape[1]), dtype=X.dtype)
@@ -100,53 +66,12 @@ def factorize(
 
 
 def nonempty(X):
-    """
-    Tell which rows and columns of a non-negative matrix hold anything.
-
-    Parameters
-    ----------
-    X : {ndarray, CSR array} of shape (n_rows, n_columns)
-        Non-negative matrix.
-
-    Returns
-    -------
-    rows : ndarray of shape (n_rows,), bool
-        Whether the row holds a positive entry.
-    columns : ndarray of shape (n_columns,), bool
-        The same for columns.
-    """
+    """Tell which rows and columns of a non-negative matrix hold anything."""
     return tuple(np.asarray(X.sum(axis=axis)).ravel() > 0 for axis in (1, 0))
 
 
 def initialize(X, n_components, init, random_state):
-    """
-    Make the factors that a solver starts from.
-
-    Parameters
-    ----------
-    X : {ndarray, CSR array} of shape (n_rows, n_columns), float32 or float64
-        Non-negative matrix.
-    n_components : int
-        Number of components, at most min(n_rows, n_columns).
-    init : {"random", "nndsvd", "nndsvda", "nndsvdar"}
-        "random" draws absolute normal numbers at the scale of X. The others take the dominant
-        half of each singular vector pair [1]_ and leave its zeros ("nndsvd"), fill them with the
-        mean of X ("nndsvda") or with small random numbers ("nndsvdar").
-    random_state : RandomState
-        Source of randomness.
-
-    Returns
-    -------
-    W : ndarray of shape (n_rows, n_components)
-        First factor.
-    H : ndarray of shape (n_components, n_columns)
-        Second factor.
-
-    References
-    ----------
-    .. [1] Boutsidis and Gallopoulos, "SVD based initialization: a head start for nonnegative
-       matrix factorization", Pattern Recognition 41:1350 (2008).
-    """
+    """Make the factors that a solver starts from."""
     mean = X.sum(dtype=np.float64) / np.prod(X.shape, dtype=np.float64)
     if init == "random":
         scale = np.sqrt(mean / n_components)
@@ -176,52 +101,7 @@ def initialize(X, n_components, init, random_state):
 
 
 def hals(X, W, H, *, tol, max_iter, device="cpu", verbose=0):
-    """
-    Factorise a sparse matrix by hierarchical alternating least squares.
-
-    Each component is updated in turn by its exact minimiser, all rows at once, which are the
-    steps of coordinate descent in the same order. All but the steps inside a block of
-    components are matrix products.
-
-    Parameters
-    ----------
-    X : CSR array of shape (n_rows, n_columns), float32 or float64
-        Non-negative matrix without empty rows or columns.
-    W : ndarray of shape (n_rows, n_components)
-        Start, in the dtype of X.
-    H : ndarray of shape (n_components, n_columns)
-        Start.
-    tol : float
-        Stop when ten iterations have brought the residual norm down by less than this share of the
-        norm of X.
-    max_iter : int
-        Largest number of iterations.
-    device : str, default="cpu"
-        "cpu" computes with numpy, any other torch device with torch.
-    verbose : int, default=0
-        Whether to show a progress bar with the residual norm.
-
-    Returns
-    -------
-    W, H : ndarray
-        The factors.
-    n_iter : int
-        Number of iterations.
-
-    Raises
-    ------
-    MemoryError
-        If the memory of `device`, where torch computes, does not suffice.
-
-    Notes
-    -----
-    On the CPU the numbers are the same for any number of threads.
-
-    References
-    ----------
-    .. [1] Cichocki and Phan, "Fast local algorithms for large scale nonnegative matrix and tensor
-       factorizations", IEICE Transactions E92-A:708 (2009).
-    """
+    """Factorise a sparse matrix by hierarchical alternating least squares."""
     norm = float(np.sqrt(np.square(X.data, dtype=np.float64).sum()))
     mean = X.sum(dtype=np.float64) / np.prod(X.shape, dtype=np.float64)
     floor = float(_FLOOR * np.sqrt(mean / W.shape[1]))
@@ -247,19 +127,7 @@ def hals(X, W, H, *, tol, max_iter, device="cpu", verbose=0):
 
 
 def sweep(W, target, gram, clip):
-    """
-    Update each component once, in place, by its exact minimiser.
-
-    Parameters
-    ----------
-    W : {ndarray, Tensor} of shape (n_components, n_rows)
-        A factor, transposed.
-    target, gram : {ndarray, Tensor} of shapes of W and (n_components, n_components)
-        Products of X and of the other factor with the other factor, each row divided by the
-        diagonal of the latter.
-    clip : callable
-        Brings a vector to its lower bound, in place.
-    """
+    """Update each component once, in place, by its exact minimiser."""
     for outer in gen_batches(len(W), _COMPONENTS):
         rows, within = W[outer], gram[outer, outer]
         residual = target[outer] - gram[outer] @ W
@@ -384,29 +252,7 @@ def _iterate_device(X, left, right, floor, device):
 
 
 def project(X, H, *, tol=1e-5, max_iter=200):
-    """
-    Solve min ||X - W H|| for non-negative W, each row by itself.
-
-    Coordinate descent from zero. A row is done when its own largest step falls
-    below `tol` times its own largest entry, so that its solution does not depend
-    on the rows beside it.
-
-    Parameters
-    ----------
-    X : {ndarray, CSR array} of shape (n_rows, n_columns)
-        Non-negative matrix.
-    H : ndarray of shape (n_components, n_columns)
-        Non-negative factor.
-    tol : float, default=1e-5
-        Relative step at which a row is done.
-    max_iter : int, default=200
-        Largest number of sweeps over the components.
-
-    Returns
-    -------
-    W : ndarray of shape (n_rows, n_components), float64
-        Non-negative coefficients.
-    """
+    """Solve min ||X - W H|| for non-negative W, each row by itself."""
     H = H.astype(np.float64, copy=False)
     W = np.zeros((X.shape[0], len(H)))
     todo = np.flatnonzero(nonempty(X)[0])

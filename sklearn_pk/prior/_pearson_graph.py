@@ -27,20 +27,7 @@ MAX_PAIRS = 50_000_000
 
 
 class Rows(NamedTuple):
-    """
-    Rows that are ready to be correlated.
-
-    Attributes
-    ----------
-    values : ndarray of shape (n_rows, n_columns), float32 or float64
-        The values, as they were given.
-    means : ndarray of shape (n_rows,), float64
-        Their means.
-    norms : ndarray of shape (n_rows,), float64
-        Euclidean norms of the centred rows; 0 for constant rows.
-    unit : ndarray of shape (n_rows, n_columns), float32
-        Centred rows of unit length, zeros for constant rows.
-    """
+    """Rows that are ready to be correlated."""
 
     values: np.ndarray
     means: np.ndarray
@@ -49,21 +36,7 @@ class Rows(NamedTuple):
 
 
 def prepare_rows(values, *, method="pearson"):
-    """
-    Centre and scale rows so that their inner products are correlations.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_rows, n_columns), float32 or float64
-        One row a gene.
-    method : {"pearson", "spearman"}, default="pearson"
-        "spearman" replaces the values of a row by their ranks, ties by their mean rank.
-
-    Returns
-    -------
-    Rows
-        What :func:`correlated_pairs` takes.
-    """
+    """Centre and scale rows so that their inner products are correlations."""
     n_rows = len(values)
     if method == "spearman":
         # Ranks are multiples of one half, which float32 holds exactly up to 8 million.
@@ -83,19 +56,7 @@ def prepare_rows(values, *, method="pearson"):
 
 
 def rounding_bound(n_columns):
-    """
-    Bound the error of a float32 inner product of two rounded unit vectors.
-
-    Parameters
-    ----------
-    n_columns : int
-        Length of the vectors.
-
-    Returns
-    -------
-    float
-        Largest distance from the exact product, whatever the order of summation.
-    """
+    """Bound the error of a float32 inner product of two rounded unit vectors."""
     # One rounding a factor, a product and a sum (Higham, Accuracy and Stability of Numerical
     # Algorithms, section 3.1), with room for the unit vectors' own length.
     unit_roundoff = 2.0**-24
@@ -113,46 +74,7 @@ def correlated_pairs(
     max_pairs=MAX_PAIRS,
     verbose=0,
 ):
-    """
-    Find all pairs of rows that correlate above a threshold.
-
-    Products are computed in blocks and in float32. Whatever comes within their rounding error of
-    the threshold is computed again in float64, so that neither the size of the blocks nor
-    the number of threads nor the device changes the result.
-
-    Parameters
-    ----------
-    rows : Rows
-        First genes of the pairs.
-    columns : Rows, default=None
-        Second genes; None pairs `rows` with themselves, each pair once and none with itself.
-    threshold : float
-        Pairs with r > `threshold` are kept.
-    absolute : bool, default=False
-        Whether abs(r) counts instead of r.
-    block_size : int, default=1024
-        Rows of either side in one product, which bounds the memory. On a device whose memory
-        does not suffice, fewer rows of one side are taken.
-    device : str, default="cpu"
-        "cpu" multiplies with numpy, any other torch device with torch.
-    max_pairs : int, default=50_000_000
-        Number of pairs at which to give up.
-    verbose : int, default=0
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    i, j : ndarray of shape (n_pairs,), int32
-        Indices into `rows` and `columns`, with i < j where these are the same. Constant
-        rows have no part in any pair.
-
-    Raises
-    ------
-    MemoryError
-        If the memory of `device` does not suffice, however small the blocks are.
-    ValueError
-        If more than `max_pairs` pairs correlate.
-    """
+    """Find all pairs of rows that correlate above a threshold."""
     same = columns is None
     columns = rows if same else columns
     margin = rounding_bound(rows.unit.shape[1])
@@ -212,21 +134,7 @@ def _pairs_of_block(task, *, rows, columns, same, limits, threshold, absolute, m
 
 
 def exact_correlations(rows, i, columns, j):
-    """
-    Correlate pairs of rows in float64.
-
-    Parameters
-    ----------
-    rows, columns : Rows
-        First and second genes.
-    i, j : ndarray of int
-        Indices of the pairs, of rows that are not constant.
-
-    Returns
-    -------
-    r : ndarray of shape (n_pairs,), float64
-        Their correlations, in [-1, 1].
-    """
+    """Correlate pairs of rows in float64."""
     r = np.empty(len(i))
     if not len(i):
         return r

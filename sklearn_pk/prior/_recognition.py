@@ -13,41 +13,14 @@ def _digest(data):
 
 
 def row_digests(X):
-    """
-    Make what tells the rows of a table apart: their values, in float32.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_rows, n_columns)
-        Values.
-
-    Returns
-    -------
-    list of str
-        One digest a row.
-    """
+    """Make what tells the rows of a table apart: their values, in float32."""
     with np.errstate(over="ignore"):
         X = np.asarray(X, dtype=np.float32) + np.float32(0)  # -0.0 becomes 0.0
     return [_digest(row.tobytes()) for row in X]
 
 
 def positions_by_value(X, known):
-    """
-    Find the rows of a table among known ones.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_rows, n_columns)
-        Values.
-    known : list of str
-        Digests of the known rows.
-
-    Returns
-    -------
-    positions : ndarray of shape (n_rows,), intp
-        Position of each row among the known ones, -1 for others. The second of equal rows is the
-        second of those.
-    """
+    """Find the rows of a table among known ones."""
     places = {}
     for position, digest in enumerate(known):
         places.setdefault(digest, []).append(position)
@@ -60,19 +33,7 @@ def positions_by_value(X, known):
 
 
 def canonical(X):
-    """
-    Copy a matrix into CSR without zeros, its columns sorted and each once a row.
-
-    Parameters
-    ----------
-    X : {ndarray, sparse matrix} of shape (n_rows, n_columns)
-        Matrix.
-
-    Returns
-    -------
-    CSR array of shape (n_rows, n_columns)
-        The copy.
-    """
+    """Copy a matrix into CSR without zeros, its columns sorted and each once a row."""
     X = sparse.csr_array(X, copy=True)
     X.sum_duplicates()
     X.eliminate_zeros()
@@ -80,19 +41,7 @@ def canonical(X):
 
 
 def edge_keys(X):
-    """
-    Make what tells the rows of a graph apart: their edges and weights.
-
-    Parameters
-    ----------
-    X : {ndarray, sparse matrix} of shape (n_rows, n_genes)
-        Weights of the edges.
-
-    Returns
-    -------
-    list of str
-        One digest a row.
-    """
+    """Make what tells the rows of a graph apart: their edges and weights."""
     X = canonical(X)
     indices, data = X.indices.astype(np.int64), X.data.astype(np.float32)
     return [

@@ -9,33 +9,7 @@ _ROUNDS = 20
 
 
 def rewire_pairs(rows, columns, n_genes, share, random_state):
-    """
-    Rewire a share of the edges of a graph at random and keep the degree of every gene.
-
-    Two edges a-b and c-d become a-d and c-b, unless one of these exists already or would join a
-    gene to itself. Many such swaps are made at once.
-
-    Parameters
-    ----------
-    rows, columns : ndarray of shape (n_pairs,), int
-        Ends of the edges, each edge once and rows < columns.
-    n_genes : int
-        Number of genes.
-    share : float
-        Share of the edges, drawn at random, that are swapped among each other.
-    random_state : RandomState
-        Source of randomness.
-
-    Returns
-    -------
-    rows, columns : ndarray of shape (n_pairs,), int64
-        The new edges, rows < columns.
-
-    References
-    ----------
-    .. [1] Maslov and Sneppen, "Specificity and stability in topology of protein networks",
-       Science 296:910 (2002).
-    """
+    """Rewire a share of the edges of a graph at random and keep the degree of every gene."""
     ends = np.sort(np.stack([rows, columns], axis=1).astype(np.int64), axis=1)
     chosen = random_state.permutation(len(ends))[: round(share * len(ends))]
     half = len(chosen) // 2

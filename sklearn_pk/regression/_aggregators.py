@@ -15,21 +15,7 @@ KS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def masked_mean(x, mask):
-    """
-    Average over tiles, leaving missing ones out.
-
-    Parameters
-    ----------
-    x : Tensor of shape (batch, tiles, d)
-        Tiles; whatever missing ones hold must be finite.
-    mask : Tensor of shape (batch, tiles), bool, or None
-        True where there is a tile; None if none is missing.
-
-    Returns
-    -------
-    Tensor of shape (batch, d)
-        Means.
-    """
+    """Average over tiles, leaving missing ones out."""
     if mask is None:
         return x.mean(dim=1)
     weights = mask.to(x.dtype)
@@ -85,13 +71,7 @@ class Attention(nn.Module):
 
 
 class SummaryMixing(nn.Module):
-    """
-    Multi-head summary mixing: every tile sees itself and a mean over all tiles.
-
-    The heads share one product with the tiles, and the summary branch projects
-    the mean instead of averaging projections, which is the same because it is
-    linear.
-    """
+    """Multi-head summary mixing: every tile sees itself and a mean over all tiles."""
 
     def __init__(self, dim, n_heads, head_dim):
         super().__init__()
@@ -155,12 +135,7 @@ class SummaryMixingAggregator(ResidualAggregator):
 
 
 class TopKAggregator(nn.Module):
-    """
-    The two hidden layers of HE2RNA, which sees each tile by itself.
-
-    Its output are tiles, not a slide: every gene picks those with its highest scores
-    (:func:`top_k_mean`), after the last layer.
-    """
+    """The two hidden layers of HE2RNA, which sees each tile by itself."""
 
     per_tile = True
 
@@ -174,23 +149,7 @@ class TopKAggregator(nn.Module):
 
 
 def top_k_mean(scores, mask, ks):
-    """
-    Average the highest scores of a gene over tiles, for several numbers of tiles.
-
-    Parameters
-    ----------
-    scores : Tensor of shape (batch, tiles, n_genes)
-        Score of each tile for each gene.
-    mask : Tensor of shape (batch, tiles), bool, or None
-        True where there is a tile; None if none is missing.
-    ks : sequence of int
-        Numbers of tiles. A slide with fewer is averaged over all its tiles.
-
-    Returns
-    -------
-    Tensor of shape (batch, n_genes)
-        Mean over `ks` of the means of the k highest scores.
-    """
+    """Average the highest scores of a gene over tiles, for several numbers of tiles."""
     n_tiles = scores.shape[1]
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(-1), -torch.inf)
@@ -219,24 +178,7 @@ class BagByBag(nn.Module):
 
 
 def is_own_aggregator(aggregator):
-    """
-    Tell a module, or class of modules, from the name of an aggregator.
-
-    Parameters
-    ----------
-    aggregator : str, torch.nn.Module or class
-        The aggregator.
-
-    Returns
-    -------
-    bool
-        Whether it is the user's.
-
-    Raises
-    ------
-    TypeError
-        If it is a class of something else.
-    """
+    """Tell a module, or class of modules, from the name of an aggregator."""
     if isinstance(aggregator, type) and not issubclass(aggregator, nn.Module):
         raise TypeError(
             f"aggregator: expected a subclass of torch.nn.Module, got {aggregator!r}, a class of "
@@ -246,30 +188,7 @@ def is_own_aggregator(aggregator):
 
 
 def adopt_aggregator(aggregator, dim, n_tiles):
-    """
-    Take a user's module as an aggregator.
-
-    Parameters
-    ----------
-    aggregator : torch.nn.Module or class of modules
-        A class is called with `dim`. An instance is used as it is, with its weights.
-    dim : int
-        Width of the tiles.
-    n_tiles : int
-        Length of a bag to try it with.
-
-    Returns
-    -------
-    module : torch.nn.Module
-        Maps (batch, tiles, dim) and a mask (batch, tiles) to (batch, d).
-    d : int
-        Width of the slide embedding.
-
-    Raises
-    ------
-    ValueError
-        If it gives something else than one vector a bag.
-    """
+    """Take a user's module as an aggregator."""
     module = aggregator(dim) if isinstance(aggregator, type) else aggregator
     name = type(module).__name__
     if "mask" not in inspect.signature(module.forward).parameters:
@@ -294,24 +213,7 @@ def adopt_aggregator(aggregator, dim, n_tiles):
 
 
 def make_aggregator(name, dim, *, depth, n_heads, head_dim):
-    """
-    Build an aggregator by name.
-
-    Parameters
-    ----------
-    name : {"mlp", "transformer", "summary_mixing", "topk"}
-        Which one.
-    dim : int
-        Width of the tiles and of the slide embedding.
-    depth, n_heads, head_dim : int
-        Number of blocks, heads and width of a head; not used by "mlp" and "topk".
-
-    Returns
-    -------
-    torch.nn.Module
-        Maps (batch, tiles, dim) and a mask (batch, tiles) to (batch, dim), "topk" to
-        (batch, tiles, dim).
-    """
+    """Build an aggregator by name."""
     if name == "mlp":
         return MLPAggregator(dim)
     if name == "topk":

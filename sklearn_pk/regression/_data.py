@@ -11,18 +11,7 @@ from ..utils._bags import read_bag
 
 
 class BagDataset(torch.utils.data.Dataset):
-    """
-    Serve batches of bags, padded to the longest of them.
-
-    Parameters
-    ----------
-    bags : list of array-like of shape (tiles_i, n_features)
-        Tile features of each slide; those in files are read whenever they are asked for.
-    targets : ndarray of shape (n_slides, n_genes), float32
-        Expression.
-    indices : ndarray of int
-        The slides that belong to this data set.
-    """
+    """Serve batches of bags, padded to the longest of them."""
 
     def __init__(self, bags, targets, indices):
         self.bags = bags
@@ -39,39 +28,14 @@ class BagDataset(torch.utils.data.Dataset):
         return self.batch([position])
 
     def batch(self, positions):
-        """
-        Return several slides.
-
-        Parameters
-        ----------
-        positions : sequence of int
-            Which of the slides.
-
-        Returns
-        -------
-        bags : tuple
-            Features and mask, see :func:`pad_bags`.
-        targets : Tensor of shape (len(positions), n_genes), float32
-            Their expression.
-        """
+        """Return several slides."""
         rows = self.indices[np.asarray(positions)]
         bags = [present_tiles(self.bags[row], row) for row in rows]
         return pad_bags(bags), torch.from_numpy(self.targets[rows])
 
 
 class Batches:
-    """
-    Go through a data set in batches; those in files are read one batch ahead.
-
-    Parameters
-    ----------
-    dataset : BagDataset
-        The slides.
-    batch_size : int
-        Slides in a batch.
-    generator : torch.Generator, default=None
-        Shuffles them anew each time. None keeps their order.
-    """
+    """Go through a data set in batches; those in files are read one batch ahead."""
 
     def __init__(self, dataset, batch_size, generator=None):
         self.dataset = dataset
@@ -104,42 +68,14 @@ class Batches:
 
 
 def present_tiles(bag, position):
-    """
-    Return the features of a slide, read and checked if they are in a file.
-
-    Parameters
-    ----------
-    bag : array-like of shape (tiles, n_features)
-        Tile features; an array is taken as checked, without missing tiles.
-    position : int
-        Position of the slide, for the text of errors.
-
-    Returns
-    -------
-    ndarray of shape (tiles_i, n_features)
-        The tiles that are present.
-    """
+    """Return the features of a slide, read and checked if they are in a file."""
     if isinstance(bag, np.ndarray):
         return bag
     return read_bag(bag, position=position, n_features=bag.shape[1])
 
 
 def pad_bags(bags):
-    """
-    Stack bags of any length.
-
-    Parameters
-    ----------
-    bags : list of ndarray of shape (tiles_i, n_features)
-        Tile features.
-
-    Returns
-    -------
-    features : Tensor of shape (len(bags), max(tiles_i), n_features), float32
-        Missing tiles are zero.
-    mask : Tensor of shape (len(bags), max(tiles_i)), bool, or None
-        True where there is a tile; None if all bags have the same length.
-    """
+    """Stack bags of any length."""
     lengths = [len(bag) for bag in bags]
     longest = max(lengths)
     if min(lengths) == longest:
@@ -154,21 +90,7 @@ def pad_bags(bags):
 
 
 def tile_statistics(bags, rows):
-    """
-    Compute the mean and standard deviation of each feature over all tiles.
-
-    Parameters
-    ----------
-    bags : list of array-like of shape (tiles_i, n_features)
-        Tile features; each is read once.
-    rows : sequence of int
-        Their positions, for the text of errors.
-
-    Returns
-    -------
-    mean, scale : ndarray of shape (n_features,), float64
-        A feature that does not vary has scale 1.
-    """
+    """Compute the mean and standard deviation of each feature over all tiles."""
     n_tiles, mean, squares = 0, 0.0, 0.0
     for position, bag in zip(rows, bags, strict=True):
         tiles = present_tiles(bag, position).astype(np.float64)
@@ -189,24 +111,7 @@ def tile_statistics(bags, rows):
 
 
 def split_groups(groups, fraction, random_state):
-    """
-    Hold out a share of the patients.
-
-    Parameters
-    ----------
-    groups : array-like of shape (n_samples,)
-        Patient of each sample.
-    fraction : float
-        Share of the patients that is held out: at least one, and never all.
-    random_state : RandomState instance
-        Draws them.
-
-    Returns
-    -------
-    train, valid : ndarray of int
-        Positions of the samples. `valid` is empty if there is only one patient or
-        `fraction` is 0.
-    """
+    """Hold out a share of the patients."""
     patients, codes = np.unique(groups, return_inverse=True)
     n_valid = 0
     if fraction > 0 and len(patients) > 1:

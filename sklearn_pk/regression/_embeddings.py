@@ -18,23 +18,7 @@ _FEW_KNOWN = 0.1
 
 
 def expression_by_patient(values, groups, gene_names=None):
-    """
-    Collapse expression to one row a patient and turn it: genes become rows.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_samples, n_genes)
-        Expression.
-    groups : array-like of shape (n_samples,)
-        Patient of each sample; the samples of a patient are averaged.
-    gene_names : ndarray of shape (n_genes,), default=None
-        Index of the result.
-
-    Returns
-    -------
-    expression : ndarray or DataFrame of shape (n_genes, n_patients)
-        A DataFrame if there are gene names; its columns are the patients as text.
-    """
+    """Collapse expression to one row a patient and turn it: genes become rows."""
     averager = PatientAverager(groups)
     collapsed = averager @ values
     if gene_names is None:
@@ -45,21 +29,7 @@ def expression_by_patient(values, groups, gene_names=None):
 
 
 def seed_prior(prior, seed):
-    """
-    Clone a prior and give a seed to each step that has none.
-
-    Parameters
-    ----------
-    prior : estimator
-        The prior; every ``random_state`` of it that is None is drawn.
-    seed : int
-        Draws them.
-
-    Returns
-    -------
-    estimator
-        The clone.
-    """
+    """Clone a prior and give a seed to each step that has none."""
     prior = clone(prior)
     random_state = check_random_state(seed)
     unset = sorted(
@@ -71,23 +41,7 @@ def seed_prior(prior, seed):
 
 
 def learn_embeddings(prior, expression):
-    """
-    Fit a clone of a prior on expression and return its gene embeddings.
-
-    Parameters
-    ----------
-    prior : estimator
-        Transformer of (n_genes, n_patients) into (n_genes, d), such as a pipeline.
-    expression : ndarray or DataFrame of shape (n_genes, n_patients)
-        Expression of the training patients.
-
-    Returns
-    -------
-    fitted : estimator
-        The fitted clone.
-    embeddings : ndarray of shape (n_genes, d)
-        Gene embeddings.
-    """
+    """Fit a clone of a prior on expression and return its gene embeddings."""
     fitted = clone(prior)
     embeddings = fitted.fit_transform(expression)
     if sparse.issparse(embeddings):
@@ -100,23 +54,7 @@ def learn_embeddings(prior, expression):
 
 
 def align_embeddings(prior, n_genes, gene_names):
-    """
-    Bring given embeddings into the order of the genes.
-
-    Parameters
-    ----------
-    prior : ndarray or DataFrame of shape (n_rows, d)
-        Embeddings. A DataFrame is matched by its index; genes it does not have get zeros.
-    n_genes : int
-        Number of genes.
-    gene_names : ndarray of shape (n_genes,) or None
-        Names of the genes.
-
-    Returns
-    -------
-    embeddings : ndarray of shape (n_genes, d)
-        One row a gene.
-    """
+    """Bring given embeddings into the order of the genes."""
     if not isinstance(prior, pd.DataFrame):
         embeddings = np.asarray(prior)
         if embeddings.ndim != 2 or len(embeddings) != n_genes:
@@ -150,23 +88,7 @@ def align_embeddings(prior, n_genes, gene_names):
 
 
 def check_embeddings(embeddings, n_genes, *, scale):
-    """
-    Check what a prior gave.
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n_genes, d)
-        Gene embeddings.
-    n_genes : int
-        Number of genes.
-    scale : float or None
-        Factor of freshly drawn weights, to whose scale they are brought. None leaves them.
-
-    Returns
-    -------
-    embeddings : ndarray of shape (n_genes, d), float32
-        The same, for the network.
-    """
+    """Check what a prior gave."""
     if embeddings.ndim != 2 or len(embeddings) != n_genes:
         raise ValueError(
             f"prior: expected embeddings of shape ({n_genes}, d), one row a gene, got "
@@ -181,19 +103,7 @@ def check_embeddings(embeddings, n_genes, *, scale):
 
 
 def orthonormal_basis(embeddings):
-    """
-    Compute orthonormal columns that span those of the embeddings.
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n_genes, d), float32
-        Gene embeddings.
-
-    Returns
-    -------
-    basis : ndarray of shape (n_genes, k), float32
-        As many columns as the embeddings have rank, at least one; rows of zeros stay so.
-    """
+    """Compute orthonormal columns that span those of the embeddings."""
     known = embeddings.any(axis=1)
     basis = np.zeros((len(embeddings), 1), dtype=np.float32)
     if known.any():

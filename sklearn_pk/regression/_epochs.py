@@ -15,25 +15,7 @@ from ._stopping import mean_correlation
 
 
 def train_engine(engine, runs, device, verbose):
-    """
-    Train all networks of an engine until each has ended.
-
-    Parameters
-    ----------
-    engine : SideBySide or Stack
-        Trains the runs.
-    runs : list of Run
-        The runs. Each gets its `history`.
-    device : str
-        Torch device.
-    verbose : int
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    dict of Run to dict of str to Tensor
-        The best weights of each.
-    """
+    """Train all networks of an engine until each has ended."""
     model, best = runs[0].model, {}
     folds = {run.fold: run for run in runs}
     batches = {

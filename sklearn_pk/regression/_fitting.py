@@ -34,22 +34,7 @@ _PACKAGES = ("sklearn_pk", "torch", "skorch", "scikit-learn", "numpy")
 
 
 class TrainingData(NamedTuple):
-    """
-    Checked input of a fit.
-
-    Parameters
-    ----------
-    bags : list of array-like of shape (tiles_i, n_features)
-        Tile features; those in files are not read yet.
-    values : ndarray of shape (n_samples, n_genes)
-        Expression.
-    gene_names : ndarray of shape (n_genes,), object, or None
-        Names of the genes.
-    groups : ndarray of shape (n_samples,)
-        Patient of each sample.
-    rows : ndarray of shape (n_samples,), int
-        Positions of the samples in what the user passed.
-    """
+    """Checked input of a fit."""
 
     bags: list
     values: np.ndarray
@@ -68,21 +53,7 @@ class TrainingData(NamedTuple):
 
 
 def check_training_data(model, X, y, groups):
-    """
-    Check the input of a fit, and note names and widths on the model.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        Gets `n_features_in_`, `feature_names_in_` and `gene_names_out_`.
-    X, y, groups : object
-        What the user passed.
-
-    Returns
-    -------
-    TrainingData
-        The input.
-    """
+    """Check the input of a fit, and note names and widths on the model."""
     values, gene_names, model._y_is_1d = check_expression(y, estimator_name="fit")
     bags = validate_bags(model, X, reset=True, lazy=True)
     check_sample_names(X, y)
@@ -97,14 +68,7 @@ def check_training_data(model, X, y, groups):
 
 
 def forget(model):
-    """
-    Drop what an earlier fit has left, so that a fit that fails leaves nothing half done.
-
-    Parameters
-    ----------
-    model : estimator
-        Loses all attributes that a fit gives.
-    """
+    """Drop what an earlier fit has left, so that a fit that fails leaves nothing half done."""
     for name in set(vars(model)) - set(model.get_params(deep=False)):
         if (name.endswith("_") and not name.startswith("_")) or name == "_module_params":
             delattr(model, name)
@@ -124,14 +88,7 @@ def _warn_of_repeats(n_repeats):
 
 
 def warn_of_constant_genes(data):
-    """
-    Say once which genes do not vary.
-
-    Parameters
-    ----------
-    data : TrainingData
-        The samples.
-    """
+    """Say once which genes do not vary."""
     constant = np.flatnonzero(np.ptp(data.values, axis=0) == 0)
     n_samples, n_genes = data.values.shape
     if len(constant) and n_samples > 1:
@@ -145,22 +102,7 @@ def warn_of_constant_genes(data):
 
 
 def prepare(model, data):
-    """
-    Fit the prior, describe the network and hold patients out.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        Gets `prior_`, `embeddings_`, `validation_indices_` and what
-        :func:`build_module` needs.
-    data : TrainingData
-        The samples.
-
-    Returns
-    -------
-    train, valid : ndarray of int
-        Positions of the samples to train on, and of those held out for early stopping.
-    """
+    """Fit the prior, describe the network and hold patients out."""
     random_state = check_random_state(model.random_state)
     model.seed_ = int(random_state.randint(np.iinfo(np.int32).max))
     model.prior_, model.embeddings_ = _fit_prior(model, data)
@@ -211,19 +153,7 @@ def _describe_module(model, data):
 
 
 def describe_design(model):
-    """
-    Note the parameters that shape the network, which may be set anew after a fit.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        Has the parameters.
-
-    Returns
-    -------
-    dict
-        The parameters by name.
-    """
+    """Note the parameters that shape the network, which may be set anew after a fit."""
     names = ("lambda_", "layer", "depth", "n_heads", "head_dim", "embed_dim", "init_scale")
     design = {name: getattr(model, name) for name in names}
     return design | {
@@ -233,19 +163,7 @@ def describe_design(model):
 
 
 def build_module(model):
-    """
-    Build the network of a model as it is before training.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        After :func:`prepare`.
-
-    Returns
-    -------
-    ExpressionModule
-        The network, on the CPU. The same each time.
-    """
+    """Build the network of a model as it is before training."""
     parameters = {
         name: torch.tensor(value) if isinstance(value, np.ndarray) else value
         for name, value in model._module_params.items()
@@ -259,23 +177,7 @@ def build_module(model):
 
 
 def note_training(model, epochs, rule):
-    """
-    Keep what is worth knowing about a training.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        Gets `history_`, `best_epoch_` and `versions_`.
-    epochs : list of dict
-        What was recorded of each epoch.
-    rule : StoppingRule
-        The rule that chose the best epoch.
-
-    Raises
-    ------
-    ValueError
-        If the loss was not finite in any epoch.
-    """
+    """Keep what is worth knowing about a training."""
     columns = [name for name in HISTORY_COLUMNS if name in epochs[0]]
     if not rule.best_epoch:
         monitored = "valid_loss" if "valid_loss" in columns else "train_loss"

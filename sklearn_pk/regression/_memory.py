@@ -11,24 +11,7 @@ from ._random import RandomStream
 
 
 def explain_training(model, train, valid, device):
-    """
-    Make the error of a training that ran out of memory, once nothing of it is left there.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        After :func:`prepare`. It is not changed.
-    train, valid : BagDataset
-        The samples to train on, and those held out for early stopping.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    MemoryError
-        Names the largest batch size that fits, of half the one that was asked for, a quarter
-        and so on.
-    """
+    """Make the error of a training that ran out of memory, once nothing of it is left there."""
     problem = (
         f"batch_size={model.batch_size} does not fit into the memory of {describe_memory(device)}"
     )
@@ -47,19 +30,7 @@ def explain_training(model, train, valid, device):
 
 
 def fitting_batch_size(model, train, valid, device):
-    """
-    Find a batch size that can be trained with, by trial.
-
-    Parameters
-    ----------
-    model, train, valid, device : object
-        As for :func:`explain_training`.
-
-    Returns
-    -------
-    int
-        The batch size; 0 if there is none.
-    """
+    """Find a batch size that can be trained with, by trial."""
     # Other sizes would be the one batch that did not fit.
     n_slides = max(len(train), len(valid))
     batch_size = model.batch_size // 2

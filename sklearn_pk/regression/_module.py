@@ -18,58 +18,13 @@ from ._layer import PriorKnowledgeLinear
 
 
 def smooth_over_genes(values, basis, lambda_):
-    """
-    Project values of all genes onto the span of a basis, in part.
-
-    Parameters
-    ----------
-    values : Tensor of shape (n_genes, n)
-        What to smooth, one row a gene.
-    basis : Tensor of shape (n_genes, k)
-        Orthonormal columns.
-    lambda_ : float
-        Share of the projection. Rows that are zero in the basis are left as they are.
-
-    Returns
-    -------
-    Tensor of shape (n_genes, n)
-        ``(1 - lambda_) * values + lambda_ * basis @ basis.T @ values``.
-    """
+    """Project values of all genes onto the span of a basis, in part."""
     known = basis.ne(0).any(dim=1, keepdim=True)
     return torch.lerp(values, basis @ (basis.mT @ values), lambda_ * known.to(values.dtype))
 
 
 class ExpressionModule(nn.Module):
-    """
-    Aggregate tiles into a slide embedding and predict expression from it.
-
-    Parameters
-    ----------
-    aggregator : {"mlp", "transformer", "summary_mixing", "topk"}, torch.nn.Module or class
-        How tiles become one slide embedding.
-    feature_mean, feature_scale : Tensor of shape (n_features,)
-        What is subtracted from tile features, and what they are divided by.
-    target_mean : Tensor of shape (n_genes,)
-        What is added to the output.
-    target_scale : Tensor of shape (n_genes,)
-        What the output is multiplied by; 0 for genes that are constant.
-    embeddings : Tensor of shape (n_genes, d) or None
-        Gene embeddings.
-    lambda_ : float
-        Weight of the gene embeddings.
-    depth, n_heads, head_dim : int
-        Sizes of the aggregator.
-    embed_dim : int or None
-        Width tile features are projected to in front of the aggregator.
-    n_tiles : int
-        Tiles in the longest bag.
-    init_scale : float
-        Factor of the learned weights of the layer.
-    use_positions : bool
-        Whether to add a learned vector to each tile, by its position in the bag.
-    layer : {"published", "projected"}, default="published"
-        The last layer: gene embeddings as weights, or as a basis predictions are projected to.
-    """
+    """Aggregate tiles into a slide embedding and predict expression from it."""
 
     def __init__(
         self,
@@ -128,28 +83,13 @@ class ExpressionModule(nn.Module):
             self.layer.bias.mul_(init_scale)
 
     def learned_state(self):
-        """
-        Return what training may change, and nothing that was given.
-
-        Returns
-        -------
-        dict of str to Tensor
-            The parameters, and the buffers of the aggregator.
-        """
+        """Return what training may change, and nothing that was given."""
         given = {"feature_mean", "feature_scale", "target_mean", "target_scale"}
         given |= {"layer.embeddings", "basis"}
         return {name: value for name, value in self.state_dict().items() if name not in given}
 
     def prediction_layer(self):
-        """
-        Compute the last layer of predictions.
-
-        Returns
-        -------
-        dict of str to Tensor
-            ``weight`` of shape (n_genes, d) and ``bias`` of shape (n_genes,): the fused weight
-            and the bias; with a basis, both are projected onto its span.
-        """
+        """Compute the last layer of predictions."""
         weight, bias = self.layer.fused_weight(), self.layer.bias
         if self.basis is not None:
             weight, bias = (
@@ -160,61 +100,19 @@ class ExpressionModule(nn.Module):
         return {"weight": weight, "bias": bias}
 
     def embed(self, X, mask=None):
-        """
-        Compute the slide embeddings w.
-
-        Parameters
-        ----------
-        X : Tensor of shape (batch, tiles, n_features)
-            Tile features; missing tiles hold anything that is finite.
-        mask : Tensor of shape (batch, tiles), bool, or None
-            True where there is a tile; None if none is missing.
-
-        Returns
-        -------
-        Tensor of shape (batch, d), or (batch, tiles, d) where genes pick their tiles
-            Slide embeddings, or tile embeddings.
-        """
+        """Compute the slide embeddings w."""
         x = self.tile_projection((X - self.feature_mean) / self.feature_scale)
         if self.positions is not None:
             x = x + self.positions[: x.shape[1]]
         return self.norm(self.slide_projection(self.aggregator(x, mask)))
 
     def embed_slide(self, X, mask=None):
-        """
-        Compute one vector a slide, the mean of its tile embeddings where genes pick tiles.
-
-        Parameters
-        ----------
-        X, mask : Tensor
-            As in :meth:`embed`.
-
-        Returns
-        -------
-        Tensor of shape (batch, d)
-            Slide embeddings.
-        """
+        """Compute one vector a slide, the mean of its tile embeddings where genes pick tiles."""
         w = self.embed(X, mask)
         return masked_mean(w, mask) if self.per_tile else w
 
     def forward(self, X, mask=None, weight=None, bias=None):
-        """
-        Predict expression.
-
-        Parameters
-        ----------
-        X, mask : Tensor
-            As in :meth:`embed`.
-        weight : Tensor of shape (n_genes, d), default=None
-            Weight of the last layer. None takes that of training.
-        bias : Tensor of shape (n_genes,), default=None
-            Bias beside `weight`. None takes that of training.
-
-        Returns
-        -------
-        Tensor of shape (batch, n_genes)
-            Predicted expression.
-        """
+        """Predict expression."""
         w = self.embed(X, mask)
         bias = self.layer.bias if bias is None else bias
         output = self.layer(w) if weight is None else F.linear(w, weight, bias)

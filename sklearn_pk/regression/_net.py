@@ -23,25 +23,7 @@ PER_BATCH = ("on_batch_begin", "on_grad_computed", "on_batch_end")
 
 
 class ExpressionNet(NeuralNetRegressor):
-    """
-    Train an :class:`ExpressionModule` on batches of bags.
-
-    An epoch is recorded as a whole, not batch by batch, and the correlation is that of the
-    whole validation set.
-
-    Parameters
-    ----------
-    module : ExpressionModule
-        The network.
-    *args, **kwargs : object
-        As in :class:`skorch.NeuralNetRegressor`.
-    seed : int, default=0
-        Shuffles the slides.
-    dtype : {"float32", "bfloat16"}, default="float32"
-        Precision of the products in training.
-    compiled : bool, default=False
-        Whether to train with ``torch.compile``.
-    """
+    """Train an :class:`ExpressionModule` on batches of bags."""
 
     def __init__(self, module, *args, seed=0, dtype="float32", compiled=False, **kwargs):
         super().__init__(module, *args, **kwargs)
@@ -53,41 +35,12 @@ class ExpressionNet(NeuralNetRegressor):
         self.compiled = compiled
 
     def get_iterator(self, dataset, training=False):
-        """
-        Return the batches of a data set, shuffled for training.
-
-        Parameters
-        ----------
-        dataset : BagDataset
-            The slides.
-        training : bool, default=False
-            Whether they are trained on.
-
-        Returns
-        -------
-        Batches
-            The batches.
-        """
+        """Return the batches of a data set, shuffled for training."""
         generator = torch.Generator().manual_seed(self.seed) if training else None
         return Batches(dataset, self.batch_size, generator)
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
-        """
-        Go through all batches once, and record the mean loss and correlation.
-
-        Parameters
-        ----------
-        iterator : Batches or None
-            The batches; None does nothing.
-        training : bool
-            Whether to train on them.
-        prefix : {"train", "valid"}
-            Under which name to record the loss.
-        step_fn : callable
-            What to do with a batch.
-        **fit_params : dict
-            Passed on to `step_fn`.
-        """
+        """Go through all batches once, and record the mean loss and correlation."""
         if iterator is None:
             return
         total, n_slides, predicted = 0.0, 0, []
@@ -109,21 +62,7 @@ class ExpressionNet(NeuralNetRegressor):
             self.history.record(f"{prefix}_r", float(r))
 
     def train_step(self, batch, **fit_params):
-        """
-        Make one step; :meth:`run_single_epoch` has put the network into its training mode.
-
-        Parameters
-        ----------
-        batch : tuple
-            Bags and expression.
-        **fit_params : dict
-            Passed on to the network.
-
-        Returns
-        -------
-        dict
-            ``loss`` and ``y_pred``.
-        """
+        """Make one step; :meth:`run_single_epoch` has put the network into its training mode."""
         self.optimizer_.zero_grad()
         with self.random_stream or nullcontext():
             step = self._evaluate(batch, **fit_params)
@@ -138,21 +77,7 @@ class ExpressionNet(NeuralNetRegressor):
         return step
 
     def validation_step(self, batch, **fit_params):
-        """
-        Predict held-out slides.
-
-        Parameters
-        ----------
-        batch : tuple
-            Bags and expression.
-        **fit_params : dict
-            Passed on to the network.
-
-        Returns
-        -------
-        dict
-            ``loss`` and ``y_pred``.
-        """
+        """Predict held-out slides."""
         with torch.no_grad():
             return self._evaluate(batch, **fit_params)
 
@@ -162,16 +87,7 @@ class ExpressionNet(NeuralNetRegressor):
         return {"loss": self.criterion_(y_pred, y.to(self.device)), "y_pred": y_pred}
 
     def notify(self, method_name, **cb_kwargs):
-        """
-        Call the callbacks, and note when one of them ends the training.
-
-        Parameters
-        ----------
-        method_name : str
-            What happened.
-        **cb_kwargs : dict
-            Passed on to the callbacks.
-        """
+        """Call the callbacks, and note when one of them ends the training."""
         if method_name in PER_BATCH and method_name not in self._heard:
             return
         getattr(self, method_name)(self, **cb_kwargs)
@@ -189,21 +105,7 @@ class ExpressionNet(NeuralNetRegressor):
         return any(getattr(type(each), method_name) is not nobody for _, each in self.callbacks_)
 
     def infer(self, x, **fit_params):
-        """
-        Predict a batch.
-
-        Parameters
-        ----------
-        x : tuple
-            Features and mask, as of :func:`pad_bags`.
-        **fit_params : dict
-            Passed on to the network.
-
-        Returns
-        -------
-        Tensor of shape (batch, n_genes)
-            Predicted expression.
-        """
+        """Predict a batch."""
         network = self._compiled_module() if self.compiled else self.module_
         with autocast(self, self.device):
             return network(*to_device(x, self.device), **fit_params)
@@ -217,36 +119,13 @@ class ExpressionNet(NeuralNetRegressor):
 
 
 def to_device(bags, device):
-    """
-    Move a batch of bags.
-
-    Parameters
-    ----------
-    bags : tuple
-        Features and mask (or None), as of :func:`pad_bags`.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    tuple
-        The same on the device.
-    """
+    """Move a batch of bags."""
     features, mask = bags
     return features.to(device), None if mask is None else mask.to(device)
 
 
 class NetworkSize(NamedTuple):
-    """
-    How much a training step has to compute.
-
-    Parameters
-    ----------
-    n_weights : int
-        Learned weights.
-    layer, output : int
-        Numbers in a layer of the aggregator, and in the output, for one batch.
-    """
+    """How much a training step has to compute."""
 
     n_weights: int
     layer: int
@@ -264,19 +143,7 @@ class NetworkSize(NamedTuple):
 
 
 def network_size(model):
-    """
-    Look at the network of a model, without making it if it is ours.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        After :func:`prepare`.
-
-    Returns
-    -------
-    NetworkSize
-        Its size.
-    """
+    """Look at the network of a model, without making it if it is ours."""
     # The user's module may have weights already, which are not on the meta device.
     own = is_own_aggregator(model._module_params["aggregator"])
     with nullcontext() if own else torch.device("meta"):
@@ -290,21 +157,7 @@ def network_size(model):
 
 @contextmanager
 def few_threads(model, device):
-    """
-    Train a small network on one thread, where more would wait for each other.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        After :func:`prepare`.
-    device : str
-        Torch device.
-
-    Yields
-    ------
-    None
-        The number of threads comes back at the end.
-    """
+    """Train a small network on one thread, where more would wait for each other."""
     n_threads = torch.get_num_threads()
     on_cpu = torch.device(device).type == "cpu"
     own = is_own_aggregator(model._module_params["aggregator"])
@@ -317,61 +170,19 @@ def few_threads(model, device):
 
 
 def autocast(model, device):
-    """
-    Compute products in the precision that was asked for.
-
-    Parameters
-    ----------
-    model : object
-        Has `dtype`.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    context manager
-        Does nothing for float32.
-    """
+    """Compute products in the precision that was asked for."""
     if model.dtype == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
 def new_optimizer(parameters, model):
-    """
-    Make the optimizer that :func:`make_net` asks skorch for.
-
-    Parameters
-    ----------
-    parameters : iterable of Tensor
-        What it changes.
-    model : PriorKnowledgeRegressor
-        Has the settings.
-
-    Returns
-    -------
-    torch.optim.Optimizer
-        The optimizer.
-    """
+    """Make the optimizer that :func:`make_net` asks skorch for."""
     return torch.optim.AdamW(parameters, lr=model.lr, weight_decay=model.weight_decay, fused=True)
 
 
 def learning_rate_factor(model, epoch):
-    """
-    Return what the learning rate of an epoch is multiplied by.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        Has the schedule.
-    epoch : int
-        The epoch, counted from 0.
-
-    Returns
-    -------
-    float
-        The factor.
-    """
+    """Return what the learning rate of an epoch is multiplied by."""
     if model.lr_schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(epoch / model.max_epochs, 1)))
@@ -386,50 +197,14 @@ def schedule_callbacks(model):
 
 
 def random_stream(model, device):
-    """
-    Return where a network draws numbers while it is trained, or None if it draws none.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        After :func:`prepare`.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    RandomStream or None
-        The stream.
-    """
+    """Return where a network draws numbers while it is trained, or None if it draws none."""
     aggregator = model._module_params["aggregator"]
     draws = is_own_aggregator(aggregator) or aggregator == "topk"
     return RandomStream(model.seed_, device) if draws else None
 
 
 def make_net(module, model, *, seed, device, train_split=None, callbacks=()):
-    """
-    Wrap a module with the settings of a regressor, ready to train or to predict.
-
-    Parameters
-    ----------
-    module : ExpressionModule
-        The network.
-    model : PriorKnowledgeRegressor
-        Has the settings.
-    seed : int
-        Shuffles the slides.
-    device : str
-        Torch device.
-    train_split : BagDataset, default=None
-        Held-out slides.
-    callbacks : list of skorch.callbacks.Callback
-        What to call while training.
-
-    Returns
-    -------
-    ExpressionNet
-        The net, initialized.
-    """
+    """Wrap a module with the settings of a regressor, ready to train or to predict."""
     net = ExpressionNet(
         module,
         criterion=torch.nn.MSELoss,

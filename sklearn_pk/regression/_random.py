@@ -13,35 +13,14 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def seeded(seed):
-    """
-    Draw on the CPU from a seed, and leave the generator as it was.
-
-    Parameters
-    ----------
-    seed : int
-        The seed.
-
-    Yields
-    ------
-    None
-        The generator is borrowed meanwhile.
-    """
+    """Draw on the CPU from a seed, and leave the generator as it was."""
     with _LOCK, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 class RandomStream:
-    """
-    Draw from a seed, each time going on where the last time ended.
-
-    Parameters
-    ----------
-    seed : int
-        The seed.
-    device : str
-        Torch device that draws, beside the CPU.
-    """
+    """Draw from a seed, each time going on where the last time ended."""
 
     def __init__(self, seed, device):
         self._devices = [device] if torch.device(device).type == "cuda" else []

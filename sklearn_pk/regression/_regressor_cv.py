@@ -25,19 +25,7 @@ from ._training import train_on
 
 
 def check_lambdas(lambdas):
-    """
-    Check the weights to try.
-
-    Parameters
-    ----------
-    lambdas : array-like of float
-        Weights of the prior.
-
-    Returns
-    -------
-    list of float
-        The same.
-    """
+    """Check the weights to try."""
     values = np.asarray(lambdas)
     if values.ndim != 1 or not values.size or values.dtype.kind not in "fiu":
         raise ValueError(f"lambdas must list at least one number in [0, 1], got {lambdas!r}.")
@@ -48,21 +36,7 @@ def check_lambdas(lambdas):
 
 
 def shape_results(lambdas, scores, fit_times, score_times):
-    """
-    Tell of all folds as :class:`~sklearn.model_selection.GridSearchCV` does.
-
-    Parameters
-    ----------
-    lambdas : list of float
-        Weights of the prior.
-    scores, fit_times, score_times : ndarray of shape (n_lambdas, n_folds)
-        What was measured.
-
-    Returns
-    -------
-    dict of ndarray
-        The results.
-    """
+    """Tell of all folds as :class:`~sklearn.model_selection.GridSearchCV` does."""
     results = {}
     for name, times in (("fit", fit_times), ("score", score_times)):
         results[f"mean_{name}_time"] = times.mean(axis=1)

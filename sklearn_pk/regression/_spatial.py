@@ -15,14 +15,7 @@ BATCH = 64
 
 
 def check_window(window, stride):
-    """
-    Check that windows leave no tile out.
-
-    Parameters
-    ----------
-    window, stride : int or None
-        As in :meth:`PriorKnowledgeRegressor.predict_tiles`.
-    """
+    """Check that windows leave no tile out."""
     for name, value in (("window", window), ("stride", stride)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise TypeError(f"{name} must be an int, in tiles, got {value!r}.")
@@ -36,33 +29,7 @@ def check_window(window, stride):
 
 
 def tile_expression(bag, position, predict, columns, window, stride, *, slide, batches):
-    """
-    Predict the expression of every tile of a slide.
-
-    Parameters
-    ----------
-    bag : array-like of shape (tiles, n_features)
-        Features of the tiles, with `coords` and `size_level0` if it is a feature bag.
-    position : int
-        Position of the slide, for the text of errors.
-    predict : callable
-        Maps padded features and a mask to expression, (batch, n_genes).
-    columns : ndarray of shape (n_genes,)
-        Names of the genes.
-    window : int or None
-        Edge of the window, in tiles; None takes each tile by itself.
-    stride : int
-        Step of the window, in tiles.
-    slide : str
-        Name of the slide.
-    batches : Halving
-        How many bags `predict` takes at once.
-
-    Returns
-    -------
-    DataFrame of shape (tiles, n_genes), float32
-        Expression, see :meth:`PriorKnowledgeRegressor.predict_tiles`.
-    """
+    """Predict the expression of every tile of a slide."""
     features = check_bag(bag, position=position)
     present = ~np.isnan(features[:, 0])
     coords = getattr(bag, "coords", None)
@@ -119,23 +86,7 @@ def _cells(corners, size, label):
 
 
 def windows_of_tiles(cells, window, stride):
-    """
-    Find the tiles inside each window that moves over a slide.
-
-    Parameters
-    ----------
-    cells : ndarray of shape (tiles, 2), int
-        Column and row of each tile, from 0.
-    window : int
-        Edge of the window, in tiles.
-    stride : int
-        Step of the window.
-
-    Returns
-    -------
-    list of ndarray of int
-        The tiles in each window that holds any. Together they hold every tile.
-    """
+    """Find the tiles inside each window that moves over a slide."""
     occupied = {}
     for tile, (column, row) in enumerate(cells):
         for left in _starts(column, window, stride, cells[:, 0].max()):

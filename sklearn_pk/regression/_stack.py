@@ -31,18 +31,7 @@ _STACK_BUDGET, _SIDE_BUDGET = 2**30, 2**33
 
 @dataclass(eq=False)
 class Run:
-    """
-    One network to train.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        After :func:`prepare`.
-    fold : int
-        Number of the fold; the runs of a fold share their batches.
-    train, valid : BagDataset
-        The samples to train on, and those held out for early stopping.
-    """
+    """One network to train."""
 
     model: object
     fold: int
@@ -62,16 +51,7 @@ class Run:
 
 
 class SideBySide:
-    """
-    Train the runs one after the other on each batch.
-
-    Parameters
-    ----------
-    runs : list of Run
-        The runs.
-    device : str
-        Torch device.
-    """
+    """Train the runs one after the other on each batch."""
 
     def __init__(self, runs, device):
         self.runs = list(runs)
@@ -129,16 +109,7 @@ class SideBySide:
 
 
 class Stack:
-    """
-    Train the runs with one product for all of them, over weights of shape (n_runs, ...).
-
-    Parameters
-    ----------
-    runs : list of Run
-        The runs, those of a fold next to each other.
-    device : str
-        Torch device.
-    """
+    """Train the runs with one product for all of them, over weights of shape (n_runs, ...)."""
 
     def __init__(self, runs, device):
         self.runs = list(runs)
@@ -310,22 +281,7 @@ def _stack_bags(bags):
 
 
 def plan_stacks(runs, device):
-    """
-    Decide which runs are trained in one stack.
-
-    Parameters
-    ----------
-    runs : list of Run
-        The runs, those of a fold next to each other.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    list of (engine, list of Run)
-        The class that trains them, and the runs: as many folds, or at least runs of a fold, as
-        fit into memory.
-    """
+    """Decide which runs are trained in one stack."""
     folds = {}
     for run in runs:
         folds.setdefault(run.fold, []).append(run)
@@ -379,28 +335,7 @@ def _bytes_of_run(model, size):
 
 
 def train_together(runs, device, *, verbose=0):
-    """
-    Train several networks, and yield each run with its best weights.
-
-    Parameters
-    ----------
-    runs : list of Run
-        The runs, those of a fold next to each other.
-    device : str
-        Torch device.
-    verbose : int, default=0
-        Whether to show a progress bar.
-
-    Yields
-    ------
-    Run
-        Its model is fitted.
-
-    Raises
-    ------
-    MemoryError
-        If the memory of the device does not suffice for a single network.
-    """
+    """Train several networks, and yield each run with its best weights."""
     plans, has_warned = deque(plan_stacks(runs, device)), False
     while plans:
         engine_class, together = plans.popleft()

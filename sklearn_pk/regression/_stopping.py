@@ -11,20 +11,7 @@ from ..utils import progress
 
 
 def mean_correlation(y_true, y_pred):
-    """
-    Average Pearson's r over genes.
-
-    Parameters
-    ----------
-    y_true, y_pred : Tensor of shape (..., n_samples, n_genes)
-        Truth and prediction.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        Mean over the genes whose truth varies; a constant prediction counts as 0. NaN if no
-        gene varies, as in a single sample.
-    """
+    """Average Pearson's r over genes."""
     if y_true.device.type != "mps":  # which has no float64
         y_true, y_pred = y_true.double(), y_pred.double()
     # Not by the variance: the mean of equal values may be off by rounding.
@@ -42,31 +29,7 @@ _ROUNDING = 1e-6
 
 
 class StoppingRule:
-    """
-    Choose the best epoch, and tell when to stop looking for a better one.
-
-    Parameters
-    ----------
-    criterion : {"loss+corr", "loss"} or None
-        "loss" looks for the lowest loss until `patience` epochs have passed without a lower
-        one. "loss+corr" then goes on, and looks for the highest correlation among epochs whose
-        loss is within `tolerance` of the lowest one, until `patience` epochs have passed
-        without a higher one, or `patience` epochs had a larger loss than that. None looks for
-        the lowest loss and never stops.
-    patience : int
-        Number of epochs, see above.
-    tolerance : float
-        Difference of losses.
-
-    Attributes
-    ----------
-    best_epoch : int
-        The best epoch so far; 0 before the first with a finite loss.
-    best_loss, best_score : float
-        Loss and correlation of that epoch.
-    stopped : bool
-        Whether to stop.
-    """
+    """Choose the best epoch, and tell when to stop looking for a better one."""
 
     def __init__(self, criterion, patience, tolerance):
         self.criterion = criterion
@@ -79,23 +42,7 @@ class StoppingRule:
         self._last_progress = self._n_outside = 0
 
     def update(self, epoch, loss, score=math.nan):
-        """
-        Look at one more epoch.
-
-        Parameters
-        ----------
-        epoch : int
-            Number of the epoch, counted from 1.
-        loss : float
-            Its loss.
-        score : float, default=nan
-            Its mean correlation; NaN where there is none.
-
-        Returns
-        -------
-        bool
-            Whether this is the best epoch so far.
-        """
+        """Look at one more epoch."""
         improved = self._is_better(loss, score)
         self._lowest_loss = min(self._lowest_loss, loss)
         if improved:
@@ -125,14 +72,7 @@ class StoppingRule:
 
 
 class BestWeights:
-    """
-    Hold a copy of what a module has learned, in memory, so that parallel searches share no file.
-
-    Parameters
-    ----------
-    module : ExpressionModule
-        The module.
-    """
+    """Hold a copy of what a module has learned, in memory, so that parallel searches share no file."""
 
     def __init__(self, module):
         self._module = module
@@ -155,17 +95,7 @@ class BestWeights:
 
 
 class EarlyStopping(Callback):
-    """
-    Apply a stopping rule to the training of a net, and restore the weights of its best epoch.
-
-    Parameters
-    ----------
-    rule : StoppingRule
-        The rule. It gets the loss of the held-out patients, or of the training part if nobody
-        is held out.
-    verbose : int, default=0
-        Whether to show a progress bar.
-    """
+    """Apply a stopping rule to the training of a net, and restore the weights of its best epoch."""
 
     def __init__(self, rule, verbose=0):
         self.rule = rule
@@ -189,14 +119,7 @@ class EarlyStopping(Callback):
         self.bar_.update()
 
     def finish(self, net):
-        """
-        Put the best weights back and let go of the copies.
-
-        Parameters
-        ----------
-        net : skorch.NeuralNet
-            The net that was trained.
-        """
+        """Put the best weights back and let go of the copies."""
         self.bar_.close()
         self.weights_.restore()
         self.weights_ = self.bar_ = None
@@ -205,14 +128,7 @@ class EarlyStopping(Callback):
 
 
 class EndOfTraining(Callback):
-    """
-    End the training where a rule says so; the last callback, so that others hear of the epoch.
-
-    Parameters
-    ----------
-    rule : StoppingRule
-        The rule.
-    """
+    """End the training where a rule says so; the last callback, so that others hear of the epoch."""
 
     def __init__(self, rule):
         self.rule = rule

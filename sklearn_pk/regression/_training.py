@@ -13,23 +13,7 @@ from ._stopping import EarlyStopping, EndOfTraining, StoppingRule
 
 
 def train_alone(model, train, valid, device):
-    """
-    Train the network of a model.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        After :func:`prepare`. Gets `net_` and what :func:`note_training` notes.
-    train, valid : BagDataset
-        The samples to train on, and those held out for early stopping.
-    device : str
-        Torch device.
-
-    Raises
-    ------
-    MemoryError
-        If the memory of the device does not suffice.
-    """
+    """Train the network of a model."""
     _, failure = attempt(_train, model, train, valid, device, device=device)
     if failure is not None:
         raise explain_training(model, train, valid, device) from failure
@@ -66,18 +50,7 @@ def _train(model, train, valid, device):
 
 
 def train_on(model, data, device):
-    """
-    Fit the prior of a model, then train its network.
-
-    Parameters
-    ----------
-    model : PriorKnowledgeRegressor
-        Gets all that a fit gives.
-    data : TrainingData
-        The samples.
-    device : str
-        Torch device.
-    """
+    """Fit the prior of a model, then train its network."""
     parts = prepare(model, data)
     targets = data.values.astype(np.float32, copy=False)
     train, valid = (BagDataset(data.bags, targets, rows) for rows in parts)

@@ -33,26 +33,7 @@ _EXPECTED = (
 
 
 def check_tiled(X):
-    """
-    Check a list of tiled slides.
-
-    Parameters
-    ----------
-    X : list of TiledSlide or of array of shape (n_tiles, height, width, 3)
-        Slides.
-
-    Returns
-    -------
-    slides : list of TiledSlide or ndarray
-        The same slides.
-
-    Raises
-    ------
-    TypeError
-        If X is something else; a hint says what is missing.
-    ValueError
-        If X is empty.
-    """
+    """Check a list of tiled slides."""
     if isinstance(X, str | TiledSlide) or not hasattr(X, "__len__"):
         raise TypeError(f"{_EXPECTED}, got {X!r}. Put a single slide into a list.")
     if not len(X):

@@ -11,32 +11,7 @@ _MASK_PIXELS = 16
 
 
 def tile_geometry(info, tile_size, mpp):
-    """
-    Choose the pyramid level and the number of pixels to read for one tile.
-
-    Parameters
-    ----------
-    info : SlideInfo
-        Header of the slide.
-    tile_size : int
-        Edge of a tile in pixels at `mpp`.
-    mpp : float
-        Resolution asked for in um/px.
-
-    Returns
-    -------
-    level : int
-        Pyramid level.
-    read_size : int
-        Edge to read in pixels of that level.
-    size_level0 : int
-        Edge in level-0 pixels.
-
-    Raises
-    ------
-    ValueError
-        If the slide is much coarser than asked for.
-    """
+    """Choose the pyramid level and the number of pixels to read for one tile."""
     if info.mpp > mpp * MAX_UPSAMPLING:
         raise ValueError(
             f"Slide {info.path!r} has {info.mpp:.4g} um/px, too coarse for mpp={mpp!r}: enlarging "
@@ -52,29 +27,7 @@ def tile_geometry(info, tile_size, mpp):
 
 
 def grid_axis(length, level_length, downsample, size_level0, read_size, step, *, pad=False):
-    """
-    Place tiles along one axis so that none leaves the slide, or so that they cover it.
-
-    Parameters
-    ----------
-    length : int
-        Length of the axis in level-0 pixels.
-    level_length : int
-        Its length in pixels of the level that is read.
-    downsample : float
-        Level-0 pixels per pixel of that level.
-    size_level0, read_size : int
-        Edge of a tile in level-0 pixels and in pixels of that level.
-    step : int
-        Distance of neighbours in level-0 pixels, at most `size_level0`.
-    pad : bool, default=False
-        Whether the last tile may stick out, so that no pixel is left over.
-
-    Returns
-    -------
-    starts : ndarray of shape (n,), int64
-        First level-0 pixel of each tile.
-    """
+    """Place tiles along one axis so that none leaves the slide, or so that they cover it."""
     if pad:
         # As few as cover the axis: with an overlap, a tile that starts within the slide may hold
         # nothing that the one before it does not.
@@ -86,28 +39,7 @@ def grid_axis(length, level_length, downsample, size_level0, read_size, step, *,
 
 
 def tile_grid(info, level, read_size, size_level0, step, *, pad=False):
-    """
-    Place tiles on the whole slide, row by row.
-
-    Parameters
-    ----------
-    info : SlideInfo
-        Header of the slide.
-    level : int
-        Pyramid level that is read.
-    read_size, size_level0 : int
-        Edge of a tile in pixels of that level and in level-0 pixels.
-    step : int
-        Distance of neighbours in level-0 pixels.
-    pad : bool, default=False
-        Whether tiles may stick out at the right and the lower border, so that they cover the
-        whole slide.
-
-    Returns
-    -------
-    coords : ndarray of shape (n, 2), int64
-        x and y of upper left corners in level-0 pixels.
-    """
+    """Place tiles on the whole slide, row by row."""
     downsample = info.level_downsamples[level]
     x, y = (
         grid_axis(length, level_length, downsample, size_level0, read_size, step, pad=pad)
@@ -117,38 +49,10 @@ def tile_grid(info, level, read_size, size_level0, step, *, pad=False):
 
 
 def share_inside(coords, size_level0, size):
-    """
-    Compute which share of each tile lies on the slide.
-
-    Parameters
-    ----------
-    coords : ndarray of shape (n, 2), int64
-        x and y of upper left corners in level-0 pixels.
-    size_level0 : int
-        Edge of a tile in level-0 pixels.
-    size : tuple of int
-        Width and height of level 0 in pixels.
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
-        Shares between 0 and 1.
-    """
+    """Compute which share of each tile lies on the slide."""
     return (np.minimum(size - coords, size_level0) / size_level0).prod(axis=1)
 
 
 def mask_resolution(tile_edge_um):
-    """
-    Resolution of the overview: 8 um/px, or finer where a tile would span under 16 pixels.
-
-    Parameters
-    ----------
-    tile_edge_um : float
-        Edge of a tile in um.
-
-    Returns
-    -------
-    mpp : float
-        Coarsest um/px of the overview.
-    """
+    """Resolution of the overview: 8 um/px, or finer where a tile would span under 16 pixels."""
     return min(_MASK_MPP, tile_edge_um / _MASK_PIXELS)

@@ -25,19 +25,7 @@ CANNOT_WRITE = (
 
 
 def describe_space(folder):
-    """
-    Say how much room a folder has, or the next one above that exists.
-
-    Parameters
-    ----------
-    folder : path-like
-        The folder.
-
-    Returns
-    -------
-    str
-        The end of a sentence; empty where it is not known.
-    """
+    """Say how much room a folder has, or the next one above that exists."""
     folder = Path(folder).absolute()
     try:
         place = next(each for each in (folder, *folder.parents) if each.exists())
@@ -47,18 +35,7 @@ def describe_space(folder):
 
 
 class SlideRow(NamedTuple):
-    """
-    One slide of X.
-
-    Parameters
-    ----------
-    path : str
-        Path of the slide file.
-    mpp : float, default=None
-        Resolution in um/px that replaces the one in the file; None replaces nothing.
-    tissue : str, path-like, ndarray, callable or None, default=None
-        What replaces the parameter `tissue` of the tiler; None replaces nothing.
-    """
+    """One slide of X."""
 
     path: str
     mpp: float = None
@@ -66,27 +43,7 @@ class SlideRow(NamedTuple):
 
 
 def check_slide_list(X):
-    """
-    Split X into the paths of slides, their um/px and their masks.
-
-    Parameters
-    ----------
-    X : sequence of path-like, Series or DataFrame
-        Slides.
-
-    Returns
-    -------
-    slides : list of SlideRow
-        Path of each slide, the um/px that replaces the one in its file, and its own mask.
-
-    Raises
-    ------
-    TypeError
-        If X is no list of paths, or a value of the column ``tissue`` is nothing of a mask.
-    ValueError
-        If X is empty, has more than one dimension, or is a DataFrame without the column
-        ``slide``.
-    """
+    """Split X into the paths of slides, their um/px and their masks."""
     if isinstance(X, pd.DataFrame):
         if "slide" not in X.columns:
             raise ValueError(f"{_EXPECTED}, got a DataFrame with the columns {list(X.columns)!r}.")
@@ -135,39 +92,14 @@ def _check_own_tissue(tissue, path):
 
 
 def failures_frame(failures):
-    """
-    Make the table of slides that gave nothing.
-
-    Parameters
-    ----------
-    failures : list of (str, str)
-        Path and reason.
-
-    Returns
-    -------
-    frame : DataFrame of str with the columns ``slide`` and ``reason``
-        One row a slide.
-    """
+    """Make the table of slides that gave nothing."""
     return pd.DataFrame(
         np.array(failures, dtype=object).reshape(-1, 2), columns=["slide", "reason"]
     )
 
 
 def raise_failures(errors):
-    """
-    Raise one error for all bad slides.
-
-    Parameters
-    ----------
-    errors : list of Exception
-        One a bad slide; nothing happens when it is empty.
-
-    Raises
-    ------
-    Exception
-        The error itself if there is one; else one of their common type, or a ValueError,
-        that repeats all texts.
-    """
+    """Raise one error for all bad slides."""
     if not errors:
         return
     if len(errors) == 1:
@@ -182,16 +114,7 @@ def raise_failures(errors):
 
 
 def warn_failures(failures, what):
-    """
-    Warn once about the slides that gave nothing.
-
-    Parameters
-    ----------
-    failures : list of (str, str)
-        Path and reason; nothing happens when it is empty.
-    what : str
-        What the slides are without, for the text.
-    """
+    """Warn once about the slides that gave nothing."""
     if failures:
         path, reason = failures[0]
         warn_user(
@@ -201,26 +124,7 @@ def warn_failures(failures, what):
 
 
 def check_coords(coords, owner):
-    """
-    Check the corners of tiles.
-
-    Parameters
-    ----------
-    coords : array-like of shape (n, 2)
-        x and y in level-0 pixels.
-    owner : str
-        Whose they are, for the text of errors.
-
-    Returns
-    -------
-    coords : ndarray of shape (n, 2), int64
-        A read-only copy.
-
-    Raises
-    ------
-    ValueError
-        If the shape is another one.
-    """
+    """Check the corners of tiles."""
     coords = np.array(coords, dtype=np.int64)
     if coords.size == 0:
         coords = coords.reshape(0, 2)

@@ -24,56 +24,12 @@ _LOOK_UPS_AHEAD = 8
 
 
 def label(slide, position):
-    """
-    Name a slide.
-
-    Parameters
-    ----------
-    slide : TiledSlide or ndarray
-        The slide.
-    position : int
-        Its position, which names what has no path.
-
-    Returns
-    -------
-    str
-        Path of the slide, or "slide" and its position.
-    """
+    """Name a slide."""
     return slide.path if isinstance(slide, TiledSlide) else f"slide {position}"
 
 
 class EncodingJob:
-    """
-    Slides to be encoded: what is known of them, what is done, what failed.
-
-    All dicts map the position of a slide.
-
-    Parameters
-    ----------
-    slides : list or dict of TiledSlide or of ndarray of shape (n_tiles, height, width, 3), uint8
-        Slides, or position -> slide.
-    look_up : callable
-        Function of (slide, position) that returns the place of its result in the store and the
-        result; None for what is not there. OSError and ValueError mean that the slide is bad.
-    keep : callable
-        Function of (slide, position, features, place) that returns the result. ValueError
-        means that the slide is bad.
-    batch_size : int
-        Number of tiles in a batch.
-    fail_fast : bool
-        Whether a bad slide ends the job, once all before it are done.
-    verbose : int, default=0
-        As for :class:`Throughput`.
-
-    Attributes
-    ----------
-    results : dict
-        What `look_up` or `keep` returned.
-    errors : dict
-        Errors of bad slides. Those without tiles are in neither.
-    throughput : Throughput
-        Counts and times.
-    """
+    """Slides to be encoded: what is known of them, what is done, what failed."""
 
     def __init__(self, slides, *, look_up, keep, batch_size, fail_fast, verbose=0):
         self.slides = slides if isinstance(slides, dict) else dict(enumerate(slides))
@@ -87,21 +43,7 @@ class EncodingJob:
         self._in_work = {}
 
     def run(self, load, *, transform, num_workers, device):
-        """
-        Encode what is not in the store, in order.
-
-        Parameters
-        ----------
-        load : callable
-            Returns the model as a function of a batch of tiles that gives a Tensor of shape
-            (n, n_features). It is not called if there is nothing to encode.
-        transform : callable or None
-            Function that prepares each tile for it.
-        num_workers : int or None
-            Number of processes that read, see :func:`count_workers`.
-        device : str
-            Torch device of the model.
-        """
+        """Encode what is not in the store, in order."""
         try:
             with explain_lost_worker(self._names_in_work), closing(self._cut()) as plan:
                 batches = self._read(plan, transform, num_workers, device)
@@ -111,21 +53,7 @@ class EncodingJob:
             self.throughput.close()
 
     def spread(self, encode, shared, adopt, n_jobs):
-        """
-        Have slides looked up and encoded by workers of joblib, one a task.
-
-        Parameters
-        ----------
-        encode : callable
-            Function of (*shared, slide, position), called in a worker, that returns the result
-            or the error of a bad slide, and the summary of its throughput.
-        shared : tuple
-            Its first arguments, the same for all.
-        adopt : callable
-            Function of (slide, position, result) that returns the result for this process.
-        n_jobs : int or None
-            Number of workers.
-        """
+        """Have slides looked up and encoded by workers of joblib, one a task."""
         try:
             positions = [position for position, slide in self.slides.items() if len(slide)]
             tasks = [self._task(shared, at) for at in positions]

@@ -33,23 +33,7 @@ _ERRORS = (FileNotFoundError, PermissionError, OSError, ValueError)
 
 
 def read_ahead(function, items, ahead=2):
-    """
-    Apply a function in a thread to the next items while the last result is worked on.
-
-    Parameters
-    ----------
-    function : callable
-        Function of one item.
-    items : iterable
-        Items; the next one is taken in the thread of the caller.
-    ahead : int, default=2
-        Number of results that wait at most.
-
-    Yields
-    ------
-    result : object
-        Results in the order of the items.
-    """
+    """Apply a function in a thread to the next items while the last result is worked on."""
     pending = deque()
     pool = ThreadPoolExecutor(max_workers=1)
     try:
@@ -64,43 +48,12 @@ def read_ahead(function, items, ahead=2):
 
 
 def plain_error(error):
-    """
-    Return the error as a builtin one, which survives the way to another process.
-
-    Parameters
-    ----------
-    error : OSError or ValueError
-        Error of a bad slide.
-
-    Returns
-    -------
-    OSError or ValueError
-        One of the same kind and text.
-    """
+    """Return the error as a builtin one, which survives the way to another process."""
     return next(kind for kind in _ERRORS if isinstance(error, kind))(str(error))
 
 
 def apply_transform(transform, tiles):
-    """
-    Prepare tiles by the function that belongs to an encoder.
-
-    Parameters
-    ----------
-    transform : callable
-        Function of a PIL image that returns a float tensor of shape (3, height, width).
-    tiles : ndarray of shape (n, height, width, 3), uint8
-        RGB tiles.
-
-    Returns
-    -------
-    Tensor of shape (n, 3, height, width), float32
-        What the model takes.
-
-    Raises
-    ------
-    TypeError
-        If the function returns something else.
-    """
+    """Prepare tiles by the function that belongs to an encoder."""
     import torch
     from PIL import Image
 
@@ -116,18 +69,7 @@ def apply_transform(transform, tiles):
 
 
 class TileBatches:
-    """
-    Tiles by their place, as a map-style dataset of torch.
-
-    The slide of the last batch stays open, because the next batch is likely to be its own.
-
-    Parameters
-    ----------
-    slides : list of TiledSlide or of ndarray of shape (n_tiles, height, width, 3), uint8
-        Slides.
-    transform : callable, default=None
-        Function that prepares each tile, given as a PIL image.
-    """
+    """Tiles by their place, as a map-style dataset of torch."""
 
     def __init__(self, slides, transform=None):
         self.slides = slides
@@ -136,22 +78,7 @@ class TileBatches:
         self._open = ExitStack()
 
     def __getitem__(self, index):
-        """
-        Read a batch.
-
-        Parameters
-        ----------
-        index : tuple of int
-            Position of the slide, first tile and the one after the last.
-
-        Returns
-        -------
-        position, start : int
-            The same.
-        batch : Tensor of shape (n, height, width, 3), uint8, or (n, 3, height, width), float32
-            Tiles, prepared by `transform` if there is one. If they cannot be read, the error,
-            so that it ends nothing but this slide.
-        """
+        """Read a batch."""
         import torch
 
         position, start, stop = index
@@ -195,25 +122,7 @@ def _shared_memory():
 
 
 def count_workers(num_workers, device, batch_bytes):
-    """
-    Decide how many processes read tiles.
-
-    Parameters
-    ----------
-    num_workers : int or None
-        Number that the user asks for. None takes none for a model on the CPU, which has use
-        for all cores itself, and one a core that is left, up to 8, for other devices.
-    device : str
-        Torch device of the model.
-    batch_bytes : int
-        Size of a batch.
-
-    Returns
-    -------
-    int
-        Number of processes; 0 for a thread of this one, which it also is where processes may
-        have no children, as those of Dask, or shared memory is too small, as often in Docker.
-    """
+    """Decide how many processes read tiles."""
     if num_workers is None:
         here = device == "cpu" or _START_METHOD is None
         num_workers = 0 if here else min(MAX_WORKERS, joblib.cpu_count() - 1)
@@ -244,27 +153,7 @@ def _explain_memory(memory):
 
 
 def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
-    """
-    Read batches in order, ahead of whoever takes them.
-
-    Parameters
-    ----------
-    dataset : TileBatches
-        Tiles.
-    plan : iterable of tuple of int
-        Indices for `dataset`. They are taken one by one, in this process, as reading proceeds.
-    num_workers : int, default=0
-        Number of processes that read; 0 for a thread.
-    pin_memory : bool, default=False
-        Whether to put tiles where a CUDA device can fetch them itself.
-
-    Yields
-    ------
-    position, start : int
-        Position of the slide and of the first tile.
-    batch : Tensor or Exception
-        As `dataset` gives it.
-    """
+    """Read batches in order, ahead of whoever takes them."""
     if num_workers == 0:
         try:
             with explain_out_of_memory("cpu", _explain_memory):
@@ -303,19 +192,7 @@ def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
 
 @contextmanager
 def explain_lost_worker(in_work):
-    """
-    Name the slides in work if a process that reads has died.
-
-    Parameters
-    ----------
-    in_work : callable
-        Returns the names of these slides.
-
-    Raises
-    ------
-    RuntimeError
-        If it has.
-    """
+    """Name the slides in work if a process that reads has died."""
     try:
         yield
     except (RuntimeError, OSError) as error:

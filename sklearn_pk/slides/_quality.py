@@ -33,25 +33,7 @@ _COLUMNS = {
 
 
 def describe_slide(row, params, reader, header_only):
-    """
-    Say what is known about one slide, and why it cannot be tiled.
-
-    Parameters
-    ----------
-    row : SlideRow
-        The slide.
-    params : dict
-        Parameters of SlideTiler that decide about tiles.
-    reader : {"auto", "openslide", "tifffile"}
-        Library that reads it.
-    header_only : bool
-        Whether to look for tissue no more.
-
-    Returns
-    -------
-    found : dict
-        Values of columns of the report; what could not be found out is left out.
-    """
+    """Say what is known about one slide, and why it cannot be tiled."""
     found = {"slide": row.path, "reason": ""}
     with suppress(OSError):
         found["size_bytes"] = os.path.getsize(row.path)

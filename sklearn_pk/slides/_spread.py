@@ -19,41 +19,14 @@ _here = threading.local()
 
 
 def count_encoders(n_jobs, device):
-    """
-    Decide how many workers encode.
-
-    Parameters
-    ----------
-    n_jobs : int or None
-        What the user asks for. None is what joblib is set to, but one where workers would be
-        processes of this machine that share its GPU.
-    device : str
-        Torch device in this process.
-
-    Returns
-    -------
-    int
-        Number of workers; 1 is this process.
-    """
+    """Decide how many workers encode."""
     if n_jobs is None and device != "cpu" and not is_dask():
         return 1
     return count_jobs(n_jobs)
 
 
 def pack(featurizer):
-    """
-    Turn a fitted featurizer into bytes, which joblib sends to each worker once.
-
-    Parameters
-    ----------
-    featurizer : FoundationFeaturizer
-        It, with the module of a user if there is one.
-
-    Returns
-    -------
-    packed : ndarray of uint8
-        The bytes. As an array, they are mapped into memory or scattered.
-    """
+    """Turn a fitted featurizer into bytes, which joblib sends to each worker once."""
     featurizer = copy.copy(featurizer).set_params(n_jobs=1, errors="raise", verbose=0)
     for name in ("store", "weights"):
         value = getattr(featurizer, name)
@@ -76,27 +49,7 @@ def _unpack(packed, digest):
 
 
 def encode_slide(packed, digest, slide, position):
-    """
-    Encode a slide, in a worker.
-
-    Parameters
-    ----------
-    packed : ndarray of uint8
-        Featurizer, as from :func:`pack`.
-    digest : str
-        What tells it from others.
-    slide : TiledSlide or ndarray of shape (n_tiles, height, width, 3), uint8
-        The slide.
-    position : int
-        Its position.
-
-    Returns
-    -------
-    result : FeatureBag or Exception
-        The bag, or what is wrong with the slide.
-    figures : dict
-        Summary of the throughput.
-    """
+    """Encode a slide, in a worker."""
     featurizer, load = _unpack(packed, digest)
     job = EncodingJob(
         {position: slide},

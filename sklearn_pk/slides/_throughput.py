@@ -13,16 +13,7 @@ _WAITING = 0.1
 
 
 class Throughput:
-    """
-    Count what is encoded, show it, and tell whether tiles or the model are waited for.
-
-    Parameters
-    ----------
-    n_slides : int
-        Number of slides.
-    verbose : int, default=0
-        1 shows a progress bar on a terminal and a line at the end, 2 a line a slide too.
-    """
+    """Count what is encoded, show it, and tell whether tiles or the model are waited for."""
 
     def __init__(self, n_slides, verbose=0):
         self.n_slides = n_slides
@@ -37,26 +28,12 @@ class Throughput:
         self._bar = progress(total=n_slides, desc="Encoding", verbose=verbose, unit="slide")
 
     def begin(self, n_jobs):
-        """
-        Note that the encoding begins, by several processes.
-
-        Parameters
-        ----------
-        n_jobs : int
-            Number of processes.
-        """
+        """Note that the encoding begins, by several processes."""
         self.n_jobs = n_jobs
         self._spread = time.perf_counter()
 
     def add(self, figures):
-        """
-        Add what a process has counted.
-
-        Parameters
-        ----------
-        figures : dict
-            Its :meth:`summary`.
-        """
+        """Add what a process has counted."""
         for name in ("n_tiles", "seconds_model", "seconds_waiting"):
             setattr(self, name, getattr(self, name) + figures[name])
         sizes = [size for size in (self.batch_size, figures["batch_size"]) if size is not None]
@@ -64,19 +41,7 @@ class Throughput:
         self._bar.set_postfix_str(self._rate())
 
     def watch(self, batches):
-        """
-        Measure the time spent waiting for batches.
-
-        Parameters
-        ----------
-        batches : iterator
-            Batches.
-
-        Yields
-        ------
-        batch : object
-            The same.
-        """
+        """Measure the time spent waiting for batches."""
         first = True
         while True:
             begin, planning = time.perf_counter(), self.seconds_planning
@@ -93,14 +58,7 @@ class Throughput:
 
     @contextmanager
     def model(self, n_tiles):
-        """
-        Measure the time of one batch in the model.
-
-        Parameters
-        ----------
-        n_tiles : int
-            Number of tiles in the batch.
-        """
+        """Measure the time of one batch in the model."""
         begin = time.perf_counter()
         yield
         now = time.perf_counter()
@@ -111,19 +69,7 @@ class Throughput:
             self._bar.set_postfix_str(self._rate())
 
     def plan(self, found):
-        """
-        Measure the time of looking into the store.
-
-        Parameters
-        ----------
-        found : iterator
-            What is found there.
-
-        Yields
-        ------
-        item : object
-            The same.
-        """
+        """Measure the time of looking into the store."""
         while True:
             begin = time.perf_counter()
             item = next(found, None)
@@ -133,20 +79,7 @@ class Throughput:
             yield item
 
     def finish(self, slide, n_tiles=0, *, stored=False, reason=""):
-        """
-        Count a slide.
-
-        Parameters
-        ----------
-        slide : str
-            Name of the slide.
-        n_tiles : int, default=0
-            Number of its tiles.
-        stored : bool, default=False
-            Whether the features were in the store.
-        reason : str, default=""
-            Why there are none.
-        """
+        """Count a slide."""
         self.n_stored += stored
         self.n_encoded += not stored and not reason
         self._bar.update()
@@ -196,16 +129,7 @@ class Throughput:
         )
 
     def summary(self):
-        """
-        Return all figures.
-
-        Returns
-        -------
-        dict
-            Numbers of slides, of those from the store and those encoded, of tiles encoded and of
-            processes that read, seconds in all, in the model and waiting for tiles, tiles a
-            second and the bottleneck.
-        """
+        """Return all figures."""
         return {
             "n_slides": self.n_slides,
             "n_stored": self.n_stored,

@@ -13,21 +13,7 @@ from ._wsi._reader import file_state, fingerprint
 
 
 def outcome(function, *args):
-    """
-    Return the result of a function, or the error that speaks of a bad slide.
-
-    Parameters
-    ----------
-    function : callable
-        The function.
-    *args : object
-        Its arguments.
-
-    Returns
-    -------
-    object
-        What it returned, or the OSError or ValueError that it raised.
-    """
+    """Return the result of a function, or the error that speaks of a bad slide."""
     try:
         return function(*args)
     except (OSError, ValueError) as error:
@@ -35,19 +21,7 @@ def outcome(function, *args):
 
 
 def cache_key(row, params, seed, reader):
-    """
-    Return what tells the tiles of one slide from those of all others.
-
-    Parameters
-    ----------
-    row, params, seed, reader : object
-        As for :func:`tile_slide`.
-
-    Returns
-    -------
-    tuple or None
-        None for what cannot be told apart.
-    """
+    """Return what tells the tiles of one slide from those of all others."""
     try:
         mask = source_key(choose_tissue(params["tissue"], row))
         state = file_state(row.path)
@@ -78,21 +52,7 @@ def _tile_state(state, row, params, seed, reader):
 
 
 def tile_known(row, params, seed, reader, memory):
-    """
-    Tile a slide, or take it from the memory of an earlier run.
-
-    Parameters
-    ----------
-    row, params, seed, reader : object
-        As for :func:`tile_slide`.
-    memory : object
-        What has the interface of ``joblib.Memory``; None for no memory.
-
-    Returns
-    -------
-    tiled : TiledSlide or Exception
-        The slide with its tiles, or what is wrong with it.
-    """
+    """Tile a slide, or take it from the memory of an earlier run."""
     if memory is None:
         return outcome(tile_slide, row, params, seed, reader)
     key = cache_key(row, params, seed, reader)

@@ -16,53 +16,14 @@ from ._wsi._reader import SlideInfo, check_slide, fingerprint, open_slide, read_
 
 
 def edge_um(info, geometry):
-    """
-    Compute the edge of a tile that is really read.
-
-    Parameters
-    ----------
-    info : SlideInfo
-        Header of the slide.
-    geometry : tuple of int
-        Level, edge to read at that level, edge in level-0 pixels.
-
-    Returns
-    -------
-    float
-        Edge in um.
-    """
+    """Compute the edge of a tile that is really read."""
     level, read_size, _ = geometry
     return read_size * info.level_downsamples[level] * info.mpp
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """
-    What was found on one slide, before tiles are drawn.
-
-    Parameters
-    ----------
-    info : SlideInfo
-        Header of the slide.
-    geometry : tuple of int
-        Level, edge to read at that level, edge in level-0 pixels.
-    coords : ndarray of shape (n, 2), int64
-        Corners of all tiles on tissue, in level-0 pixels.
-    reason : str
-        Why there is none.
-    source : str, callable, ndarray, Path or None
-        Where the mask comes from.
-    mask : ndarray of shape (height, width), bool, or None
-        True on tissue; None where all is.
-    overview : ndarray of shape (height, width, 3), uint8, or None
-        Picture on which the mask was found; None where it was not needed.
-    scale : float
-        Level-0 pixels per pixel of both.
-    reader : {"openslide", "tifffile"}
-        Library that read the slide.
-    content : str
-        Identifies the content of its file.
-    """
+    """What was found on one slide, before tiles are drawn."""
 
     info: SlideInfo
     geometry: tuple
@@ -89,23 +50,7 @@ class Survey:
 
 
 def check_row(row, params, reader):
-    """
-    Check that a slide can be tiled, without reading its tissue.
-
-    Parameters
-    ----------
-    row : SlideRow
-        The slide.
-    params : dict
-        Parameters of SlideTiler that decide about tiles.
-    reader : {"auto", "openslide", "tifffile"}
-        Library that reads it.
-
-    Raises
-    ------
-    OSError, ValueError
-        If it cannot; the slide is named.
-    """
+    """Check that a slide can be tiled, without reading its tissue."""
     info = check_slide(row.path, row.mpp, reader)
     tile_geometry(info, params["tile_size"], float(params["mpp"]))
     source = choose_tissue(params["tissue"], row)
@@ -155,28 +100,7 @@ def _select(survey, min_tissue_fraction):
 
 
 def survey_slide(row, params, reader):
-    """
-    Find the tissue of one slide and all tiles on it.
-
-    Parameters
-    ----------
-    row : SlideRow
-        The slide.
-    params : dict
-        Parameters of SlideTiler that decide about tiles.
-    reader : {"auto", "openslide", "tifffile"}
-        Library that reads the slide.
-
-    Returns
-    -------
-    survey : Survey
-        What was found.
-
-    Raises
-    ------
-    OSError, ValueError
-        If the slide or its mask cannot be read or used; the slide is named.
-    """
+    """Find the tissue of one slide and all tiles on it."""
     source = choose_tissue(params["tissue"], row)
     tile_size, mpp = params["tile_size"], float(params["mpp"])
     with open_slide(row.path, reader) as slide:
@@ -201,23 +125,7 @@ def survey_slide(row, params, reader):
 
 
 def draw_tiles(survey, params, seed):
-    """
-    Draw `max_tiles` of the tiles that were found.
-
-    Parameters
-    ----------
-    survey : Survey
-        What was found.
-    params : dict
-        Parameters of SlideTiler that decide about tiles.
-    seed : int
-        Seed; together with the content of the slide it decides which tiles are drawn.
-
-    Returns
-    -------
-    tiled : TiledSlide
-        The slide with its tiles.
-    """
+    """Draw `max_tiles` of the tiles that were found."""
     info, coords, limit = survey.info, survey.coords, params["max_tiles"]
     if limit is not None and len(coords) > limit:
         sequence = np.random.SeedSequence([seed, int(survey.content, 16)])
@@ -246,49 +154,12 @@ def draw_tiles(survey, params, seed):
 
 
 def tile_slide(row, params, seed, reader):
-    """
-    Tile one slide.
-
-    Parameters
-    ----------
-    row : SlideRow
-        The slide.
-    params : dict
-        Parameters of SlideTiler that decide about tiles.
-    seed : int
-        Seed of the draw.
-    reader : {"auto", "openslide", "tifffile"}
-        Library that reads the slide.
-
-    Returns
-    -------
-    tiled : TiledSlide
-        The slide with its tiles.
-
-    Raises
-    ------
-    OSError, ValueError
-        If the slide or its mask cannot be read or used; the slide is named.
-    """
+    """Tile one slide."""
     return draw_tiles(survey_slide(row, params, reader), params, seed)
 
 
 def split_tiled(X):
-    """
-    Take the paths and um/px from slides that were tiled.
-
-    Parameters
-    ----------
-    X : list of TiledSlide, or whatever SlideTiler takes
-        Slides.
-
-    Returns
-    -------
-    X : DataFrame, or X itself
-        Slides as SlideTiler takes them.
-    tiled : list of TiledSlide or None
-        The tiled slides, None if X holds none.
-    """
+    """Take the paths and um/px from slides that were tiled."""
     if isinstance(X, list | tuple) and X and all(isinstance(each, TiledSlide) for each in X):
         columns = {"slide": [each.path for each in X], "mpp": [each.slide_mpp for each in X]}
         return pd.DataFrame(columns), X
@@ -296,36 +167,7 @@ def split_tiled(X):
 
 
 def inspect_row(row, tiled, params, seed, reader, size):
-    """
-    Make a picture of one slide, with its tissue mask and its tiles.
-
-    Parameters
-    ----------
-    row : SlideRow
-        The slide.
-    tiled : TiledSlide or None
-        The same slide with its tiles; None for tiling it now.
-    params : dict
-        Parameters of SlideTiler that decide about tiles.
-    seed : int
-        Seed of the draw.
-    reader : {"auto", "openslide", "tifffile"}
-        Library that reads the slide.
-    size : int
-        Longer side of the picture in pixels.
-
-    Returns
-    -------
-    thumbnail, mask, downsample : ndarray, ndarray, float
-        As :func:`picture_slide` returns them.
-    tiled : TiledSlide
-        The slide with its tiles.
-
-    Raises
-    ------
-    OSError, ValueError
-        If the slide or its mask cannot be read or used; the slide is named.
-    """
+    """Make a picture of one slide, with its tissue mask and its tiles."""
     survey = survey_slide(row, params, reader)
     if tiled is None:
         tiled = draw_tiles(survey, params, seed)
@@ -335,21 +177,7 @@ def inspect_row(row, tiled, params, seed, reader, size):
 
 
 def check_same_tissue(tiled, survey):
-    """
-    Check that a slide was tiled by the mask that was found now.
-
-    Parameters
-    ----------
-    tiled : TiledSlide
-        The slide with its tiles.
-    survey : Survey
-        What was found on the slide.
-
-    Raises
-    ------
-    ValueError
-        If its record names another mask.
-    """
+    """Check that a slide was tiled by the mask that was found now."""
     params = dict(tiled.params)
     now = describe_source(survey.source)
     if params.get("tissue", now) != now:
@@ -360,30 +188,7 @@ def check_same_tissue(tiled, survey):
 
 
 def picture_slide(survey, size):
-    """
-    Make a picture of a slide and put its mask on the same pixels.
-
-    Parameters
-    ----------
-    survey : Survey
-        What was found on the slide.
-    size : int
-        Length of the longer side in pixels; a smaller slide is not enlarged.
-
-    Returns
-    -------
-    thumbnail : ndarray of shape (height, width, 3), uint8
-        RGB pixels of the whole slide.
-    mask : ndarray of shape (height, width), bool
-        True on tissue.
-    downsample : float
-        Level-0 pixels per pixel of both.
-
-    Raises
-    ------
-    OSError, ValueError
-        If the slide cannot be read.
-    """
+    """Make a picture of a slide and put its mask on the same pixels."""
     info = survey.info
     overview, scale = survey.overview, survey.scale
     downsample = max(1.0, max(info.size) / size)
@@ -398,25 +203,7 @@ def picture_slide(survey, size):
 
 
 def shrink(overview, scale, size, downsample):
-    """
-    Resample an overview to a coarser resolution.
-
-    Parameters
-    ----------
-    overview : ndarray of shape (height, width, 3), uint8
-        RGB pixels of the whole slide.
-    scale : float
-        Level-0 pixels per pixel of it.
-    size : tuple of int
-        Width and height of level 0 in pixels.
-    downsample : float
-        Level-0 pixels per pixel of the result.
-
-    Returns
-    -------
-    ndarray of shape (height, width, 3), uint8
-        RGB pixels.
-    """
+    """Resample an overview to a coarser resolution."""
     shape = [max(1, round(length / downsample)) for length in size]
     # The last pixels of an overview may reach over the border of the slide.
     limits = overview.shape[1::-1]

@@ -49,19 +49,7 @@ def _n_dims(bag):
 
 
 def stays_in_file(bag):
-    """
-    Tell a bag that reads its features from a file whenever it is asked for them.
-
-    Parameters
-    ----------
-    bag : object
-        Anything.
-
-    Returns
-    -------
-    bool
-        Whether it is an array-like with a shape and the path of a file.
-    """
+    """Tell a bag that reads its features from a file whenever it is asked for them."""
     is_array_like = hasattr(bag, "__array__") and hasattr(bag, "shape")
     return is_array_like and getattr(bag, "path", None) is not None
 
@@ -153,21 +141,7 @@ def _drop_missing(features):
 
 
 def read_bag(bag, *, position=0, n_features=None, allow_empty=False):
-    """
-    Read and check the features of one slide, and leave missing tiles out.
-
-    Parameters
-    ----------
-    bag : array-like of shape (tiles, n_features)
-        Tile features; missing tiles are rows of NaN.
-    position, n_features, allow_empty : object
-        As in :func:`check_bag`.
-
-    Returns
-    -------
-    features : ndarray of shape (tiles, n_features), float32 or float64
-        The features of the tiles that are present.
-    """
+    """Read and check the features of one slide, and leave missing tiles out."""
     checked = check_bag(bag, position=position, n_features=n_features, allow_empty=allow_empty)
     return _drop_missing(checked)
 

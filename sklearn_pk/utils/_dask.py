@@ -18,17 +18,7 @@ def _give(data):
 
 
 class _KeepingClient:
-    """
-    A client of Dask that leaves scattered data with the scheduler.
-
-    What is scattered is on one worker until another asks for it, and dies with it. What is
-    submitted is given to another worker then.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Does all else.
-    """
+    """A client of Dask that leaves scattered data with the scheduler."""
 
     def __init__(self, client):
         self.client = client
@@ -54,24 +44,7 @@ class _DurableBatch(Batch):
 
 
 class DurableDaskBackend(DaskDistributedBackend):
-    """
-    joblib's backend for Dask, for loops that go on when a worker dies.
-
-    joblib's own, up to 1.6, loses large arguments with the worker that holds them, waits for ever
-    once Dask has given up a task, and runs a loop in the process of the caller where there is one
-    worker, so that a task that kills its worker kills the caller then.
-
-    Parameters
-    ----------
-    scatter : list, default=None
-        Data to be sent ahead.
-    client : distributed.Client, default=None
-        The client; None is the present one.
-    wait_for_workers_timeout : int, default=120
-        Seconds to wait where there is no worker. After a loss, all may be about to start again.
-    **options : object
-        As those of joblib's backend "dask".
-    """
+    """joblib's backend for Dask, for loops that go on when a worker dies."""
 
     def __init__(self, *, scatter=None, client=None, wait_for_workers_timeout=120, **options):
         super().__init__(
@@ -106,21 +79,7 @@ class DurableDaskBackend(DaskDistributedBackend):
         super().start_call()
 
     def submit(self, func, callback=None):
-        """
-        Send a batch of tasks.
-
-        Parameters
-        ----------
-        func : callable
-            The batch.
-        callback : callable, default=None
-            Is given the result, or the error where there is none.
-
-        Returns
-        -------
-        concurrent.futures.Future
-            The result.
-        """
+        """Send a batch of tasks."""
         result = Future()
         result.get = result.result  # as joblib calls it
         self.client.loop.add_callback(self._start, func, callback, result)
@@ -155,37 +114,13 @@ class DurableDaskBackend(DaskDistributedBackend):
         """Leave out what joblib does here: each result is followed by itself."""
 
     def retrieve_result_callback(self, out):
-        """
-        Return a result.
-
-        Parameters
-        ----------
-        out : object
-            What the callback was given.
-
-        Returns
-        -------
-        object
-            The result.
-
-        Raises
-        ------
-        Exception
-            If there is none.
-        """
+        """Return a result."""
         if isinstance(out, BaseException):
             raise out
         return super().retrieve_result_callback(out)
 
     def abort_everything(self, ensure_ready=True):
-        """
-        Cancel all tasks.
-
-        Parameters
-        ----------
-        ensure_ready : bool, default=True
-            Has no effect, as in joblib.
-        """
+        """Cancel all tasks."""
         self._is_aborted = True
         for following in list(self._following):
             # In its own thread; without anybody to wait for it, Dask cancels the task.

@@ -46,28 +46,7 @@ def pick_device(device):
 
 
 def pick_dtype(dtype, device):
-    """
-    Turn "auto" into the precision that suits a device.
-
-    Parameters
-    ----------
-    dtype : {"auto", "float32", "bfloat16", "float16"}
-        Precision; "auto" is float32, on a CUDA device bfloat16 where it has that and
-        else float16.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    str
-        Name of a torch dtype.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils._device import pick_dtype
-    >>> pick_dtype("auto", "cpu")
-    'float32'
-    """
+    """Turn "auto" into the precision that suits a device."""
     import torch
 
     if dtype != "auto":
@@ -81,14 +60,7 @@ def pick_dtype(dtype, device):
 
 @contextmanager
 def full_precision():
-    """
-    Keep torch from multiplying float32 in TensorFloat-32 or bfloat16, whatever the user has set.
-
-    Yields
-    ------
-    None
-        The setting comes back at the end.
-    """
+    """Keep torch from multiplying float32 in TensorFloat-32 or bfloat16, whatever the user has set."""
     import torch
 
     precision = torch.get_float32_matmul_precision()

@@ -77,33 +77,7 @@ def warn_of_repeats(folds, values):
 
 
 def make_folds(cv, X, y, groups, *, pooled=True):
-    """
-    Return the folds as a list of train and test indices, checked for leaks.
-
-    Parameters
-    ----------
-    cv : int, splitter, iterable or None
-        None and integers give GroupKFold with `groups`, KFold without.
-    X : sequence or array of n_samples
-        The samples.
-    y : array-like of n_samples rows
-        The expression.
-    groups : ndarray of shape (n_samples,) or None
-        Patient of each sample.
-    pooled : bool, default=True
-        Whether no sample may be held out twice.
-
-    Returns
-    -------
-    folds : list of (ndarray, ndarray)
-        Train and test indices of each fold.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer patients than folds, a patient is on both sides of a fold, or, where
-        `pooled`, a sample is held out twice.
-    """
+    """Return the folds as a list of train and test indices, checked for leaks."""
     n_samples = len(y)
     if cv is None or isinstance(cv, Integral):
         n_splits = _DEFAULT_FOLDS if cv is None else int(cv)

@@ -9,36 +9,12 @@ _MARK = "__sklearn_pk_frame__"
 
 
 def freeze_frames(state):
-    """
-    Replace the DataFrames and Series among the values of a dict.
-
-    Parameters
-    ----------
-    state : dict
-        Attributes of an estimator.
-
-    Returns
-    -------
-    dict
-        The same with dicts of arrays in their place.
-    """
+    """Replace the DataFrames and Series among the values of a dict."""
     return {name: _freeze(value) for name, value in state.items()}
 
 
 def thaw_frames(state):
-    """
-    Undo :func:`freeze_frames`.
-
-    Parameters
-    ----------
-    state : dict
-        What it returned.
-
-    Returns
-    -------
-    dict
-        Attributes of an estimator.
-    """
+    """Undo :func:`freeze_frames`."""
     return {name: _thaw(value) for name, value in state.items()}
 
 

@@ -11,26 +11,7 @@ _QUERIES = 256
 
 
 def check_graph(graph, n_genes):
-    """
-    Check an adjacency matrix over the rows of an embedding.
-
-    Parameters
-    ----------
-    graph : sparse array or array-like of shape (n_genes, n_genes)
-        Weights of the edges.
-    n_genes : int
-        Number of rows of the embedding.
-
-    Returns
-    -------
-    graph : CSR array of shape (n_genes, n_genes), float64
-        A copy without self loops and without edges of weight zero.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit or a weight is NaN or infinite.
-    """
+    """Check an adjacency matrix over the rows of an embedding."""
     graph = sparse.csr_array(graph, dtype=np.float64, copy=True)
     if graph.shape != (n_genes, n_genes):
         raise ValueError(
@@ -46,36 +27,7 @@ def check_graph(graph, n_genes):
 
 
 def count_kept(graph, embedding, *, k, metric="cosine", queries=None, own=None, hops=1):
-    """
-    Count for each gene how many of its neighbours in a graph are neighbours in an embedding.
-
-    Parameters
-    ----------
-    graph : CSR array of shape (n_queries, n_genes), float
-        Weights of the edges; the k heaviest of a row are its neighbours.
-    embedding : ndarray of shape (n_genes, d)
-        Embedding of the genes in the columns of `graph`.
-    k : int
-        Size of a neighbourhood.
-    metric : str, default="cosine"
-        Distance in the embedding. Under "cosine" a row of zeros is near nothing.
-    queries : ndarray of shape (n_queries, d), default=None
-        Embedding of the genes in the rows of `graph`. None stands for `embedding`: rows and
-        columns are the same genes.
-    own : ndarray of shape (n_queries,), int, default=None
-        Column of each gene that is in a row, -1 for genes that are in no column: a gene is not
-        its own neighbour. None is for rows and columns of the same genes.
-    hops : {1, 2}, default=1
-        With 2, genes that share a neighbour with a gene come after those it has an edge to, the
-        more they share the earlier. Needs a square graph.
-
-    Returns
-    -------
-    kept : ndarray of shape (n_queries,), float64
-        Number of neighbours in the graph that are among the k nearest in the embedding.
-    size : ndarray of shape (n_queries,), int
-        Number of neighbours in the graph, at most k.
-    """
+    """Count for each gene how many of its neighbours in a graph are neighbours in an embedding."""
     queries = embedding if queries is None else queries
     own = np.arange(graph.shape[0]) if own is None else own
     if metric == "cosine":

@@ -21,19 +21,7 @@ _GIB = 2**30
 
 
 def is_out_of_memory(error):
-    """
-    Tell whether an error means that memory ran out, on any device.
-
-    Parameters
-    ----------
-    error : BaseException
-        The error.
-
-    Returns
-    -------
-    bool
-        Whether it does.
-    """
+    """Tell whether an error means that memory ran out, on any device."""
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, RuntimeError):
@@ -45,14 +33,7 @@ def is_out_of_memory(error):
 
 
 def free_device_memory(device):
-    """
-    Give back what nothing refers to any more.
-
-    Parameters
-    ----------
-    device : str
-        Torch device.
-    """
+    """Give back what nothing refers to any more."""
     import torch
 
     gc.collect()
@@ -64,19 +45,7 @@ def free_device_memory(device):
 
 
 def describe_memory(device):
-    """
-    Name a device and its memory.
-
-    Parameters
-    ----------
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    str
-        Such as "cuda (1.2 of 79.2 GiB free)"; the device alone where its memory is not known.
-    """
+    """Name a device and its memory."""
     import torch
 
     kind = torch.device(device).type
@@ -128,25 +97,7 @@ def _let_go(error):
 
 
 def attempt(function, *arguments, device):
-    """
-    Call a function; where memory runs out, free what it has used.
-
-    Parameters
-    ----------
-    function : callable
-        The function.
-    *arguments : object
-        Its arguments.
-    device : str
-        Torch device that it uses.
-
-    Returns
-    -------
-    result : object
-        What it returned; None where memory ran out.
-    failure : Exception or None
-        The error, which keeps no tensor alive; None if there was none.
-    """
+    """Call a function; where memory runs out, free what it has used."""
     try:
         return function(*arguments), None
     except (MemoryError, RuntimeError) as error:
@@ -161,26 +112,7 @@ def attempt(function, *arguments, device):
 
 @contextmanager
 def explain_out_of_memory(device, explain):
-    """
-    Say what to do when memory runs out.
-
-    Parameters
-    ----------
-    device : str
-        Torch device.
-    explain : callable
-        Returns the text of the error. It is called with what :func:`describe_memory` returns.
-
-    Yields
-    ------
-    None
-        Errors of other kinds are left as they are.
-
-    Raises
-    ------
-    MemoryError
-        If memory runs out.
-    """
+    """Say what to do when memory runs out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -192,23 +124,7 @@ def explain_out_of_memory(device, explain):
 
 
 class Halving:
-    """
-    Work through items in batches, which are halved for good where memory does not suffice.
-
-    Parameters
-    ----------
-    size : int or None
-        Number of items in a batch; None takes all there are.
-    device : str
-        Torch device.
-    filled : bool, default=False
-        Whether smaller batches are filled up to `size`, so that they need as much memory.
-
-    Attributes
-    ----------
-    size : int or None
-        Number of items in a batch now.
-    """
+    """Work through items in batches, which are halved for good where memory does not suffice."""
 
     def __init__(self, size, device, *, filled=False):
         self.size = size
@@ -216,28 +132,7 @@ class Halving:
         self.filled = filled
 
     def __call__(self, function, n_items, explain):
-        """
-        Call a function on all items.
-
-        Parameters
-        ----------
-        function : callable
-            Takes the number of the first item and of the one after the last.
-        n_items : int
-            Number of items, at least 1.
-        explain : callable
-            As for :func:`explain_out_of_memory`.
-
-        Returns
-        -------
-        results : list
-            What the function returned.
-
-        Raises
-        ------
-        MemoryError
-            If not even a single item fits.
-        """
+        """Call a function on all items."""
         results, first = [], 0
         while first < n_items:
             last = n_items if self.size is None else min(first + self.size, n_items)

@@ -71,16 +71,7 @@ def register_dask():
 
 
 class LostWorkerError(RuntimeError):
-    """
-    A task whose worker is killed whenever it is worked on.
-
-    Parameters
-    ----------
-    name : str
-        What the task was about, for the text.
-    error : Exception
-        What the backend says.
-    """
+    """A task whose worker is killed whenever it is worked on."""
 
     def __init__(self, name, error):
         super().__init__(name, error)
@@ -119,19 +110,7 @@ def is_dask():
 
 
 def count_jobs(n_jobs):
-    """
-    Count the workers of a loop.
-
-    Parameters
-    ----------
-    n_jobs : int or None
-        As joblib takes it.
-
-    Returns
-    -------
-    int
-        Their number; 1 is this process alone.
-    """
+    """Count the workers of a loop."""
     if n_jobs == 1:
         return 1
     backend = _durable_backend()
@@ -199,49 +178,14 @@ def _run_alone(function, left, position, n_jobs, name):
 
 @contextmanager
 def no_alarm_about_memory():
-    """
-    Leave out that joblib has replaced a worker whose memory has grown.
-
-    It takes what a worker loads for good, which is torch and a model, for a leak if the worker
-    had worked on less before. The task is done by the next worker, and nothing is lost.
-    """
+    """Leave out that joblib has replaced a worker whose memory has grown."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
         yield
 
 
 def map_tasks(function, tasks, *, n_jobs=None, name="task {}".format):
-    """
-    Call a function for each task, by as many workers as joblib has.
-
-    A worker that dies, by a lack of memory or with its machine, costs what it was at: that is
-    done again by others. A task that kills each worker that tries it is found out, and costs
-    no other task.
-
-    Parameters
-    ----------
-    function : callable
-        Function of the elements of a task.
-    tasks : iterable of tuple
-        Arguments of each call.
-    n_jobs : int, default=None
-        Number of workers, as joblib takes it; 1 is this process, on any backend.
-    name : callable, default="task {}".format
-        Function of a position that names the task, for the text of errors.
-
-    Yields
-    ------
-    position : int
-        Position of a task, in the order in which they are done.
-    result : object
-        What the function returned, or a LostWorkerError.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils._parallel import map_tasks
-    >>> sorted(map_tasks(pow, [(2, 1), (2, 2), (2, 3)]))
-    [(0, 2), (1, 4), (2, 8)]
-    """
+    """Call a function for each task, by as many workers as joblib has."""
     left, batch_size = dict(enumerate(tasks)), "auto"
     while left:
         try:
@@ -260,30 +204,7 @@ def map_tasks(function, tasks, *, n_jobs=None, name="task {}".format):
 
 
 def map_in_order(function, tasks, *, n_jobs=None, name="task {}".format):
-    """
-    Call a function for each task as :func:`map_tasks` does, and wait for results in order.
-
-    Parameters
-    ----------
-    function, tasks, n_jobs, name : object
-        As for :func:`map_tasks`.
-
-    Yields
-    ------
-    result : object
-        What the function returned, in the order of the tasks.
-
-    Raises
-    ------
-    LostWorkerError
-        If a task kills each worker that tries it.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils._parallel import map_in_order
-    >>> list(map_in_order(pow, [(2, 1), (2, 2), (2, 3)]))
-    [2, 4, 8]
-    """
+    """Call a function for each task as :func:`map_tasks` does, and wait for results in order."""
     waiting, turn = {}, 0
     with closing(map_tasks(function, tasks, n_jobs=n_jobs, name=name)) as results:
         for position, result in results:
@@ -296,33 +217,7 @@ def map_in_order(function, tasks, *, n_jobs=None, name="task {}".format):
 
 
 def share(value):
-    """
-    Take a value apart into what is small and one array, which joblib sends to a worker once.
-
-    joblib maps large arrays into memory, or scatters them, but not those in a list: a thousand
-    bags would be sent again with each task.
-
-    Parameters
-    ----------
-    value : object
-        For example a list of bags.
-
-    Returns
-    -------
-    head : bytes
-        The value without the content of its arrays.
-    sizes : list of int
-        Bytes of each of them.
-    content : ndarray of uint8
-        All of them, each from a multiple of 64 on.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_pk.utils._parallel import restore, share
-    >>> restore(*share([np.arange(3), "a"]))
-    [array([0, 1, 2]), 'a']
-    """
+    """Take a value apart into what is small and one array, which joblib sends to a worker once."""
     buffers = []
     head = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     parts = [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
@@ -334,19 +229,7 @@ def share(value):
 
 
 def restore(head, sizes, content):
-    """
-    Put together what :func:`share` has taken apart.
-
-    Parameters
-    ----------
-    head, sizes, content : object
-        What it returned.
-
-    Returns
-    -------
-    object
-        The value. Its arrays are views of `content`.
-    """
+    """Put together what :func:`share` has taken apart."""
     starts = np.cumsum([0, *map(_aligned, sizes)])
     buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=False)]
     return pickle.loads(head, buffers=buffers)

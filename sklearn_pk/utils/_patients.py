@@ -7,22 +7,7 @@ from scipy import sparse
 
 
 class PatientAverager:
-    """
-    Turn one row a sample into one row a patient.
-
-    Rows of a patient that are equal give exactly that row. A plain mean would be off by a
-    rounding error now and then, and among values that were tied, ranks would see it.
-
-    Parameters
-    ----------
-    groups : array-like of shape (n_samples,)
-        Patient of each sample.
-
-    Attributes
-    ----------
-    patients : ndarray of shape (n_patients,)
-        The patients, sorted.
-    """
+    """Turn one row a sample into one row a patient."""
 
     def __init__(self, groups):
         self.patients, first, codes = np.unique(groups, return_index=True, return_inverse=True)
@@ -39,19 +24,7 @@ class PatientAverager:
 
 
 def infer_groups(values):
-    """
-    Take samples with identical expression as one patient.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_samples, n_genes)
-        Expression.
-
-    Returns
-    -------
-    groups : ndarray of shape (n_samples,), int
-        Number of the patient. With a single gene, every sample is its own.
-    """
+    """Take samples with identical expression as one patient."""
     if values.shape[1] == 1:
         return np.arange(len(values))
     seen = {}

@@ -43,12 +43,5 @@ def progress(iterable=None, *, total=None, desc=None, verbose=0, unit="it"):
 
 
 def tell(text):
-    """
-    Write a line to standard error, above a progress bar if there is one.
-
-    Parameters
-    ----------
-    text : str
-        The line.
-    """
+    """Write a line to standard error, above a progress bar if there is one."""
     tqdm.write(text, file=sys.stderr)

@@ -6,22 +6,7 @@ import numpy as np
 
 
 def unit_scale(embeddings, *, columns=False):
-    """
-    Compute the factors that bring embeddings to the scale of freshly drawn weights.
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (n_genes, d)
-        Gene embeddings; rows of zeros do not count.
-    columns : bool, default=False
-        Whether each component is brought to that scale, instead of all together.
-
-    Returns
-    -------
-    factors : ndarray of shape (d,), float64
-        What to multiply the columns by, so that the root mean square of the other rows becomes
-        ``1 / sqrt(3 d)``, as of U(-1/sqrt(d), 1/sqrt(d)); 1 for a column of zeros.
-    """
+    """Compute the factors that bring embeddings to the scale of freshly drawn weights."""
     factors = np.ones(embeddings.shape[1])
     n_known = np.count_nonzero(embeddings.any(axis=1))
     if not n_known:

@@ -33,24 +33,7 @@ def _is_safetensors(path):
 
 
 def check_archive(path):
-    """
-    Refuse an archive with packed members: torch makes none, and they may unpack to any size.
-
-    Parameters
-    ----------
-    path : path-like
-        A file.
-
-    Returns
-    -------
-    is_archive : bool
-        Whether it is a zip archive at all, as torch files are since version 1.6.
-
-    Raises
-    ------
-    ValueError
-        If it is one that torch has not made.
-    """
+    """Refuse an archive with packed members: torch makes none, and they may unpack to any size."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -64,24 +47,7 @@ def check_archive(path):
 
 
 def read_state(path):
-    """
-    Read tensors from a file without executing anything in it.
-
-    Parameters
-    ----------
-    path : path-like
-        A safetensors file, or a torch file with nothing but tensors.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The tensors.
-
-    Raises
-    ------
-    ValueError
-        If the file holds something else.
-    """
+    """Read tensors from a file without executing anything in it."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -32,25 +32,7 @@ def _leave():
 
 @contextmanager
 def blas_threads():
-    """
-    Give the threads of the linear algebra library to tasks of ours.
-
-    A task then runs its matrix products on one thread, so that its numbers do not depend on
-    the number of threads. That number is what the library would use: environment variables
-    such as OMP_NUM_THREADS and the limits that joblib sets for its workers hold.
-
-    Yields
-    ------
-    run : callable
-        ``run(function, tasks)`` yields ``function(task)`` in the order of the tasks.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils._threads import blas_threads
-    >>> with blas_threads() as run:
-    ...     sum(run(lambda task: task * task, range(4)))
-    14
-    """
+    """Give the threads of the linear algebra library to tasks of ours."""
     n_threads = _enter()
     try:
         with ThreadPoolExecutor(n_threads) as executor:

@@ -189,19 +189,7 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
 
 
 def check_gene_order(gene_names, fitted_names):
-    """
-    Check that y names the genes of a fit in their order, where both have names.
-
-    Parameters
-    ----------
-    gene_names, fitted_names : sequence of str or None
-        Genes of y and of the fit.
-
-    Raises
-    ------
-    ValueError
-        If the genes or their order differ; the first ones are named.
-    """
+    """Check that y names the genes of a fit in their order, where both have names."""
     if gene_names is None or fitted_names is None:
         return
     if len(gene_names) != len(fitted_names):

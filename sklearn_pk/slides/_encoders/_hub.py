@@ -12,26 +12,7 @@ _FILES = {"pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretr
 
 
 def parse_repository(name):
-    """
-    Take the repository out of a name like "hf-hub:owner/name" or "hf-hub:owner/name@revision".
-
-    Parameters
-    ----------
-    name : str
-        Name with one of `PREFIXES`.
-
-    Returns
-    -------
-    repository : str
-        "owner/name".
-    revision : str or None
-        Branch, tag or commit, if there is one.
-
-    Raises
-    ------
-    ValueError
-        If that is no repository.
-    """
+    """Take the repository out of a name like "hf-hub:owner/name" or "hf-hub:owner/name@revision"."""
     match = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name[len(PREFIXES[0]) :])
     if not match:
         raise ValueError(
@@ -42,21 +23,7 @@ def parse_repository(name):
 
 
 def find_cached(repository, *filenames):
-    """
-    Find a file of a repository in the local cache of Hugging Face.
-
-    Parameters
-    ----------
-    repository : str
-        "owner/name" or "owner/name@revision".
-    *filenames : str
-        Names of files in it, the preferred one first.
-
-    Returns
-    -------
-    pathlib.Path or None
-        The first of them that is there.
-    """
+    """Find a file of a repository in the local cache of Hugging Face."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = repository.partition("@")
@@ -69,31 +36,7 @@ def find_cached(repository, *filenames):
 
 
 def read_config(repository, weights):
-    """
-    Read the configuration that timm saves beside weights.
-
-    Parameters
-    ----------
-    repository : str
-        "owner/name" or "owner/name@revision".
-    weights : str, path-like or None
-        A folder with ``config.json``, or a file beside it; else the local cache of Hugging
-        Face is searched.
-
-    Returns
-    -------
-    architecture : str
-        Name of the model in timm.
-    arguments : dict
-        Further arguments of ``timm.create_model``.
-    config : dict
-        Input size, normalisation and the like.
-
-    Raises
-    ------
-    ValueError
-        If there is no such configuration.
-    """
+    """Read the configuration that timm saves beside weights."""
     path = None
     if weights is not None:
         folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent

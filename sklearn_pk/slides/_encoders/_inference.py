@@ -7,23 +7,7 @@ from ...utils._warnings import warn_user
 
 
 def prepare_tiles(tiles, encoder, device):
-    """
-    Bring tiles to the device, to the size the encoder takes and to its normalisation.
-
-    Parameters
-    ----------
-    tiles : Tensor of shape (n, height, width, 3), uint8, or (n, 3, height, width), float32
-        RGB tiles, or what the transform of the encoder has made of them, which only moves.
-    encoder : Encoder
-        Input size and normalisation.
-    device : str
-        Torch device.
-
-    Returns
-    -------
-    Tensor of shape (n, 3, height, width), float32
-        Input of the model, channels last in memory.
-    """
+    """Bring tiles to the device, to the size the encoder takes and to its normalisation."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -44,30 +28,7 @@ def prepare_tiles(tiles, encoder, device):
 
 
 class TileEncoder:
-    """
-    A model as a function from tiles to features.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Model on `device`, ready for inference.
-    encoder : Encoder
-        Input size, normalisation and pooling.
-    device : str, default="cpu"
-        Torch device.
-    dtype : {"float32", "bfloat16", "float16"}, default="float32"
-        Precision; the shorter ones by torch's autocast.
-    compile : bool, default=False
-        Whether to compile the model by ``torch.compile``.
-    batch_size : int, default=None
-        Number of tiles that are encoded at once; None takes all that are given. Smaller batches
-        are filled up to it for a compiled model, which would be compiled again for each size.
-
-    Attributes
-    ----------
-    batch_size : int or None
-        The same, halved as often as the memory of the device did not suffice.
-    """
+    """A model as a function from tiles to features."""
 
     def __init__(
         self, model, encoder, *, device="cpu", dtype="float32", compile=False, batch_size=None
@@ -88,26 +49,7 @@ class TileEncoder:
         return self._halving.size
 
     def __call__(self, tiles):
-        """
-        Encode a batch, in halves where memory does not suffice.
-
-        Parameters
-        ----------
-        tiles : Tensor of shape (n, height, width, 3), uint8, or (n, 3, height, width), float32
-            Tiles, see :func:`prepare_tiles`.
-
-        Returns
-        -------
-        Tensor of shape (n, n_features), float32
-            Features, on the device.
-
-        Raises
-        ------
-        MemoryError
-            If not even a single tile fits into the memory of the device.
-        RuntimeError
-            If the model cannot be compiled.
-        """
+        """Encode a batch, in halves where memory does not suffice."""
         import torch
 
         asked = self.batch_size

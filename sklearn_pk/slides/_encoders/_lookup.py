@@ -56,27 +56,7 @@ def list_encoders():
 
 
 def find_encoder(name, weights=None):
-    """
-    Look an encoder up by name.
-
-    Parameters
-    ----------
-    name : str
-        Name in the registry or in timm, or "hf-hub:owner/name" of a repository at Hugging Face.
-    weights : str, path-like or None, default=None
-        Local folder or file of weights. Beside it is the ``config.json`` of a repository that
-        is not in the registry, if that is not in the local cache.
-
-    Returns
-    -------
-    Encoder
-        What is known about it.
-
-    Raises
-    ------
-    ValueError
-        If none knows the name.
-    """
+    """Look an encoder up by name."""
     if name in _ENCODERS:
         return _ENCODERS[name]
     if name.startswith(PREFIXES):
@@ -135,45 +115,12 @@ def _from_config(name, architecture, config):
 
 
 def describe_module(module):
-    """
-    Describe a torch module that somebody brings along.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Maps (batch, 3, height, width) to (batch, n_features). Input size and normalisation
-        are those of its ``pretrained_cfg`` (models of timm have one), else tiles are taken as
-        they are and normalised by ImageNet's mean and standard deviation.
-
-    Returns
-    -------
-    Encoder
-        What is known about it.
-    """
+    """Describe a torch module that somebody brings along."""
     return _from_config(type(module).__name__, module, getattr(module, "pretrained_cfg", None))
 
 
 def as_encoder(encoder, weights=None):
-    """
-    Describe whatever users may give as an encoder.
-
-    Parameters
-    ----------
-    encoder : str, Encoder or torch.nn.Module
-        Name, description or module.
-    weights : str, path-like or None, default=None
-        Local folder or file of weights, where a name may need it.
-
-    Returns
-    -------
-    Encoder
-        What is known about it.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown.
-    """
+    """Describe whatever users may give as an encoder."""
     if isinstance(encoder, Encoder):
         return encoder
     if isinstance(encoder, str):
@@ -182,28 +129,7 @@ def as_encoder(encoder, weights=None):
 
 
 def measure_width(encoder, module=None):
-    """
-    Count the features of an encoder without computing any from real weights.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The encoder.
-    module : torch.nn.Module, default=None
-        The module, where it is neither built nor brought along by the encoder.
-
-    Returns
-    -------
-    int
-        Number of features.
-
-    Raises
-    ------
-    TypeError
-        If its transform does not give what a model takes.
-    ValueError
-        If it does not give one row a tile.
-    """
+    """Count the features of an encoder without computing any from real weights."""
     import torch
 
     from .._loading import apply_transform

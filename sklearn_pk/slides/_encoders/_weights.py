@@ -20,29 +20,7 @@ _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".torch"}
 
 
 def find_weights(encoder, weights):
-    """
-    Find the file with the weights of an encoder.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The encoder.
-    weights : str, path-like or None
-        A file, or a folder with one weights file; None for the default of the encoder, or what
-        the local cache of Hugging Face has.
-
-    Returns
-    -------
-    pathlib.Path or None
-        The file; None if the encoder brings its module along.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no file.
-    ValueError
-        If none was given and the encoder has no default, or one was given for a module.
-    """
+    """Find the file with the weights of an encoder."""
     if not isinstance(encoder.architecture, str):
         if weights is not None:
             raise ValueError(
@@ -111,19 +89,7 @@ def _hash_file(signature):
 
 
 def hash_weights(path):
-    """
-    Hash a file of weights, once for each content.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-
-    Returns
-    -------
-    str
-        SHA-256 in hexadecimal.
-    """
+    """Hash a file of weights, once for each content."""
     return _hash_file(file_state(path))
 
 
@@ -200,78 +166,20 @@ def _ready(model, encoder, device, dtype=None):
 
 
 def load_encoder(encoder, path, device, dtype=None):
-    """
-    Build an encoder and load its weights strictly.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The encoder.
-    path : path-like or None
-        File of weights, as :func:`find_weights` returns it. A classification head in it is
-        left out. None for an encoder that brings its module along.
-    device : str
-        Torch device.
-    dtype : torch.dtype, default=None
-        Type of the weights; None is float32 for those of a file, whatever their type there, and
-        keeps those of a module.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model, ready for inference. Within a process the last two with a file are kept.
-
-    Raises
-    ------
-    ValueError
-        If tensors are missing, left over or of another shape.
-    """
+    """Build an encoder and load its weights strictly."""
     if path is None:
         return _ready(encoder.build(), encoder, device, dtype)
     return _load(encoder, str(path), file_state(path), device, dtype)
 
 
 def identify_weights(encoder, weights):
-    """
-    Hash the weights of an encoder, wherever they are.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The encoder.
-    weights : str, path-like or None
-        As for :func:`find_weights`.
-
-    Returns
-    -------
-    str
-        Hexadecimal digest of the file, or of the module that the encoder brings along.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no file.
-    ValueError
-        If none was given and the encoder has no default, or one was given for a module.
-    """
+    """Hash the weights of an encoder, wherever they are."""
     path = find_weights(encoder, weights)
     return hash_module(encoder.architecture) if path is None else hash_weights(path)
 
 
 def hash_module(module):
-    """
-    Hash the structure and the tensors of a torch module.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        The module.
-
-    Returns
-    -------
-    str
-        Hexadecimal digest.
-    """
+    """Hash the structure and the tensors of a torch module."""
     import torch
 
     digest = hashlib.sha256(repr(module).encode())

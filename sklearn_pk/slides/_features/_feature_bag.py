@@ -162,16 +162,7 @@ class FeatureBag:
 
 
 class FileBag(FeatureBag):
-    """
-    A bag whose features and coordinates stay in a file.
-
-    Parameters
-    ----------
-    file : FeatureFile
-        The file.
-    slide : str, default=None
-        Path or name of the slide; None takes the one the file states.
-    """
+    """A bag whose features and coordinates stay in a file."""
 
     def __init__(self, file, slide=None):
         values = {

@@ -40,39 +40,7 @@ _BAD_FILE = (
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """
-    What is known about a file of tile features before its features are read.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path, so that another process finds the file.
-    dataset : str
-        Data set that holds the features; empty for a torch file.
-    shape : tuple of int
-        Number of tiles and of features.
-    dtype : str
-        Type of number in the file.
-    slide : str
-        Name of the slide.
-    encoder : str
-        Name of the encoder, empty where the file does not state it.
-    size_level0 : int or None
-        Edge of a tile in level-0 pixels.
-    tile_edge_um : float or None
-        Edge of a tile in um.
-    coords_scale : float or None
-        Level-0 pixels per unit of the coordinates; None where they are missing or of a unit
-        that cannot be converted.
-    coords_in_um : bool
-        Whether they are there in um, and the um/px of the slide is not known.
-    key : str
-        Key of a file of our own store, which tells its content; empty for other files.
-    stamp : tuple of int
-        Size in bytes and time of the last change, in ns.
-    sealed : bool
-        Whether the file has a seal, see :func:`make_seal`.
-    """
+    """What is known about a file of tile features before its features are read."""
 
     path: str
     dataset: str
@@ -89,21 +57,7 @@ class FeatureFile:
     sealed: bool = False
 
     def read_features(self):
-        """
-        Read the features.
-
-        Returns
-        -------
-        features : ndarray of shape (n_tiles, n_features), float32
-            The features.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the file is gone.
-        ValueError
-            If it is damaged or not the same any more.
-        """
+        """Read the features."""
         with self._check() as own:
             if self.dataset:
                 features = self._read(self.dataset, own)
@@ -119,21 +73,7 @@ class FeatureFile:
         return features.astype(np.float32, copy=False)
 
     def read_coords(self):
-        """
-        Read the coordinates.
-
-        Returns
-        -------
-        coords : ndarray of shape (n_tiles, 2), int64, or None
-            Upper left corner (x, y) of each tile in level-0 pixels, None where not known.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the file is gone.
-        ValueError
-            If it is damaged or not the same any more.
-        """
+        """Read the coordinates."""
         if self.coords_scale is None:
             return None
         with self._check() as own:
@@ -147,14 +87,7 @@ class FeatureFile:
         return coords.astype(np.int64)
 
     def is_intact(self):
-        """
-        Tell whether the features are those that our store wrote.
-
-        Returns
-        -------
-        bool
-            Whether their checksum holds. They are read in blocks.
-        """
+        """Tell whether the features are those that our store wrote."""
         with self._check(), h5py.File(self.path, "r", locking=False) as file:
             return file.attrs.get("checksum") == checksum(_hdf5.read_blocks(file[self.dataset]))
 
@@ -185,19 +118,7 @@ class FeatureFile:
 
 
 def checksum(blocks):
-    """
-    Compute the checksum of an array that may come in blocks.
-
-    Parameters
-    ----------
-    blocks : iterable of ndarray
-        The array, split along its first axis.
-
-    Returns
-    -------
-    str
-        Hexadecimal digest of the bytes.
-    """
+    """Compute the checksum of an array that may come in blocks."""
     digest = hashlib.blake2b(digest_size=16)
     for block in blocks:
         digest.update(np.ascontiguousarray(block))
@@ -205,33 +126,7 @@ def checksum(blocks):
 
 
 def open_features(path, *, features=None, mpp=None):
-    """
-    Look what a file of tile features holds, without reading it.
-
-    Parameters
-    ----------
-    path : path-like
-        HDF5 file, or torch file with a tensor.
-    features : str, default=None
-        Data set that holds the features; None finds it.
-    mpp : float, mapping or Series, default=None
-        Resolution of level 0 in um/px, of all slides or by the name of the slide. Turns
-        coordinates in um into pixels.
-
-    Returns
-    -------
-    FeatureFile
-        Its description.
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError
-        If the file cannot be opened.
-    TypeError
-        If `mpp` is something else.
-    ValueError
-        If it is a pickle, damaged, incomplete, or does not hold features.
-    """
+    """Look what a file of tile features holds, without reading it."""
     if not isinstance(mpp, Real | Mapping | pd.Series | None):
         raise TypeError(
             "mpp must be a number (um/px), or a mapping or Series from names of slides to such "
@@ -352,16 +247,7 @@ def _find_dataset(file, path, features):
 
 
 class NoTileFeatures(ValueError):
-    """
-    A file that was never meant to hold features of tiles.
-
-    Parameters
-    ----------
-    text : str
-        The message.
-    what : str, default=""
-        What the file holds.
-    """
+    """A file that was never meant to hold features of tiles."""
 
     def __init__(self, text, what=""):
         super().__init__(text)
@@ -427,26 +313,7 @@ def _describe_coords(described, stored, own, mpp):
 
 
 def find_mpp(mpp, slide):
-    """
-    Look the um/px of a slide up.
-
-    Parameters
-    ----------
-    mpp : float, mapping, Series or None
-        Of all slides, or by name.
-    slide : str
-        Name of the slide.
-
-    Returns
-    -------
-    float or None
-        um/px of level 0, None where it is not known.
-
-    Raises
-    ------
-    ValueError
-        If the value is implausible.
-    """
+    """Look the um/px of a slide up."""
     value = mpp.get(slide) if isinstance(mpp, Mapping | pd.Series) else mpp
     if value is None or pd.isna(value):
         return None

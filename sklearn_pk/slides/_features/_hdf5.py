@@ -30,27 +30,7 @@ _OWN_ATTRIBUTES = ("savetodir", "patch_size_level0")
 
 
 def describe(file, wanted):
-    """
-    Describe an open file.
-
-    Parameters
-    ----------
-    file : h5py.File
-        The file.
-    wanted : list of str
-        Names of data sets.
-
-    Returns
-    -------
-    described : dict
-        ``attributes`` of the file; ``names`` of the first few of its members and ``n_names``, how
-        many there are; and ``stored``, what is known of the wanted ones that are there.
-
-    Raises
-    ------
-    ValueError
-        If a wanted one lies in another file.
-    """
+    """Describe an open file."""
     names = sorted(file)
     found = {name: find(file, name) for name in wanted}
     return {
@@ -79,26 +59,7 @@ def _value(value):
 
 
 def find(file, name):
-    """
-    Find a data set or group without leaving the file.
-
-    Parameters
-    ----------
-    file : h5py.File
-        The file.
-    name : str
-        Its name, or path.
-
-    Returns
-    -------
-    found : h5py.Dataset, h5py.Group, h5py.Datatype or None
-        None if it is not there.
-
-    Raises
-    ------
-    ValueError
-        If a link on the way leads to another file, or in a circle.
-    """
+    """Find a data set or group without leaving the file."""
     parts, place, n_links = name.split("/")[::-1], file, 0
     while parts:
         part = parts.pop()
@@ -158,19 +119,7 @@ def shape_of(shape):
 
 
 def read_blocks(stored):
-    """
-    Read a data set of two dimensions, or of three with a first one of length one.
-
-    Parameters
-    ----------
-    stored : h5py.Dataset
-        The data set.
-
-    Yields
-    ------
-    block : ndarray of two dimensions
-        The next rows.
-    """
+    """Read a data set of two dimensions, or of three with a first one of length one."""
     rows = shape_of(stored.shape)[0]
     per_chunk = stored.chunks[-2] if stored.chunks else 1
     # Whole chunks, because each one is unpacked again for every block that has a part of it.
@@ -182,17 +131,7 @@ def read_blocks(stored):
 
 
 class _Limits:
-    """
-    Bounds of time and memory within which this process works on one file.
-
-    Damage can make the HDF5 library run for ever. The kernel then ends this process, by the time
-    it has computed: waiting for a slow disk does not count.
-
-    Parameters
-    ----------
-    n_bytes : int, default=0
-        How much is to be read.
-    """
+    """Bounds of time and memory within which this process works on one file."""
 
     def __init__(self, n_bytes=0):
         self._seconds = _CPU_SECONDS + n_bytes / 2e7

@@ -173,40 +173,7 @@ def _describe_end(status):
 
 
 def ask(path, wanted, *, read=False, trusted=False):
-    """
-    Say what an HDF5 file holds, and read a data set of it.
-
-    On a file with flipped bits the HDF5 library may run for ever, crash, or take any amount of
-    memory. It is therefore let loose on such a file in a process of its own, which is started
-    once and lives as long as this one. What was read there is read here from then on, until the
-    file changes.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    wanted : list of str
-        Names of data sets.
-    read : bool, default=False
-        Whether to read the first of them. It must be there and have two dimensions, or three of
-        which the first has length one.
-    trusted : bool, default=False
-        Whether the file is known to be whole, and can be opened in this process.
-
-    Returns
-    -------
-    described : dict
-        What :func:`~._hdf5.describe` says.
-    array : ndarray or None
-        The data set, if it was to be read.
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError
-        If the file cannot be opened.
-    OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError
-        If it is damaged.
-    """
+    """Say what an HDF5 file holds, and read a data set of it."""
     status = os.stat(path)
     seen = (str(path), status.st_size, status.st_mtime_ns, wanted[0])
     if not (trusted or (read and seen in _proven)):

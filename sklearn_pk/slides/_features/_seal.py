@@ -21,52 +21,14 @@ def _digest(head, tail, start, stop):
 
 
 def make_seal(image, start, stop):
-    """
-    Make the user block of an HDF5 file, which says what all else in it should be.
-
-    On a file with flipped bits the HDF5 library can run for ever or crash. What it computes
-    with is small, so this is digested and compared before the library opens the file. The bytes
-    of the features are left out, because reading all of them would take long; they have a
-    checksum of their own.
-
-    Parameters
-    ----------
-    image : bytes
-        The file after its user block of 512 bytes.
-    start, stop : int
-        First byte of the features in the file, and the one after their last.
-
-    Returns
-    -------
-    bytes
-        The user block.
-    """
+    """Make the user block of an HDF5 file, which says what all else in it should be."""
     head, tail = image[: start - USER_BLOCK], image[stop - USER_BLOCK :]
     seal = _MAGIC + f"{start} {stop} {_digest(head, tail, start, stop)}\n".encode()
     return seal.ljust(USER_BLOCK, b"\0")
 
 
 def check_seal(path):
-    """
-    Compare a file with its seal.
-
-    Parameters
-    ----------
-    path : path-like
-        File, which need not be HDF5.
-
-    Returns
-    -------
-    bool
-        Whether the file has a seal.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it has one and is not what it says; the file is named.
-    """
+    """Compare a file with its seal."""
     with open(path, "rb") as file:
         block = file.read(USER_BLOCK)
         if not block.startswith(_MAGIC):

@@ -26,23 +26,7 @@ _SECONDS_TO_WRITE = 24 * 3600
 
 
 def store_key(slide, encoder_key):
-    """
-    Compute what tells the features of one slide from all others.
-
-    Parameters
-    ----------
-    slide : TiledSlide or ndarray of shape (n_tiles, height, width, 3), uint8
-        The slide and its tiles. The coordinates stand for all parameters of the tiling that
-        led to them, `random_state` and a mask of the user's own included.
-    encoder_key : str
-        Identity of the encoder, of its weights and of how it is fed.
-
-    Returns
-    -------
-    str
-        Hexadecimal digest of the content of the slide, its tiles, the encoder and the version
-        of the format.
-    """
+    """Compute what tells the features of one slide from all others."""
     digest = hashlib.blake2b(f"{FORMAT_VERSION}\0{encoder_key}\0".encode(), digest_size=16)
     if isinstance(slide, TiledSlide):
         geometry = (slide.tile_size, slide.level, slide.read_size, slide.size_level0)
@@ -60,23 +44,7 @@ def store_key(slide, encoder_key):
 
 
 def store_path(folder, slide, key):
-    """
-    Name the file of one slide.
-
-    Parameters
-    ----------
-    folder : path-like
-        The store.
-    slide : TiledSlide or ndarray
-        The slide.
-    key : str
-        Key of :func:`store_key`.
-
-    Returns
-    -------
-    pathlib.Path
-        The path; slides of one name and other content lie side by side.
-    """
+    """Name the file of one slide."""
     name = slide.name if isinstance(slide, TiledSlide) else "tiles"
     return Path(folder) / f"{name[:100]}-{key[:12]}.h5"
 
@@ -146,30 +114,7 @@ def _sweep(folder):
 
 
 def write_features(path, slide, features, key, encoder, weights_hash):
-    """
-    Write the features of one slide, so that the file is there whole or not at all.
-
-    Parameters
-    ----------
-    path : path-like
-        The file; its folder is made if it is missing.
-    slide : TiledSlide or ndarray
-        The slide and its tiles.
-    features : ndarray of shape (n_tiles, n_features), float32
-        Features.
-    key : str
-        Key of :func:`store_key`.
-    encoder : str
-        Name of the encoder.
-    weights_hash : str
-        Hash of its weights.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written, for example because the disk is full; nothing is left
-        behind.
-    """
+    """Write the features of one slide, so that the file is there whole or not at all."""
     path = Path(path)
     content = _pack(slide, features, key, encoder, weights_hash)
     # The same folder, because a rename is atomic within one file system only.
@@ -196,27 +141,7 @@ def write_features(path, slide, features, key, encoder, weights_hash):
 
 
 def open_stored(path, key, shape, slide=None):
-    """
-    Make a bag of the file of one slide if it is there and good.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    key : str
-        Key that the file must carry.
-    shape : tuple of int
-        Number of tiles and of features it must hold.
-    slide : str, default=None
-        Path or name of the slide; None takes the name that the file states.
-
-    Returns
-    -------
-    FeatureBag or None
-        A bag backed by the file, whose features and coordinates were read once, in blocks, to
-        compare them with their checksums; None if the file is missing, incomplete, damaged or
-        somebody else's.
-    """
+    """Make a bag of the file of one slide if it is there and good."""
     try:
         file = open_features(path)
         # The shape first, so that a forged one costs no memory.

@@ -12,26 +12,7 @@ _MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
 def load_tensor(path):
-    """
-    Map the tensor of a torch file into memory.
-
-    Parameters
-    ----------
-    path : str
-        File of a tensor of shape (n_tiles, n_features) or (1, n_tiles, n_features).
-
-    Returns
-    -------
-    tensor : torch.Tensor of shape (n_tiles, n_features)
-        The tensor. Its numbers are read when they are used.
-
-    Raises
-    ------
-    pickle.UnpicklingError
-        If the file holds anything but tensors; none of it is run.
-    ValueError
-        If it is no torch file, or the tensor cannot be features.
-    """
+    """Map the tensor of a torch file into memory."""
     with open(path, "rb") as file:
         start = file.read(len(_MAGIC))
     is_archive = check_archive(path)

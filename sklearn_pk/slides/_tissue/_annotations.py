@@ -17,46 +17,14 @@ _CHUNK = 1024
 
 
 class Polygon(NamedTuple):
-    """
-    One area with its holes.
-
-    Parameters
-    ----------
-    rings : list of ndarray of shape (n, 2), float64
-        Closed outlines (x, y): of the area, then of its holes.
-    left_out : bool
-        Whether the area is to be cut out of the others.
-    """
+    """One area with its holes."""
 
     rings: list
     left_out: bool
 
 
 def read_polygons(path, slide):
-    """
-    Read the areas of a GeoJSON file.
-
-    Polygons and multi-polygons count, in features, collections of features or geometries,
-    or a bare list of these. Points and lines have no area and are passed over, and so are cells,
-    detections and tiles, which QuPath finds by itself.
-
-    Parameters
-    ----------
-    path : path-like
-        GeoJSON file.
-    slide : str
-        Slide it belongs to, for the text of errors.
-
-    Returns
-    -------
-    polygons : list of Polygon
-        The areas, in the units of the file.
-
-    Raises
-    ------
-    ValueError
-        If the file is no GeoJSON or holds no area; file and slide are named.
-    """
+    """Read the areas of a GeoJSON file."""
     size = os.path.getsize(path)
     if size > _MAX_BYTES:
         fault = f"has {size >> 20} MiB, more than {_MAX_BYTES >> 20}"
@@ -167,30 +135,7 @@ def _check_ring(ring, number, path, slide):
 
 
 def place_polygons(polygons, origin, size, path, slide):
-    """
-    Move polygons to the coordinates of a slide and refuse those that miss it.
-
-    Parameters
-    ----------
-    polygons : list of Polygon
-        The areas.
-    origin : tuple of float
-        Level-0 pixel (x, y) at which the coordinates of the file start.
-    size : tuple of int
-        Width and height of level 0 in pixels.
-    path, slide : path-like, str
-        The file and the slide, for the text of errors.
-
-    Returns
-    -------
-    polygons : list of Polygon
-        The areas in level-0 pixels.
-
-    Raises
-    ------
-    ValueError
-        If an area lies outside the slide, as it does in the file of another one.
-    """
+    """Move polygons to the coordinates of a slide and refuse those that miss it."""
     moved = [
         Polygon([ring + np.asarray(origin, dtype=float) for ring in polygon.rings], *polygon[1:])
         for polygon in polygons
@@ -242,24 +187,7 @@ def _fill(rings, shape):
 
 
 def fill_polygons(polygons, shape, scale):
-    """
-    Draw polygons on a grid: a pixel belongs to an area if its middle does.
-
-    Parameters
-    ----------
-    polygons : list of Polygon
-        Areas in level-0 pixels. Within one polygon the even-odd rule holds, so its holes
-        stay open; polygons are joined, then those to be left out are cut.
-    shape : tuple of int
-        Height and width of the grid.
-    scale : float
-        Level-0 pixels per pixel of the grid.
-
-    Returns
-    -------
-    mask : ndarray of shape (height, width), bool
-        True inside.
-    """
+    """Draw polygons on a grid: a pixel belongs to an area if its middle does."""
     mask = np.zeros(shape, dtype=bool)
     for polygon in sorted(polygons, key=lambda each: each.left_out):
         inside, (x, y) = _fill([ring / scale for ring in polygon.rings], shape)

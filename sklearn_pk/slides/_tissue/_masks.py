@@ -37,24 +37,7 @@ _TAKES = (
 
 
 def check_tissue(tissue, slides):
-    """
-    Check the parameter `tissue` of a tiler against its slides.
-
-    Parameters
-    ----------
-    tissue : str, path-like, ndarray, callable or None
-        The parameter.
-    slides : list of SlideRow
-        Slides, some with a mask of their own.
-
-    Raises
-    ------
-    InvalidParameterError
-        If it is neither the name of a method nor a path that exists, or if one mask is to
-        serve several slides.
-    ValueError
-        If an array is no mask.
-    """
+    """Check the parameter `tissue` of a tiler against its slides."""
     if isinstance(tissue, np.ndarray):
         check_mask_array(tissue, "tissue")
     elif isinstance(tissue, str | os.PathLike):
@@ -77,22 +60,7 @@ def check_tissue(tissue, slides):
 
 
 def check_mask_array(mask, owner):
-    """
-    Check that an array is a mask.
-
-    Parameters
-    ----------
-    mask : ndarray
-        The array.
-    owner : str
-        What it is, for the text of errors.
-
-    Raises
-    ------
-    ValueError
-        If it holds neither bool nor whole numbers, has another number of dimensions than two,
-        or no pixel.
-    """
+    """Check that an array is a mask."""
     if mask.dtype.kind not in "bui":
         raise ValueError(
             f"{owner}: expected a mask of bool or whole numbers (0 is background), got an array "
@@ -106,28 +74,7 @@ def check_mask_array(mask, owner):
 
 
 def choose_tissue(tissue, slide):
-    """
-    Find what tells the tissue of one slide.
-
-    Parameters
-    ----------
-    tissue : str, path-like, ndarray, callable or None
-        What the tiler says.
-    slide : SlideRow
-        The slide; what its row says comes first.
-
-    Returns
-    -------
-    source : str, callable, ndarray, Path or None
-        Name of a method, function, mask, file of a mask, or None for no mask.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file; the slide is named.
-    ValueError
-        If a folder holds two files for the slide.
-    """
+    """Find what tells the tissue of one slide."""
     chosen = tissue if slide.tissue is None else slide.tissue
     if not isinstance(chosen, str | os.PathLike) or chosen in METHODS:
         return chosen
@@ -143,19 +90,7 @@ def choose_tissue(tissue, slide):
 
 
 def absolute_tissue(tissue):
-    """
-    Name a file or folder of masks so that a process in any folder finds it.
-
-    Parameters
-    ----------
-    tissue : str, path-like, ndarray, callable or None
-        What tells the tissue.
-
-    Returns
-    -------
-    str, ndarray, callable or None
-        The same, with an absolute path.
-    """
+    """Name a file or folder of masks so that a process in any folder finds it."""
     is_path = isinstance(tissue, str | os.PathLike) and tissue not in METHODS
     return os.path.abspath(tissue) if is_path else tissue
 
@@ -185,24 +120,7 @@ def is_drawn(source):
 
 
 def source_key(source):
-    """
-    Return what changes when a source of masks changes.
-
-    Parameters
-    ----------
-    source : str, callable, ndarray, Path or None
-        As :func:`choose_tissue` returns it.
-
-    Returns
-    -------
-    key : object
-        The source itself, a digest of an array, or the state of a file.
-
-    Raises
-    ------
-    OSError
-        If the file is gone.
-    """
+    """Return what changes when a source of masks changes."""
     if isinstance(source, np.ndarray):
         return _digest(np.ascontiguousarray(source), source.shape, source.dtype)
     if isinstance(source, Path):
@@ -212,19 +130,7 @@ def source_key(source):
 
 
 def describe_source(source):
-    """
-    Describe a source of masks for the record of how a slide was tiled.
-
-    Parameters
-    ----------
-    source : str, callable, ndarray, Path or None
-        As :func:`choose_tissue` returns it.
-
-    Returns
-    -------
-    text : str or None
-        The same for the same content of an array or a file.
-    """
+    """Describe a source of masks for the record of how a slide was tiled."""
     if isinstance(source, np.ndarray):
         return f"mask {source.shape} {source_key(source)}"
     if isinstance(source, Path):
@@ -237,26 +143,7 @@ def _digest(content, *more):
 
 
 def read_mask_image(path, slide):
-    """
-    Read a mask from an image.
-
-    Parameters
-    ----------
-    path : Path
-        Image of one channel, or of three that are equal; 0 is background.
-    slide : str
-        Slide it belongs to, for the text of errors.
-
-    Returns
-    -------
-    mask : ndarray of shape (height, width), bool or integer
-        The mask.
-
-    Raises
-    ------
-    ValueError
-        If the file is no such image; file and slide are named.
-    """
+    """Read a mask from an image."""
     owner = f"Slide {slide!r}: its tissue mask {str(path)!r}"
     try:
         pixels, is_gray = _read_image(path)
@@ -314,23 +201,7 @@ def _check_pixels(width, height):
 
 
 def sample_mask(mask, shape, steps):
-    """
-    Put a mask on another grid: a pixel takes the value at its middle.
-
-    Parameters
-    ----------
-    mask : ndarray of shape (height, width)
-        The mask.
-    shape : tuple of int
-        Height and width of the other grid.
-    steps : tuple of float
-        Pixels of the mask per pixel of the other grid, down and to the right.
-
-    Returns
-    -------
-    ndarray of `shape`, bool
-        True where the mask is not 0.
-    """
+    """Put a mask on another grid: a pixel takes the value at its middle."""
     rows, columns = (
         np.minimum(((np.arange(length) + 0.5) * step).astype(np.int64), limit - 1)
         for length, step, limit in zip(shape, steps, mask.shape, strict=True)
@@ -339,33 +210,7 @@ def sample_mask(mask, shape, steps):
 
 
 def draw_mask(source, slide, info, shape, scale):
-    """
-    Draw a given mask on a grid of pixels over a slide.
-
-    Parameters
-    ----------
-    source : ndarray or Path
-        The mask, or the file that holds it.
-    slide : SlideReader
-        The open slide. QuPath counts from the corner that ``openslide.bounds-x`` and
-        ``openslide.bounds-y`` name, where a slide has these.
-    info : SlideInfo
-        Its header.
-    shape : tuple of int
-        Height and width of the grid.
-    scale : float
-        Level-0 pixels per pixel of the grid.
-
-    Returns
-    -------
-    mask : ndarray of `shape`, bool
-        True on tissue.
-
-    Raises
-    ------
-    ValueError
-        If the mask cannot be read or does not fit the slide.
-    """
+    """Draw a given mask on a grid of pixels over a slide."""
     if isinstance(source, Path) and source.suffix.lower() in _DRAWINGS:
         origin = [float(slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy"]
         polygons = read_polygons(source, info.path)

@@ -17,25 +17,7 @@ _MIN_ENTROPY_GAP = 0.12
 
 
 def otsu_threshold(values):
-    """
-    Compute Otsu's threshold of 8-bit values.
-
-    Parameters
-    ----------
-    values : ndarray, uint8
-        Any shape.
-
-    Returns
-    -------
-    int
-        The threshold t that separates values <= t from values > t with the largest variance
-        between the two classes.
-
-    References
-    ----------
-    .. [1] Otsu, "A threshold selection method from gray-level histograms", IEEE
-       Transactions on Systems, Man, and Cybernetics 9:62 (1979).
-    """
+    """Compute Otsu's threshold of 8-bit values."""
     counts = np.bincount(values.ravel(), minlength=256).astype(np.float64)
     below = np.cumsum(counts)
     above = below[-1] - below
@@ -50,19 +32,7 @@ def otsu_threshold(values):
 
 
 def saturation(rgb):
-    """
-    Compute the saturation of HSV as 8-bit values.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        RGB pixels.
-
-    Returns
-    -------
-    ndarray of shape (height, width), uint8
-        255 for pure colours, 0 for greys.
-    """
+    """Compute the saturation of HSV as 8-bit values."""
     # Channel by channel: reducing an axis of length 3 takes ten times as long.
     red, green, blue = np.moveaxis(rgb, 2, 0)
     largest = np.maximum(np.maximum(red, green), blue).astype(np.uint16)
@@ -71,47 +41,14 @@ def saturation(rgb):
 
 
 def luminance(rgb):
-    """
-    Compute the luminance of RGB pixels.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        RGB pixels.
-
-    Returns
-    -------
-    ndarray of shape (height, width), float32
-        Values from 0 to 255.
-    """
+    """Compute the luminance of RGB pixels."""
     red, green, blue = np.moveaxis(rgb, 2, 0)
     weights = np.array([0.2125, 0.7154, 0.0721], dtype=np.float32)
     return weights[0] * red + weights[1] * green + weights[2] * blue
 
 
 def otsu_mask(rgb):
-    """
-    Find tissue by Otsu's thresholds of colour and saturation.
-
-    Tissue is what is not bright in all of R, G and B, is saturated, and is not
-    nearly black (pen, folds), with small gaps closed by three iterations. An
-    overview whose two classes of saturation hardly differ has no tissue.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        Overview of the slide.
-
-    Returns
-    -------
-    ndarray of shape (height, width), bool
-        True on tissue.
-
-    References
-    ----------
-    .. [1] M. Pizurica et al., "Digital profiling of gene expression from histology images
-       with linearized attention", Nature Communications 15:9886, 2024.
-    """
+    """Find tissue by Otsu's thresholds of colour and saturation."""
     saturated = saturation(rgb)
     cut = otsu_threshold(saturated)
     upper = saturated > cut
@@ -134,23 +71,7 @@ def _close(mask):
 
 
 def saturation_mask(rgb):
-    """
-    Find tissue as what is more saturated than the glass.
-
-    The saturation of the glass is the commonest one among the bright pixels. No threshold
-    is sought between two classes, so ink and dark pigment do not hide pale tissue, but
-    they count as tissue themselves.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        Overview of the slide.
-
-    Returns
-    -------
-    ndarray of shape (height, width), bool
-        True on tissue.
-    """
+    """Find tissue as what is more saturated than the glass."""
     saturated, light = saturation(rgb), luminance(rgb).astype(np.uint8)
     bright = saturated[light > otsu_threshold(light)]
     counts = np.bincount(bright[bright <= _MAX_GLASS_SATURATION], minlength=1)
@@ -160,21 +81,7 @@ def saturation_mask(rgb):
 
 
 def window_counts(mask, size):
-    """
-    Count in a window around each pixel.
-
-    Parameters
-    ----------
-    mask : ndarray of shape (height, width), bool
-        What to count.
-    size : int
-        Edge of the window, odd and at most 15.
-
-    Returns
-    -------
-    ndarray of shape (height, width), uint8
-        Number of pixels that are True; the picture is mirrored at its border.
-    """
+    """Count in a window around each pixel."""
     counts = np.pad(mask.view(np.uint8), size // 2, mode="reflect")
     for axis in (0, 1):
         # Sums of whole arrays take a third of the time of the filters of ndimage.
@@ -184,20 +91,7 @@ def window_counts(mask, size):
 
 
 def local_entropy(rgb):
-    """
-    Compute the entropy of luminance in a window around each pixel.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        RGB pixels.
-
-    Returns
-    -------
-    ndarray of shape (height, width), float32
-        Entropy in bits of grey levels, 8 of 255 wide, in 5 x 5 pixels: 0 on one colour, at
-        most log2(25) = 4.64.
-    """
+    """Compute the entropy of luminance in a window around each pixel."""
     light = luminance(rgb).astype(np.uint8)
     # The commonest value, that of the glass, is put into the middle of a level: at the border of
     # two, the least noise would look like texture.
@@ -214,23 +108,7 @@ def local_entropy(rgb):
 
 
 def entropy_mask(rgb):
-    """
-    Find tissue by its texture.
-
-    Tissue is where the entropy of luminance exceeds Otsu's threshold. Colour plays no
-    role, so pale, grey and dark tissue is found as well; what is out of focus or a slide
-    without any glass is not.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        Overview of the slide.
-
-    Returns
-    -------
-    ndarray of shape (height, width), bool
-        True on tissue.
-    """
+    """Find tissue by its texture."""
     entropy = (local_entropy(rgb) * (255 / np.log2(_WINDOW**2))).astype(np.uint8)
     upper = entropy > otsu_threshold(entropy)
     if not upper.any() or (entropy[upper].mean() - entropy[~upper].mean() < _MIN_ENTROPY_GAP * 255):
@@ -244,28 +122,7 @@ METHODS = {"otsu": otsu_mask, "saturation": saturation_mask, "entropy": entropy_
 
 
 def compute_mask(rgb, tissue, slide):
-    """
-    Mask the tissue of an overview by the method asked for.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        Overview of the slide.
-    tissue : {"otsu", "saturation", "entropy"} or callable
-        Method, or function of the overview.
-    slide : str
-        Path of the slide, for the text of errors.
-
-    Returns
-    -------
-    ndarray of shape (height, width), bool
-        True on tissue.
-
-    Raises
-    ------
-    ValueError
-        If a callable returns an array of another shape.
-    """
+    """Mask the tissue of an overview by the method asked for."""
     if not callable(tissue):
         return METHODS[tissue](rgb)
     mask = np.asarray(tissue(rgb))
@@ -278,23 +135,7 @@ def compute_mask(rgb, tissue, slide):
 
 
 def tissue_fractions(mask, corners, edge):
-    """
-    Compute the share of tissue in square windows.
-
-    Parameters
-    ----------
-    mask : ndarray of shape (height, width), bool
-        True on tissue.
-    corners : ndarray of shape (n, 2), float
-        x and y of the upper left corner of each window, in px of the mask.
-    edge : float
-        Width and height of the windows, in px of the mask.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        Shares between 0 and 1.
-    """
+    """Compute the share of tissue in square windows."""
     sums = np.pad(np.cumsum(np.cumsum(mask, axis=0), axis=1), ((1, 0), (1, 0)))
     limits = np.array(mask.shape[::-1])
     start = np.minimum(np.round(corners).astype(int), limits - 1)
@@ -309,26 +150,7 @@ def tissue_fractions(mask, corners, edge):
 
 
 def low_contrast(rgb, corners, edge, *, share=0.05):
-    """
-    Find windows in which hardly anything varies.
-
-    Parameters
-    ----------
-    rgb : ndarray of shape (height, width, 3), uint8
-        Overview of the slide.
-    corners : ndarray of shape (n, 2), float
-        x and y of the upper left corner of each window, in px of the overview.
-    edge : float
-        Width and height of the windows, in px of the overview.
-    share : float, default=0.05
-        Smallest distance between the 1st and the 99th percentile of luminance, as a share of
-        its range, that is contrast.
-
-    Returns
-    -------
-    ndarray of shape (n,), bool
-        True where there is no contrast.
-    """
+    """Find windows in which hardly anything varies."""
     gray = luminance(rgb)
     offsets = np.arange(max(1, int(edge)))
     flat = np.empty(len(corners), dtype=bool)

@@ -12,24 +12,7 @@ from ._tiff_header import check_tiff_header
 
 
 class OpenSlideReader:
-    """
-    Pixels of a slide that OpenSlide opens.
-
-    Parameters
-    ----------
-    path : str
-        Path of the slide file.
-
-    Attributes
-    ----------
-    size, level_sizes, level_downsamples, properties, vendor
-        As those of :class:`~._tiff.TiffSlide`, which has the same methods.
-
-    Raises
-    ------
-    ValueError
-        If OpenSlide cannot read the file.
-    """
+    """Pixels of a slide that OpenSlide opens."""
 
     name = "openslide"
 
@@ -75,24 +58,7 @@ class OpenSlideReader:
         )
 
     def read(self, x, y, level, width, height):
-        """
-        Read a rectangle of one level.
-
-        Parameters
-        ----------
-        x, y : int
-            Upper left corner in level-0 pixels. Between two pixels of the level, OpenSlide
-            interpolates.
-        level : int
-            Pyramid level.
-        width, height : int
-            Size in pixels of that level.
-
-        Returns
-        -------
-        pixels : ndarray of shape (height, width, 3), uint8
-            RGB, white outside of the slide and where it is transparent.
-        """
+        """Read a rectangle of one level."""
         with self._named():
             image = self._slide.read_region((x, y), level, (width, height))
         return np.asarray(to_rgb(image))

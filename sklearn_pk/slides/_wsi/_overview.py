@@ -9,19 +9,7 @@ _BLOCK = 2048
 
 
 def to_rgb(image):
-    """
-    Put the RGBA picture that OpenSlide gives on white.
-
-    Parameters
-    ----------
-    image : PIL Image
-        Picture in RGBA.
-
-    Returns
-    -------
-    image : PIL Image
-        The picture in RGB.
-    """
+    """Put the RGBA picture that OpenSlide gives on white."""
     if image.getextrema()[3][0] == 255:
         return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -30,26 +18,7 @@ def to_rgb(image):
 
 
 def read_reduced(read, level_size, downsample, factor):
-    """
-    Read a level of a pyramid block by block, each reduced before the next one is read.
-
-    Parameters
-    ----------
-    read : callable
-        ``read(x, y, (width, height))`` returns a block as a PIL Image in RGB: x and y in level-0
-        pixels, width and height in those of the level.
-    level_size : tuple of int
-        Width and height of the level.
-    downsample : float
-        Level-0 pixels per pixel of the level.
-    factor : int
-        Pixels of the level per pixel of the overview.
-
-    Returns
-    -------
-    overview : ndarray of shape (height, width, 3), uint8
-        RGB pixels.
-    """
+    """Read a level of a pyramid block by block, each reduced before the next one is read."""
     width, height = level_size
     overview = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
     step = max(1, _BLOCK // factor) * factor

@@ -30,24 +30,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """
-    What the header of a slide says.
-
-    Parameters
-    ----------
-    path : str
-        Path of the slide file.
-    size : tuple of int
-        Width and height of level 0 in pixels.
-    level_sizes : tuple of tuple of int
-        Width and height of each level in pixels.
-    level_downsamples : tuple of float
-        Level-0 pixels per pixel of each level.
-    mpp : float
-        Resolution of level 0 in um/px.
-    objective_power : float
-        Stated magnification of level 0, NaN where there is none.
-    """
+    """What the header of a slide says."""
 
     path: str
     size: tuple
@@ -109,32 +92,7 @@ def _prefer_tifffile(state):
 
 
 def open_slide(path, reader="auto"):
-    """
-    Open a slide and turn every failure to read it into an error that names it.
-
-    Parameters
-    ----------
-    path : str or path-like
-        Path of the slide file.
-    reader : {"auto", "openslide", "tifffile"}, default="auto"
-        Library that reads it. "auto" takes tifffile, which is faster, for tiled TIFF and SVS
-        files from which it reads the same pixels as OpenSlide; that is tried out on one tile of
-        each level when a file is opened for the first time.
-
-    Returns
-    -------
-    slide : OpenSlideReader or TiffSlide
-        The slide, a context manager that closes it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    PermissionError
-        If the file may not be read.
-    ValueError
-        If the file is no slide that can be read, now or while it is read.
-    """
+    """Open a slide and turn every failure to read it into an error that names it."""
     path = os.fspath(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"Slide not found: {path!r}. Check the path.")
@@ -158,28 +116,7 @@ def _to_float(value):
 
 
 def resolve_mpp(path, properties, override=None):
-    """
-    Find the um/px of a slide and refuse an implausible value.
-
-    Parameters
-    ----------
-    path : str
-        Path of the slide, for the text of errors.
-    properties : mapping
-        Properties of the slide.
-    override : float, default=None
-        Value that replaces what the file says; None and NaN replace nothing.
-
-    Returns
-    -------
-    mpp : float
-        Resolution of level 0 in um/px, the mean of x and y.
-
-    Raises
-    ------
-    ValueError
-        If there is no value, or one outside 0.1 to 2 um/px.
-    """
+    """Find the um/px of a slide and refuse an implausible value."""
     low, high = MPP_RANGE
     if override is not None and override == override:
         mpp = _to_float(override)
@@ -203,28 +140,7 @@ def resolve_mpp(path, properties, override=None):
 
 
 def slide_info(slide, path, mpp=None):
-    """
-    Read the header of an open slide.
-
-    Parameters
-    ----------
-    slide : OpenSlideReader or TiffSlide
-        Open slide.
-    path : str
-        Its path.
-    mpp : float, default=None
-        Resolution in um/px that replaces the one in the file.
-
-    Returns
-    -------
-    info : SlideInfo
-        Sizes, levels and resolution.
-
-    Raises
-    ------
-    ValueError
-        If the um/px is missing or implausible.
-    """
+    """Read the header of an open slide."""
     return SlideInfo(
         path=path,
         size=slide.size,
@@ -236,28 +152,7 @@ def slide_info(slide, path, mpp=None):
 
 
 def check_slide(path, mpp=None, reader="auto"):
-    """
-    Check in milliseconds that a slide opens, has pixels and a plausible um/px.
-
-    Parameters
-    ----------
-    path : str
-        Path of the slide file.
-    mpp : float, default=None
-        Resolution in um/px that replaces the one in the file.
-    reader : {"auto", "openslide", "tifffile"}, default="auto"
-        Library that reads it.
-
-    Returns
-    -------
-    info : SlideInfo
-        Sizes, levels and resolution.
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError, ValueError
-        If it does not; the slide is named.
-    """
+    """Check in milliseconds that a slide opens, has pixels and a plausible um/px."""
     with open_slide(path, reader) as slide:
         info = slide_info(slide, path, mpp)
         # The header of a truncated file may be whole; its last pixels are not.
@@ -269,21 +164,7 @@ def check_slide(path, mpp=None, reader="auto"):
 
 
 def best_level(info, mpp):
-    """
-    Find the pyramid level with the largest downsample that is not coarser than asked.
-
-    Parameters
-    ----------
-    info : SlideInfo
-        Header of the slide.
-    mpp : float
-        Resolution asked for in um/px.
-
-    Returns
-    -------
-    level : int
-        The level; 0 where all are coarser.
-    """
+    """Find the pyramid level with the largest downsample that is not coarser than asked."""
     limit = mpp * (1 + SAME_RESOLUTION)
     fine = [
         (downsample, level)
@@ -294,27 +175,7 @@ def best_level(info, mpp):
 
 
 def read_tile(slide, x, y, level, read_size, tile_size):
-    """
-    Read one tile.
-
-    Parameters
-    ----------
-    slide : OpenSlideReader or TiffSlide
-        Open slide.
-    x, y : int
-        Upper left corner in level-0 pixels.
-    level : int
-        Pyramid level.
-    read_size : int
-        Edge in pixels of that level.
-    tile_size : int
-        Edge in pixels of the result.
-
-    Returns
-    -------
-    tile : ndarray of shape (tile_size, tile_size, 3), uint8
-        RGB pixels.
-    """
+    """Read one tile."""
     pixels = slide.read(x, y, level, read_size, read_size)
     if read_size == tile_size:
         return pixels
@@ -323,28 +184,7 @@ def read_tile(slide, x, y, level, read_size, tile_size):
 
 
 def read_overview(slide, info, mpp):
-    """
-    Read the whole slide at a low resolution, in blocks.
-
-    Memory does not grow with the layout of the pyramid: a slide that has but one level is
-    read block by block, each reduced before the next one is read.
-
-    Parameters
-    ----------
-    slide : OpenSlideReader or TiffSlide
-        Open slide.
-    info : SlideInfo
-        Its header.
-    mpp : float
-        Coarsest resolution allowed, in um/px.
-
-    Returns
-    -------
-    overview : ndarray of shape (height, width, 3), uint8
-        RGB pixels.
-    scale : float
-        Level-0 pixels per pixel of the overview.
-    """
+    """Read the whole slide at a low resolution, in blocks."""
     level = best_level(info, mpp)
     downsample = info.level_downsamples[level]
     factor = max(1, int(mpp * (1 + SAME_RESOLUTION) / (info.mpp * downsample)))
@@ -357,19 +197,7 @@ def read_overview(slide, info, mpp):
 
 
 def file_state(path):
-    """
-    Return what changes when a file changes: its resolved path, size and time.
-
-    Parameters
-    ----------
-    path : str or path-like
-        Path of a file.
-
-    Returns
-    -------
-    state : tuple
-        Resolved path, size in bytes, time of modification in ns.
-    """
+    """Return what changes when a file changes: its resolved path, size and time."""
     path = os.path.realpath(path)
     status = os.stat(path)
     return path, status.st_size, status.st_mtime_ns
@@ -394,20 +222,5 @@ def _fingerprint(path, size, mtime_ns):
 
 
 def fingerprint(path):
-    """
-    Identify the content of a slide without reading all of it.
-
-    Files up to 8 MiB are hashed whole; larger ones by their size and five samples of one
-    MiB from the first to the last byte. The result is remembered until the file changes.
-
-    Parameters
-    ----------
-    path : str or path-like
-        Path of a file.
-
-    Returns
-    -------
-    fingerprint : str
-        32 hexadecimal digits.
-    """
+    """Identify the content of a slide without reading all of it."""
     return _fingerprint(*file_state(path))

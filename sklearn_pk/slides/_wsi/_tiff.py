@@ -38,30 +38,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 class TiffSlide:
-    """
-    Pixels of a tiled TIFF or SVS file.
-
-    Parameters
-    ----------
-    path : str
-        Path of the file.
-
-    Attributes
-    ----------
-    level_sizes : tuple of tuple of int
-        Width and height of each level in pixels.
-    level_downsamples : tuple of float
-        Level-0 pixels per pixel of each level.
-    properties : dict of str
-        What the file says, under the names that OpenSlide uses.
-    vendor : str
-        Who wrote the file, as OpenSlide names it.
-
-    Raises
-    ------
-    ValueError
-        If the file has no 8-bit RGB in tiles, or ends before its last tile.
-    """
+    """Pixels of a tiled TIFF or SVS file."""
 
     name = "tifffile"
 
@@ -144,23 +121,7 @@ class TiffSlide:
         return tile
 
     def read(self, x, y, level, width, height):
-        """
-        Read a rectangle of one level.
-
-        Parameters
-        ----------
-        x, y : int
-            Upper left corner in level-0 pixels; taken to the nearest pixel of the level.
-        level : int
-            Pyramid level.
-        width, height : int
-            Size in pixels of that level.
-
-        Returns
-        -------
-        pixels : ndarray of shape (height, width, 3), uint8
-            RGB, white outside of the slide.
-        """
+        """Read a rectangle of one level."""
         page = self._pages[level]
         left, top = (round(value / self.level_downsamples[level]) for value in (x, y))
         rows = _overlaps(top, height, page.tilelength, page.imagelength)

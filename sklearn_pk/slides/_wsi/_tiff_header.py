@@ -19,14 +19,7 @@ _OTHER_WRITERS = (b"<", b"Philips", b"MedScan", b"Hamamatsu")
 
 
 class _Pages:
-    """
-    Tags of the pages of a TIFF, one page after another.
-
-    Parameters
-    ----------
-    file : file
-        The open file.
-    """
+    """Tags of the pages of a TIFF, one page after another."""
 
     def __init__(self, file):
         self._file = file
@@ -83,22 +76,7 @@ class _Pages:
 
 
 def check_tiff_header(path):
-    """
-    Refuse a TIFF that declares tiles of any size, or more pixels than the file can hold.
-
-    OpenSlide ends the whole process where it gets no memory for a tile. Files of other formats
-    are passed over, and so is whatever else is wrong: the library says so itself.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-
-    Raises
-    ------
-    ValueError
-        If it does; the file is not named.
-    """
+    """Refuse a TIFF that declares tiles of any size, or more pixels than the file can hold."""
     levels = []
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -121,25 +99,7 @@ def check_tiff_header(path):
 
 
 def check_tiles(width, height, tile_width, tile_height, n_listed, file_size):
-    """
-    Refuse a level that declares too much.
-
-    Parameters
-    ----------
-    width, height : int
-        Size of the level in pixels.
-    tile_width, tile_height : int
-        Size of a tile.
-    n_listed : int
-        Number of tiles whose place is listed.
-    file_size : int
-        Size of the file in bytes.
-
-    Raises
-    ------
-    ValueError
-        If it does; the file is not named.
-    """
+    """Refuse a level that declares too much."""
     if not all((width, height, tile_width, tile_height)):
         raise ValueError(
             f"{width} x {height} pixels in tiles of {tile_width} x {tile_height} are declared"
