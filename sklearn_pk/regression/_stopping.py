@@ -72,7 +72,7 @@ class StoppingRule:
 
 
 class BestWeights:
-    """Hold a copy of what a module has learned, in memory, so that parallel searches share no file."""
+    """Copy of the learned state of a module, in memory: parallel searches share no file."""
 
     def __init__(self, module):
         self._module = module
@@ -128,7 +128,7 @@ class EarlyStopping(Callback):
 
 
 class EndOfTraining(Callback):
-    """End the training where a rule says so; the last callback, so that others hear of the epoch."""
+    """End the training where a rule says so; runs after all other callbacks."""
 
     def __init__(self, rule):
         self.rule = rule

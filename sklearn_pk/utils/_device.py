@@ -60,7 +60,7 @@ def pick_dtype(dtype, device):
 
 @contextmanager
 def full_precision():
-    """Keep torch from multiplying float32 in TensorFloat-32 or bfloat16, whatever the user has set."""
+    """Multiply float32 in full precision, whatever the user has set."""
     import torch
 
     precision = torch.get_float32_matmul_precision()

@@ -12,7 +12,7 @@ _FILES = {"pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretr
 
 
 def parse_repository(name):
-    """Take the repository out of a name like "hf-hub:owner/name" or "hf-hub:owner/name@revision"."""
+    """Parse a name such as "hf-hub:owner/name" or "hf-hub:owner/name@revision"."""
     match = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name[len(PREFIXES[0]) :])
     if not match:
         raise ValueError(
