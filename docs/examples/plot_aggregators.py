@@ -1,10 +1,11 @@
 """
-Aggregators, and one of your own
-================================
+Aggregators, built-in and your own
+==================================
 
-An aggregator turns the tiles of a slide into one slide embedding. Which one suits depends on where
-the signal is: in all of the tissue, or in one tile of many. Here both are planted, so it is known
-who should find what. The last part gives gene embeddings to a network that was built elsewhere.
+An aggregator maps the tiles of a slide to one slide embedding. The best choice depends on where
+the signal is: in all of the tissue, or in a single tile. In this example both are planted, so it
+is known which genes each aggregator should find. The last part adds gene embeddings to another
+network.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -25,9 +26,9 @@ from sklearn_pk.slides import FeatureBag
 # %%
 # The cohort
 # ----------
-# 160 patients with a slide of 10 to 30 tiles each, and 16 features. Four features of all tiles are
-# shifted by what the patient has "everywhere". One tile, somewhere, carries the "hot spot". Half of
-# the genes follow the first, half the second, each with noise.
+# 160 patients with one slide of 10 to 30 tiles each, and 16 features. Four features of all tiles
+# are shifted by the patient's value "everywhere". A single random tile carries the "hot spot".
+# Half of the genes depend on the first, half on the second, each with noise.
 
 rng = np.random.default_rng(0)
 n_patients, n_genes = 160, 60
@@ -52,15 +53,15 @@ expression = pd.DataFrame(
 kind_of = expression.columns.str.rsplit("-", n=1).str[0]
 
 # %%
-# One of your own
-# ---------------
+# Your own aggregator
+# -------------------
 # Any module that maps (batch, tiles, d) to (batch, d) is an aggregator. A class is called with d.
-# ``mask`` is True where there is a tile, and None where no bag of the batch lacks any. This is
-# attention with a gate: each tile gets a weight.
+# ``mask`` is True for existing tiles, and None if no bag of the batch has missing tiles. This
+# example is gated attention: each tile gets a weight.
 
 
 class GatedAttention(torch.nn.Module):
-    """Average the tiles with weights that are learned."""
+    """Average the tiles with learned weights."""
 
     def __init__(self, dim):
         super().__init__()
@@ -78,7 +79,8 @@ class GatedAttention(torch.nn.Module):
 # %%
 # The comparison
 # --------------
-# The same folds and seeds for all. Three seeds are few; take five or more where it matters.
+# All aggregators use the same folds and seeds. Three seeds are few; use five or more for real
+# results.
 
 model = PriorKnowledgeRegressor(
     prior=EigengeneEmbedder(7, random_state=0),
@@ -119,9 +121,10 @@ found = pd.DataFrame(
 found.round(1)
 
 # %%
-# All find what is everywhere. A mean over all tiles dilutes a single one; attention learns to look
-# at it. The count over all genes would not have told where the difference lies. It is a matter of
-# data, too: with 400 patients, mlp, topk and attention find all hot spots but a few.
+# All aggregators find the signal that is everywhere. A mean over all tiles dilutes the signal of
+# a single tile, which attention learns to find. The number over all genes would not show this
+# difference. It also depends on the amount of data: with 400 patients, mlp, topk and attention
+# find nearly all hot spots.
 
 figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
 rows = np.arange(len(found))[::-1]
@@ -135,19 +138,19 @@ ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plt.show()
 
 # %%
-# Differences to the mlp, with intervals over patients and seeds.
+# Differences from the mlp, with intervals over patients and seeds.
 
 comparison = compare_significance(results, reference="mlp", n_boot=500, random_state=0)
 ComparisonDisplay.from_comparison(comparison, measure="n_significant")
 plt.show()
 
 # %%
-# A network from elsewhere
-# ------------------------
-# ``inject_prior_knowledge`` puts gene embeddings into the last linear layer of any torch model, and
-# leaves the training to you. Here it is a small network on the mean of the tiles, trained on 120
-# patients, with 7 eigengenes of these patients and without. Embeddings are taken as they are, so
-# they are brought to the scale of the weights first.
+# Another network
+# ---------------
+# ``inject_prior_knowledge`` adds gene embeddings to the last linear layer of any torch model. The
+# training is up to you. Here, a small network on the mean of the tiles is trained on 120
+# patients, with 7 eigengenes of these patients and without. The function does not scale
+# embeddings, so they are scaled to the size of the weights first.
 
 X = torch.tensor(np.stack([bag.features.mean(axis=0) for bag in bags]))
 train, test = np.arange(120), np.arange(120, n_patients)
@@ -187,5 +190,5 @@ pd.DataFrame(
 ).T.round(2)
 
 # %%
-# One split and one seed settle nothing, here as elsewhere. In a regressor of this library the same
-# is a parameter, ``prior=``, and :func:`~sklearn_pk.model_selection.prior_gain` runs the controls.
+# One split and one seed are not conclusive. In a regressor of this library, the prior is a
+# parameter, ``prior=``, and :func:`~sklearn_pk.model_selection.prior_gain` runs the controls.

@@ -1,9 +1,10 @@
 """
-Gene embeddings, side by side
+Comparison of gene embeddings
 =============================
 
-A prior is whatever turns expression, one row a gene, into one vector a gene. Here are several, from
-the same 250 breast tumours, and how well each remembers which genes are neighbours.
+A prior is any transformer from expression, one row per gene, to one vector per gene. This example
+compares several, from the same 250 breast tumours, by how well they preserve neighbours in the
+graph.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -25,8 +26,8 @@ expression = load_brca_expression().expression
 expression.shape
 
 # %%
-# The graph joins genes that correlate in these tumours or are neighbours in MSigDB's collection.
-# Rows of everything in ``sklearn_pk.prior`` are genes, hence the ``.T``.
+# The graph connects genes that correlate in these tumours or are neighbours in the collection of
+# MSigDB. In ``sklearn_pk.prior`` rows are genes, hence the ``.T``.
 
 coexpression = CoexpressionGraph(threshold=0.6, source="combined")
 graph = coexpression.fit_transform(expression.T)
@@ -35,8 +36,9 @@ print(f"{coexpression.n_edges_:,} edges, {coexpression.n_connected_genes_} of 1,
 # %%
 # The embeddings
 # --------------
-# Non-negative factorisation gives two factors. The published embedding is the left one. Eigengenes
-# need no graph. A random projection of the graph needs no fit; self loops make neighbours alike.
+# Non-negative matrix factorisation (NMF) has two factors. The published embedding is the left
+# one. Eigengenes need no graph. A random projection of the graph needs no training; self loops
+# give similar rows to neighbours.
 
 
 def add_self_loops(graph):
@@ -50,8 +52,8 @@ def nmf(**parameters):
 
 
 # %%
-# Embeddings from elsewhere are a DataFrame with genes as its index. These stand in for a published
-# table: eigengenes of half of the tumours, without every tenth gene.
+# External embeddings are a DataFrame with genes as its index. Here, eigengenes of half of the
+# tumours without every tenth gene stand in for a published table.
 
 half = expression.iloc[::2]
 elsewhere = pd.DataFrame(
@@ -74,10 +76,10 @@ priors = {
 }
 
 # %%
-# What they remember
-# ------------------
-# NP(k) is the share of a gene's neighbours in the graph that are among its k nearest in the
-# embedding, here of as many neighbours as it has.
+# Preserved neighbourhoods
+# ------------------------
+# NP(k) is the fraction of a gene's neighbours in the graph that are among its k nearest
+# neighbours in the embedding. Here it is normalised by the number of neighbours of the gene.
 
 embeddings = {}
 for name, prior in priors.items():
@@ -97,9 +99,9 @@ preserved = pd.DataFrame(
 preserved.round(2)
 
 # %%
-# Genes that share neighbours may count as neighbours, too. That is what the left factor of the NMF
-# knows: its rows are alike where *neighbours* are alike. The rewired graph has the same degrees and
-# no knowledge; what its embedding preserves, degrees alone do.
+# Genes that share neighbours can also count as neighbours. The left factor of the NMF represents
+# this: its rows are similar if the *neighbours* are similar. The rewired graph has the same
+# degrees and no information; its embedding shows what degrees alone preserve.
 
 two_hops = pd.Series(
     {
@@ -126,13 +128,13 @@ right.legend(fontsize="small", frameon=False)
 plt.show()
 
 # %%
-# What they are worth
-# -------------------
-# That an embedding remembers the graph does not make it useful. All of them go into a regressor in
-# the same way, as its ``prior``; an estimator is fitted on the training patients of each fold. How
-# to tell knowledge from a change of scale, with controls, is the subject of :ref:`controls`.
+# Use in a regressor
+# ------------------
+# An embedding that represents the graph well need not be useful. All of these embeddings can be
+# the ``prior`` of a regressor; an estimator is fitted on the training patients of each fold.
+# :ref:`controls` explains how to distinguish knowledge from a change of scale.
 
-features = np.random.default_rng(0).normal(size=(250, 64))  # in place of features of slides
+features = np.random.default_rng(0).normal(size=(250, 64))  # stand in for features of slides
 model = PriorKnowledgeRegressor(
     prior=priors["30 eigengenes"], lambda_=0.5, max_epochs=2, random_state=0
 )

@@ -2,9 +2,9 @@
 The weight of the prior, and its control
 ========================================
 
-How much should a model trust its prior? ``PriorKnowledgeRegressorCV`` tries several weights,
-lambda. A path over lambda means little by itself: embeddings of zeros, which know nothing, also
-shrink the learned weights by ``1 - lambda_``. So both paths are drawn, on the same folds.
+``PriorKnowledgeRegressorCV`` compares several weights of the prior, lambda. A path over lambda
+means little on its own: embeddings of zeros carry no information, but also shrink the learned
+weights by ``1 - lambda_``. Therefore both paths are drawn, on the same folds.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -30,8 +30,8 @@ print(f"{len(cohort.slides)} slides of {len(set(cohort.patients))} patients")
 # %%
 # Features
 # --------
-# In these slides, expression shows in the colour of the tissue. So an encoder of a few lines will
-# do, in place of a foundation model: optical density and how it varies, in each channel.
+# In these slides, expression determines the colour of the tissue. A simple encoder is therefore
+# sufficient, in place of a foundation model: optical density and its variation in each channel.
 
 
 class Colors(torch.nn.Module):
@@ -55,7 +55,7 @@ bags[0]
 # Two paths
 # ---------
 # The prior is fitted on the training patients of each fold. An array of zeros is the control.
-# Folds, batches and held-out patients are the same for all.
+# Folds, batches and held-out patients are the same for both.
 
 priors = {
     "20 eigengenes": EigengeneEmbedder(20, random_state=0),
@@ -78,9 +78,9 @@ for name, model in models.items():
     print(f"{name}: best lambda {model.lambda_best_}, {model.best_score_:.0f} genes a fold")
 
 # %%
-# Look at the distance between the paths before you look at their peaks, and at both beside the
-# spread over the folds. What the control gains over lambda = 0 as well is not knowledge. One
-# seed and 80 slides settle nothing; :ref:`controls` has more controls.
+# Compare the distance between the paths with the standard deviation over folds before you look at
+# the maxima. A gain over lambda = 0 that the control also has is not due to knowledge. One seed
+# and 80 slides are not conclusive; :ref:`controls` describes more controls.
 
 _, ax = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
 for name, model in models.items():
@@ -88,11 +88,12 @@ for name, model in models.items():
 plt.show()
 
 # %%
-# The last fit
-# ------------
-# With the best lambda, the model is fitted once more, on all patients but those held out for early
-# stopping. ``history_`` has a row an epoch. First the lowest loss is looked for, for as long as
-# ``patience`` says; then, among the epochs that follow, a higher correlation at nearly that loss.
+# The final fit
+# -------------
+# With the best lambda, the model is fitted again on all patients except those held out for early
+# stopping. ``history_`` has one row per epoch. Training first minimises the loss until
+# ``patience`` epochs bring no improvement. Among the epochs that follow, it maximises the
+# correlation at nearly the same loss.
 
 model = models["20 eigengenes"]
 history = model.history_.set_index("epoch")

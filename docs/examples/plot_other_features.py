@@ -2,9 +2,10 @@
 Features of another tool
 ========================
 
-Slides that another tool has tiled and encoded need not be encoded again. From a folder of its files
-and a table of expression to significant genes, and to a map of one gene. The layout here is
-TRIDENT's; :doc:`/user_guide/folders` has those of SEQUOIA, PRALINE, CLAM and STAMP.
+Slides that another tool has tiled and encoded need not be encoded again. This example leads from a
+folder of features and a table of expression to significant genes and to a map of one gene. It uses
+the layout of TRIDENT; :doc:`/user_guide/folders` describes those of SEQUOIA, PRALINE, CLAM and
+STAMP.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -26,10 +27,10 @@ from sklearn_pk.regression import PriorKnowledgeRegressor
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, read_features
 
 # %%
-# What the other tool has left
-# ----------------------------
-# This cell plays the other tool: it writes a file a slide with the features of its tiles and their
-# upper left corners in level-0 pixels. Skip it if you have such a folder.
+# Output of the other tool
+# ------------------------
+# This cell stands in for the other tool. It writes one file per slide with the features of the
+# tiles and their upper left corners in level-0 pixels. Skip it if you have such a folder.
 
 
 class Colors(torch.nn.Module):
@@ -56,8 +57,8 @@ for bag in tool.fit_transform(cohort.slides):
         file["coords"].attrs.update(patch_size=128, patch_size_level0=bag.size_level0)
 
 # %%
-# And this one the laboratory: a table with one row a patient. Two patients were never sequenced,
-# and one has no slide.
+# This cell stands in for the laboratory: a table with one row per patient. Two patients were not
+# sequenced, and one patient has no slide.
 
 by_patient = cohort.expression.groupby(cohort.patients).first()
 by_patient.loc["patient-900"] = by_patient.mean()
@@ -66,8 +67,8 @@ by_patient.drop(index=["patient-003", "patient-007"]).to_csv(folder / "expressio
 # %%
 # Read both
 # ---------
-# Only the headers of the files are read here. Their features are read when they are needed, batch
-# by batch while training.
+# Only the headers of the files are read at first. Features are read batch by batch while
+# training.
 
 bags = read_features(job)
 print(bags)
@@ -78,11 +79,11 @@ table = read_expression(folder / "expression.csv.gz")
 table.expression.iloc[:3, :5]
 
 # %%
-# Bring them together
-# -------------------
-# Rows and files are in another order, and not all have a partner. ``match_samples`` finds the row
-# of each slide by name, by TCGA barcode, or by the start of its name, as here. The audit says how
-# each was found, and why not.
+# Match features and expression
+# -----------------------------
+# Rows and files are in different orders, and not all of them match. ``match_samples`` finds the
+# row of each slide by name, by TCGA barcode, or, as here, by the prefix of its name. The audit
+# states the rule of each match, or the reason why there is none.
 
 matched = match_samples(bags, table.expression)
 print(f"{len(matched.X)} slides of {len(set(matched.patients))} patients")
@@ -93,9 +94,9 @@ matched.audit["how"].value_counts()
 matched.audit[matched.audit["row"].isna()]
 
 # %%
-# Which genes are predicted?
-# --------------------------
-# From here on nothing depends on the tool.
+# Significant genes
+# -----------------
+# The following code does not depend on the tool.
 
 model = PriorKnowledgeRegressor(
     prior=EigengeneEmbedder(20, random_state=0),
@@ -112,10 +113,10 @@ plt.show()
 # %%
 # A map
 # -----
-# The corners in the files say where on the slide a tile lies. Each slide is predicted by the model
-# of the fold that has not seen it. Two slides, the ones with the lowest and the highest prediction
-# for the gene that is predicted best, on one scale. Bulk expression has one number a slide, so what
-# differs within a slide is a hypothesis.
+# The corners in the files are the positions of the tiles on the slide. Each slide is predicted by
+# the model of the fold in which it was held out. The two slides are those with the lowest and the
+# highest prediction of the best predicted gene, on the same scale. Bulk expression has one value
+# per slide, so variation within a slide is a hypothesis.
 
 gene = result.report["r"].idxmax()
 slides = {Path(path).stem: path for path in cohort.slides}

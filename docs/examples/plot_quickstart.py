@@ -2,18 +2,18 @@
 From slides to significantly predicted genes
 ============================================
 
-Whole slide images go in, significantly predicted genes come out. The slides are real files,
-composed of real H&E texture, and their composition follows the leading components of real
-expression (see :func:`~sklearn_pk.datasets.make_slide_cohort`), so that it is known what can be
-found.
+This example leads from whole slide images to significantly predicted genes. The slides are
+generated files with real H&E texture, and their composition follows the leading components of real
+expression (see :func:`~sklearn_pk.datasets.make_slide_cohort`), so it is known which genes can be
+predicted.
 
 ``make quickstart`` runs this file. On your own data::
 
     python docs/examples/plot_quickstart.py --features DIR --expression TABLE
 
-DIR holds one HDF5 file of tile features a slide, or is a table (csv, csv.gz, parquet) with one row
-a slide or patient. TABLE has one row a slide or patient and one column a gene. Rows are matched by
-name, or by the TCGA barcode (see :func:`~sklearn_pk.datasets.match_samples`).
+DIR contains one HDF5 file of tile features per slide, or is a table (csv, csv.gz, parquet) with one
+row per slide or patient. TABLE has one row per slide or patient and one column per gene. Rows are
+matched by name, or by the TCGA barcode (see :func:`~sklearn_pk.datasets.match_samples`).
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -51,7 +51,7 @@ from sklearn_pk.slides import (
     read_features,
 )
 
-# Groups, that is patients, reach the splitter and the regressor alike.
+# The groups, that is patients, are passed to the splitter and to the regressor.
 sklearn.set_config(enable_metadata_routing=True)
 
 STEP = "priorknowledgeregressor__"
@@ -66,7 +66,7 @@ def parse_arguments():
         "--transform",
         choices=["rank", "none"],
         default="rank",
-        help="rank-normalise your expression on each training fold (default), or not",
+        help="rank-normalise the expression on each training fold (default), or not",
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart-output"))
     parser.add_argument("--n-slides", type=int, default=60)
@@ -86,11 +86,11 @@ def parse_arguments():
 # %%
 # The data
 # --------
-# Either slides that are made here, or your own features.
+# Either generated slides, or your own features.
 
 
 def planted_cohort(arguments):
-    """Make slides whose composition follows expression, and the pipeline for slides."""
+    """Generate slides whose composition follows expression, and the pipeline for slides."""
     cohort = make_slide_cohort(
         arguments.n_slides,
         random_state=arguments.seed,
@@ -118,7 +118,7 @@ def planted_cohort(arguments):
 
 
 def regressor(arguments, *, n_components, threshold=0.75, **sizes):
-    """Make a regressor with a prior from training expression and MSigDB's neighbourhoods."""
+    """Build a regressor with a prior from training expression and gene sets of MSigDB."""
     prior = make_pipeline(
         CoexpressionGraph(threshold=threshold, source="combined"),
         NMFGeneEmbedder(n_components, random_state=0),
@@ -133,7 +133,7 @@ def regressor(arguments, *, n_components, threshold=0.75, **sizes):
 
 
 def own_data(arguments):
-    """Read features and expression, match their rows, and make the pipeline for features."""
+    """Read features and expression, match their rows, and build the pipeline for features."""
     table = read_expression(arguments.expression)
     if arguments.features.is_dir():
         features, aggregators = read_features(arguments.features), ["mlp", "summary_mixing"]
@@ -162,8 +162,8 @@ def own_data(arguments):
 
 
 def normalizer(n_samples, n_quantiles):
-    """Bring each column to a normal distribution, fitted on training patients only."""
-    # A training fold has to hold as many samples as there are quantiles.
+    """Map each column to a normal distribution, fitted on training patients only."""
+    # A training fold needs at least as many samples as there are quantiles.
     n_quantiles = min(n_quantiles, n_samples // 2)
     return QuantileTransformer(n_quantiles=n_quantiles, output_distribution="normal")
 
@@ -171,13 +171,13 @@ def normalizer(n_samples, n_quantiles):
 # %%
 # The comparison
 # --------------
-# Lambda and aggregator are searched over patient folds. As in the literature, the settings are
-# chosen on the same patients that the reported number comes from; pass the search itself to
-# ``cross_val_significance`` to nest it.
+# Lambda and aggregator are searched over patient folds. As in the literature, they are selected
+# on the same patients as the reported number; pass the search itself to
+# ``cross_val_significance`` for nested cross-validation.
 
 
 def evaluate(data, arguments, model, expression=None):
-    """Predict every patient by a model that has not seen them, and test all genes."""
+    """Predict every patient with a model that was not trained on them, and test all genes."""
     return cross_val_significance(
         model,
         data.X,
@@ -191,7 +191,7 @@ def evaluate(data, arguments, model, expression=None):
 
 
 def permute_patients(expression, patients, seed):
-    """Give every patient the expression of another one."""
+    """Assign the expression of another patient to each patient."""
     names, first = np.unique(patients, return_index=True)
     other = np.random.default_rng(seed).permutation(first)
     rows = other[np.searchsorted(names, patients)]
@@ -199,7 +199,7 @@ def permute_patients(expression, patients, seed):
 
 
 def compare(data, arguments, search, say):
-    """Test the chosen lambda of each aggregator, no prior, and permuted patients."""
+    """Test the selected lambda of each aggregator, no prior, and permuted patients."""
     results = pd.DataFrame(search.cv_results_)
     rows, reports = [], {}
     for aggregator in data.aggregators:
@@ -238,12 +238,12 @@ def compare(data, arguments, search, say):
 
 
 # %%
-# The pictures
-# ------------
+# The figures
+# -----------
 
 
 def draw(data, arguments, search, result):
-    """Write the pictures: tissue and tiles, the lambda path, the best gene."""
+    """Save the figures: tissue and tiles, the lambda path, the best gene."""
     figures = {}
     if "slidetiler" in search.best_estimator_.named_steps:
         tiler = search.best_estimator_.named_steps["slidetiler"]
@@ -260,12 +260,12 @@ def draw(data, arguments, search, result):
 
 
 # %%
-# All of it
-# ---------
+# The script
+# ----------
 
 
 def main():
-    """Run from data to table and pictures."""
+    """Run from data to table and figures."""
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -273,10 +273,10 @@ def main():
     def say(text):
         print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
 
-    say("reading data" if arguments.features else f"composing {arguments.n_slides} slides")
+    say("reading data" if arguments.features else f"generating {arguments.n_slides} slides")
     data = (own_data if arguments.features else planted_cohort)(arguments)
     if arguments.features is None:
-        say("tiling and encoding; what is in the store is not computed again")
+        say("tiling and encoding; stored features are reused")
         clone(data.model[:2]).set_params(foundationfeaturizer__verbose=1).fit_transform(data.X)
     say(f"searching lambda and aggregator, {len(set(data.patients))} patients in 3 folds")
     search = GridSearchCV(
@@ -286,8 +286,8 @@ def main():
         cv=GroupKFold(3),
         n_jobs=arguments.n_jobs,
     )
-    # A search only ranks settings, so here ranks over all patients do; the report below fits them
-    # on the training fold.
+    # A search only ranks settings, so ranks over all patients suffice here. The report below fits
+    # them on the training fold.
     target = data.expression
     if data.transformer is not None:
         target = clone(data.transformer).set_output(transform="pandas").fit_transform(target)

@@ -1,9 +1,10 @@
 """
-Significant genes, and what a prior adds
-========================================
+Significant genes and the effect of a prior
+===========================================
 
-Which genes does a model predict, is the prior worth anything, and where on the slide does a gene
-show? A count alone answers none of these. Here is one experiment from all sides.
+Which genes does a model predict, does the prior help, and where on the slide is a gene predicted?
+The number of significant genes alone answers none of these questions. This example examines one
+experiment.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -36,8 +37,8 @@ print(f"{len(y)} slides of {len(set(patients))} patients, {y.shape[1]} genes")
 # %%
 # Features
 # --------
-# In these slides, expression shows in the colour of the tissue, so an encoder of a few lines will
-# do. With slides of your own, name a foundation model.
+# In these slides, expression determines the colour of the tissue, so a simple encoder is
+# sufficient. For your own slides, use a foundation model.
 
 
 class Colors(torch.nn.Module):
@@ -54,10 +55,10 @@ bags = make_pipeline(tiler, FoundationFeaturizer(encoder)).fit_transform(cohort.
 print(bags[0])
 
 # %%
-# Which genes are predicted?
-# --------------------------
-# Each gene is tested once, on patients its model has not seen, against the same model before
-# training and against the mean.
+# Significant genes
+# -----------------
+# Each gene is tested once, on held-out patients, against two baselines: the same model before
+# training, and the mean.
 
 prior = make_pipeline(CoexpressionGraph(threshold=0.7), NMFGeneEmbedder(16, random_state=0))
 model = PriorKnowledgeRegressor(
@@ -68,16 +69,16 @@ print(result)
 result.report.nlargest(5, "r")[["r", "p_fdr", "rmse", "rmse_baseline", "steiger_fdr"]].round(3)
 
 # %%
-# Each gene is a point: its correlation, and how sure it is that the model beats its opponent. The
-# column ``reason`` says what the others fail by.
+# Each point is a gene, with its correlation and the p-value of the comparison with the baseline.
+# The column ``reason`` states which condition the other genes fail.
 
 SignificanceDisplay.from_report(result.report)
 plt.show()
 result.report["reason"].value_counts()
 
 # %%
-# The best gene by itself. Points far from the dashed line of a good correlation show a model that
-# knows the order, but not the scale.
+# The best gene. If points are far from the dashed line despite a good correlation, the model
+# predicts the order but not the scale.
 
 gene = result.report["r"].idxmax()
 PredictionDisplay.from_predictions(
@@ -86,10 +87,10 @@ PredictionDisplay.from_predictions(
 plt.show()
 
 # %%
-# What does the prior add?
-# ------------------------
-# The same folds and seeds with the prior, without, and with three priors that know nothing. The
-# intervals are those of a bootstrap over patients, with the variance over the seeds added.
+# The effect of the prior
+# -----------------------
+# The same folds and seeds, with the prior, without a prior, and with three uninformative
+# controls. The intervals are from a bootstrap over patients, with the variance over seeds added.
 
 table, results = prior_gain(
     model, bags, y, groups=patients, n_seeds=3, random_state=0, return_results=True
@@ -97,8 +98,8 @@ table, results = prior_gain(
 table.groupby("setting", sort=False)[["n_significant", "n_significant_mean", "median_r"]].mean()
 
 # %%
-# A prior has to beat its controls, not only the model without. Look where the interval lies: one
-# that holds zero says that patients or seeds like these could have shown the opposite.
+# A prior must exceed its controls, not only the model without a prior. If an interval contains
+# zero, other patients or seeds could have shown the opposite.
 
 comparison = compare_significance(results, reference="zero", n_boot=500, random_state=0)
 ComparisonDisplay.from_comparison(comparison, measure="median_r")
@@ -106,17 +107,18 @@ plt.show()
 comparison[comparison["setting"] == "prior"].set_index("measure").iloc[:, 2:].round(3)
 
 # %%
-# The knowledge itself: the neighbours of that gene in the graph of the first fold's training
-# patients, coloured by how well each is predicted.
+# The prior knowledge itself: the neighbours of that gene in the graph of the training patients of
+# the first fold, coloured by how well each gene is predicted.
 
 GeneGraphDisplay.from_estimator(result.estimators[0], gene, values=result.report["r"])
 plt.show()
 
 # %%
-# Where on the slide?
-# -------------------
-# The model of the fold that has not seen this slide shows the gene tile by tile. Nobody measured
-# these values: bulk expression has one number a slide, so a map is a hypothesis.
+# A map of the gene
+# -----------------
+# The model of the fold in which this slide was held out predicts the gene for each tile. There
+# are no measurements for these values: bulk expression has one value per slide, so a map is a
+# hypothesis.
 
 held_out = int(result.test_indices[0][0])
 SpatialExpressionDisplay.from_estimator(

@@ -2,8 +2,9 @@
 From slide files to bags
 ========================
 
-What is in these files, where is tissue, what will the encoder see, and which slides are no good?
-All of this can be known before hours are spent on encoding, and a bad slide need not stop the rest.
+What do these files contain, where is the tissue, what does the encoder receive, and which slides
+cannot be used? Answer these questions before hours are spent on encoding. A bad slide need not stop
+the others.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -24,9 +25,9 @@ from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, SuperTileCluster
 # %%
 # The files
 # ---------
-# A region of a real slide, five slides that are made here of its texture, and four as they turn up
-# in every cohort: one is missing, one was cut off while it was copied, one does not say how large a
-# pixel is, and one is bare glass.
+# A region of a real slide, five slides that are generated from its texture, and four problems
+# that occur in many cohorts: a missing file, an incomplete copy, a file without um/px, and a
+# slide without tissue.
 
 folder = Path(mkdtemp())
 real = load_cmu_slide().path
@@ -48,33 +49,33 @@ slides = pd.DataFrame({"slide": [real, *made, *bad]})
 slides.index = slides["slide"].map(lambda path: Path(path).stem).rename("name")
 
 # %%
-# Which can be used?
-# ------------------
-# ``check_slides`` never raises for a slide. Resolution is in um/px of level 0, tissue in square
-# millimetres, and ``n_tiles`` is what the tiler would keep.
+# Which slides can be used?
+# -------------------------
+# ``check_slides`` never raises an error for a slide. Resolution is in um/px of level 0, tissue in
+# square millimetres, and ``n_tiles`` is the number of tiles that the tiler would keep.
 
 tiler = SlideTiler(tile_size=256, mpp=0.5, random_state=0)
 report = check_slides(slides, tiler=tiler)
 report[["ok", "vendor", "mpp", "width", "height", "tissue_mm2", "n_tiles"]].round(3)
 
 # %%
-# And why not? Errors are told in the same words.
+# The reasons, with the same text as the errors:
 
 for name, reason in report.loc[~report["ok"], "reason"].items():
     print(f"{name}: {reason.replace(f'{folder}/', '')}")
 
 # %%
-# What you know about a slide goes into a column: here the um/px of the one that does not say it.
-# Rows without a number keep what the file says.
+# Pass known values in a column: here the um/px that one file does not state. In rows without a
+# number, the value of the file is used.
 
 slides["mpp"] = np.nan
 slides.loc["no-resolution", "mpp"] = 0.5
 check_slides(slides, tiler=tiler)["ok"].to_dict()
 
 # %%
-# All on one sheet
+# The whole cohort
 # ----------------
-# Numbers do not tell whether the tissue is tissue. What is no tissue is darkened; squares are
+# Numbers do not show whether the mask is correct. The background is darkened, and squares are
 # tiles.
 
 SlideSheetDisplay.from_estimator(tiler, slides, n_columns=5)
@@ -83,8 +84,8 @@ plt.show()
 # %%
 # One slide
 # ---------
-# Otsu's thresholds, the published way, beside texture, ``tissue="entropy"``, which finds pale
-# tissue and leaves ink out. Where two settings differ, look.
+# Otsu's threshold, as published, and ``tissue="entropy"``, which uses texture, finds pale tissue
+# and ignores ink. Look at slides for which two settings differ.
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 6.4), layout="constrained")
 for ax, tissue in zip(axes, ["otsu", "entropy"], strict=True):
@@ -95,7 +96,7 @@ for ax, tissue in zip(axes, ["otsu", "entropy"], strict=True):
 plt.show()
 
 # %%
-# And what the encoder will see. Look for blur, pen and folds.
+# The tiles that the encoder receives. Look for blur, pen marks and folds.
 
 TileSheetDisplay.from_estimator(tiler, real, n_tiles=12, n_columns=4)
 plt.show()
@@ -103,8 +104,8 @@ plt.show()
 # %%
 # Tiles and features
 # ------------------
-# With ``errors="empty"`` a bad slide becomes an empty one, with a warning, and ``failures_`` says
-# why. The default, "raise", names all of them in one error before any work starts.
+# With ``errors="empty"`` a bad slide gives an empty bag and a warning, and ``failures_`` states
+# the reason. The default, "raise", names all bad slides in one error before the work starts.
 
 tiler.set_params(errors="empty")
 with warnings.catch_warnings(record=True) as caught:
@@ -114,12 +115,13 @@ print(str(caught[-1].message).replace(f"{folder}/", ""))
 tiler.failures_["slide"].map(lambda path: Path(path).name).tolist()
 
 # %%
-# The ``store`` keeps features, one HDF5 file a slide. A second run finds them there, whatever the
-# order of the slides is. The encoder is a small one that knows no histology; yours is named here.
+# The ``store`` keeps features, one HDF5 file per slide. A second run reads them from there,
+# whatever the order of the slides. The encoder is a small one that was not trained on histology;
+# use your own here.
 
 featurizer = FoundationFeaturizer("efficientnet-lite0", store=folder / "store", errors="empty")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # of the three slides that were told above
+    warnings.simplefilter("ignore", UserWarning)  # already shown above
     bags = featurizer.fit_transform(tiled)
     first_run = featurizer.throughput_
     featurizer.transform(tiled[::-1])
@@ -128,8 +130,8 @@ pd.DataFrame([first_run, featurizer.throughput_], index=["first run", "second ru
 ]
 
 # %%
-# A bag is an array of (tiles, features) that knows its slide and the corners of its tiles, and
-# stays in its file. No regressor takes an empty one, so drop these slides together with their
+# A bag is an array (tiles, features) with the name of its slide and the corners of its tiles. It
+# stays in its file. No regressor accepts empty bags, so remove these slides together with their
 # expression.
 
 kept = [bag for bag in bags if len(bag)]
@@ -139,15 +141,16 @@ print(f"{len(kept)} of {len(bags)} slides have tiles: {[len(bag) for bag in kept
 # %%
 # Super-tiles
 # -----------
-# k-means on each slide by itself, in feature space, gives all slides one shape. A slide with fewer
-# tiles than clusters keeps its tiles, and the rest is NaN, which all models here take for missing.
+# k-means in feature space on each slide gives all slides the same shape. A slide with fewer tiles
+# than clusters keeps its tiles, and the remaining rows are NaN, which all models treat as
+# missing.
 
 X = SuperTileClusterer(n_clusters=18, random_state=0).fit_transform(kept)
 print(X.shape, "missing:", np.isnan(X[:, :, 0]).sum(axis=1))
 
 # %%
-# Which tiles are alike? Each tile of the real slide, coloured by the nearest of eight super-tiles.
-# Nothing was said about tissue types; this is what the encoder tells apart.
+# Which tiles are similar? Each tile of the real slide is coloured by the nearest of eight
+# super-tiles. No tissue types were given; the encoder distinguishes them.
 
 [supertiles] = SuperTileClusterer(n_clusters=8, random_state=0).fit_transform(kept[:1])
 nearest = np.linalg.norm(np.asarray(kept[0])[:, None] - supertiles, axis=2).argmin(axis=1)
