@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-# Dask has workers give each large block back at once, and so ask the system for it again.
+# By default, Dask makes workers return each large block at once and request it again.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
 
 
@@ -30,7 +30,7 @@ def cluster(n_workers, environment=KEEP_MEMORY):
     Yields
     ------
     distributed.Client
-        A client; all workers are there.
+        A client; all workers are connected.
     """
     from distributed import Client
 

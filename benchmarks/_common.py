@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: timing, hardware, the table and the JSON file."""
+"""Shared by the benchmark scripts: timing, hardware, the table and the JSON file."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def timed(function, *arguments, repeats=3):
-    """Return the result and the seconds of the fastest of some calls."""
+    """Return the result and the seconds of the fastest of several calls."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -25,21 +25,21 @@ def timed(function, *arguments, repeats=3):
 
 def run_in_turns(ways, rounds):
     """
-    Call functions in turns, the order reversed from round to round.
+    Call functions in turns, with the order reversed in every other round.
 
     Parameters
     ----------
     ways : dict of str to callable
         The functions.
     rounds : int
-        Rounds that are timed, after one that warms up.
+        Timed rounds, after one to warm up.
 
     Returns
     -------
     results : dict of str to object
-        What each function returned last.
+        Last return value of each function.
     seconds : dict of str to list of float
-        What each call took.
+        Seconds of each call.
     """
     results, seconds = {}, {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -50,12 +50,12 @@ def run_in_turns(ways, rounds):
 
 
 def peak_mb():
-    """Return the largest memory this process has had, in MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def describe(device="cpu"):
-    """Name the hardware and the versions a result belongs to."""
+    """Return the hardware and the versions of a result."""
     hardware = f"{platform.machine()}, {os.cpu_count()} logical cores, CPU only"
     if str(device).startswith("cuda"):
         import torch

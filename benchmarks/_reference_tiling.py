@@ -1,4 +1,4 @@
-"""Tiles found and read as published: masks in floats, one tile after the other by OpenSlide."""
+"""Published tiling: masks in floating point, tiles read one by one with OpenSlide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 
 def float_otsu(values):
-    """Otsu's threshold of floats, by a histogram of 256 bins."""
+    """Compute Otsu's threshold of floats from a histogram of 256 bins."""
     counts, edges = np.histogram(values, bins=256)
     centres = (edges[1:] + edges[:-1]) / 2
     below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
@@ -20,19 +20,19 @@ def float_otsu(values):
 
 
 def float_mask(rgb):
-    """Tissue of an image: saturated, not bright in all colours, not black."""
+    """Find the tissue of an image: saturated, not bright in all colours, not black."""
     saturation = rgb_to_hsv(rgb / 255.0)[..., 1]
     bright = np.stack([rgb[..., c] > float_otsu(rgb[..., c]) for c in range(3)]).all(axis=0)
     return ~bright & (saturation > float_otsu(saturation)) & (rgb > 50).all(axis=2)
 
 
 def float_overview_mask(rgb):
-    """Tissue of an overview, with small gaps closed, padded lest closing erodes the border."""
+    """Find the tissue of an overview and close small gaps; padding keeps the border."""
     return ndimage.binary_closing(np.pad(float_mask(rgb), 3), iterations=3)[3:-3, 3:-3]
 
 
 def reference_candidates(path):
-    """Mask the lowest level, read whole; return the corners of tiles with over 20 % tissue."""
+    """Mask the lowest level; return the corners of tiles with more than 20 % tissue."""
     with openslide.OpenSlide(path) as slide:
         level, size = slide.level_count - 1, slide.dimensions
         image = slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB")
@@ -47,12 +47,12 @@ def reference_candidates(path):
 
 
 def read_tile(slide, x, y):
-    """Read one tile by OpenSlide."""
+    """Read one tile with OpenSlide."""
     return np.asarray(slide.read_region((x, y), 0, (TILE, TILE)).convert("RGB"))
 
 
 def reference_keeps(slide, x, y):
-    """Read one tile and look for tissue and contrast in it."""
+    """Read one tile and test it for tissue and contrast."""
     tile = read_tile(slide, x, y)
     if ndimage.binary_dilation(float_mask(tile), iterations=3).mean() <= 0.2:
         return False
@@ -61,6 +61,6 @@ def reference_keeps(slide, x, y):
 
 
 def for_each_tile(function, path, corners):
-    """Open a slide by OpenSlide and call a function on it for one tile after the other."""
+    """Open a slide with OpenSlide and call a function on it for each tile."""
     with openslide.OpenSlide(path) as slide:
         return [function(slide, x, y) for x, y in corners.tolist()]

@@ -1,4 +1,4 @@
-"""A training step of the network in plain torch, and its layers as they are written down."""
+"""A training step of the network in plain torch, and straightforward versions of its layers."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -11,7 +11,7 @@ from sklearn_pk.regression._module import ExpressionModule
 
 
 class HeadByHead(torch.nn.Module):
-    """Summary mixing as written down: head by head, the summary a mean of projections."""
+    """Summary mixing head by head, with the summary as a mean of projections."""
 
     def __init__(self, mixing):
         super().__init__()
@@ -37,7 +37,7 @@ class HeadByHead(torch.nn.Module):
 
 
 class WrittenOutAttention(torch.nn.Module):
-    """Self-attention as written down: the scores of all pairs of tiles, then their softmax."""
+    """Self-attention from the scores of all pairs of tiles and their softmax."""
 
     def __init__(self, attention):
         super().__init__()
@@ -55,7 +55,7 @@ class WrittenOutAttention(torch.nn.Module):
 
 
 def make_network(aggregator, n_genes, *, dim=1024, depth=6, n_heads=16):
-    """Build a network with random weights and embeddings, by default of the size as published."""
+    """Build a network with random weights and embeddings, by default of the published size."""
     return ExpressionModule(
         aggregator=aggregator,
         feature_mean=torch.zeros(dim),
@@ -75,18 +75,18 @@ def make_network(aggregator, n_genes, *, dim=1024, depth=6, n_heads=16):
 
 
 def replace_mixers(network, reference):
-    """Replace the mixing layer of each block by a reference that has the same weights."""
+    """Replace the mixing layer of each block by a reference with the same weights."""
     for block in network.aggregator.layers:
         block[0] = reference(block[0])
 
 
 def make_optimizer(network, *, fused):
-    """Make the optimiser of the network; as anyone would write it, AdamW is not fused."""
+    """Return the optimiser of the network; the default AdamW is not fused."""
     return torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0, fused=fused)
 
 
 def train_step(network, optimizer, X, y):
-    """Make one step and return what was predicted before it."""
+    """Do one step and return the predictions before it."""
     optimizer.zero_grad()
     predicted = network(X)
     F.mse_loss(predicted, y).backward()

@@ -1,4 +1,4 @@
-"""A slide of full size for the benchmarks, laid out from the real tissue that is shipped."""
+"""A slide of full size for the benchmarks, composed of the shipped real tissue."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -33,7 +33,7 @@ def _encode(pixels):
 
 
 def _cut(pixels):
-    """Cut an image into encoded tiles, row by row, the last ones filled up."""
+    """Cut an image into encoded tiles, row by row, and pad the last ones."""
     rows, columns = (-(-length // TILE) for length in pixels.shape[:2])
     missing = [
         (0, n * TILE - length) for n, length in zip((rows, columns), pixels.shape, strict=False)
@@ -56,9 +56,9 @@ def write_slide(path, width, height, *, levels=(1, 4, 16), tissue=0.4, seed=0):
     levels : tuple of int, default=(1, 4, 16)
         Downsample of each level.
     tissue : float, default=0.4
-        Share of the pieces that hold tissue.
+        Fraction of the pieces with tissue.
     seed : int, default=0
-        Seed of their places.
+        Seed of their positions.
     """
     rng = np.random.default_rng(seed)
     pieces = _pieces(rng)

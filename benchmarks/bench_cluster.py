@@ -1,4 +1,4 @@
-"""Two workers of a Dask cluster against one, and what a slide costs besides its pixels."""
+"""Two workers of a Dask cluster against one, and the overhead per slide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -28,12 +28,12 @@ EDGE = 64
 
 
 def tile(paths):
-    """Find the tiles of slides, whatever this process remembers."""
+    """Find the tiles of slides without the cache of this process."""
     return tile_anew(SlideTiler(random_state=0).fit(paths), paths)
 
 
 def search(X, y):
-    """Search over six lambdas on four folds."""
+    """Search over six lambdas with four folds."""
     model = PriorKnowledgeRegressor(
         prior=np.random.default_rng(0).normal(size=(y.shape[1], 64)),
         embed_dim=64,
@@ -48,7 +48,7 @@ def search(X, y):
 
 
 def bench_workers(name, function, *arguments, same, rounds):
-    """Call a function on one and on two workers in turns, and here without and with joblib's."""
+    """Call a function on one and on two workers in turns, and locally without and with joblib."""
     results, seconds = {}, {way: [] for way in ("one", "two", "plain_one", "plain_two")}
     with cluster(1) as one, cluster(2) as two:
         ways = {
@@ -73,7 +73,7 @@ def bench_workers(name, function, *arguments, same, rounds):
 
 
 def bench_allocator(name, function, *arguments, rounds):
-    """Call a function on a worker whose memory allocator is set by Dask, and as the docs say."""
+    """Call a function on a worker with default and recommended memory settings."""
     seconds = {"as_dask_sets_it": [], "as_the_docs_say": []}
     with cluster(1, {}) as theirs, cluster(1) as ours:
         for number in range(rounds + 1):
@@ -92,7 +92,7 @@ def median_ratio(first, second):
 
 
 def spin(n_rounds):
-    """Multiply small matrices and add numbers: work that stays in the cache of one core."""
+    """Multiply small matrices and add numbers: work that fits into the cache of one core."""
     values = np.random.default_rng(0).normal(size=(150, 150))
     for _ in range(n_rounds):
         values = np.tanh(values @ values)
@@ -100,12 +100,12 @@ def spin(n_rounds):
 
 
 def bench_machine(rounds):
-    """Measure what two processes of this machine can do against one, at the most."""
+    """Measure the maximum speed-up of two processes on this machine."""
     work = [joblib.delayed(spin)(1500) for _ in range(8)]
     seconds = {1: [], 2: []}
     for number in range(rounds + 1):
         for n_jobs in seconds:
-            # Both in processes that are there already.
+            # Both in processes that are already running.
             with joblib.parallel_config(backend="loky"):
                 halves = [work] if n_jobs == 1 else [work[:4], work[4:]]
                 tasks = [joblib.delayed(_run_all)(half) for half in halves]
@@ -122,7 +122,7 @@ def _run_all(tasks):
 
 
 def bench_full_size(folder, rounds):
-    """Find the tiles of a slide of full size, which reads its overview and none of them."""
+    """Find the tiles of a slide of full size, which reads only its overview."""
     path = str(folder / "full.tiff")
     write_slide(path, 40_000, 30_000)
     seconds = [timed(tile, [path], repeats=1)[1] for _ in range(rounds)]
@@ -138,7 +138,7 @@ def same_tiles(first, second):
 
 
 def write_tiny_slides(folder, n_slides):
-    """Write slides of four tiles, each of another content."""
+    """Write slides of four tiles, each with different content."""
     rng = np.random.default_rng(0)
     paths = []
     for number in range(n_slides):
@@ -157,14 +157,14 @@ def write_tiny_slides(folder, n_slides):
 
 
 def memory_mb():
-    """Return the memory this process has now, in MB."""
+    """Return the current memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @contextmanager
 def watched(row):
-    """Note the memory when a fifth of the time has passed, and at the end."""
+    """Record the memory after a fifth of the time and at the end."""
     gc.collect()
     seen, done = [(time.perf_counter(), memory_mb())], threading.Event()
 
@@ -186,7 +186,7 @@ def watched(row):
 
 
 def bench_overhead(folder, n_slides):
-    """Measure each step on slides without much in them, here and on two workers."""
+    """Measure each step on tiny slides, locally and on two workers."""
     slides = folder / "tiny"
     slides.mkdir()
     paths = write_tiny_slides(slides, n_slides)
@@ -209,7 +209,7 @@ def bench_overhead(folder, n_slides):
     clusterer = SuperTileClusterer(n_clusters=2, random_state=0)
     for where, options in (("in one process", {}), ("on two workers", {"backend": "dask"})):
         with joblib.parallel_config(**options):
-            # Workers have imported what they need.
+            # Workers have imported the packages.
             joblib.Parallel()(joblib.delayed(warm_up)() for _ in range(8))
             tiler.set_params(memory=folder / f"memory {where}").fit(paths[:1])
             tiled = record("tiling", tile_anew, tiler, paths)
@@ -223,20 +223,20 @@ def bench_overhead(folder, n_slides):
 
 
 def tile_anew(tiler, paths):
-    """Tile, whatever this process remembers."""
+    """Tile without the cache of this process."""
     _tiler._cache.clear()
     return tiler.transform(paths)
 
 
 def warm_up():
-    """Import, in a worker."""
+    """Import the packages in a worker."""
     import timm  # noqa: F401
 
     time.sleep(0.5)
 
 
 def bench_disk(folder, n_slides):
-    """Write as many bytes to as many files, each of them to the disk, and no more than that."""
+    """Write the same number of bytes to the same number of files, flushed to the disk."""
     content = next((folder / "store in one process").glob("*.h5")).read_bytes()
     plain = folder / "plain"
     plain.mkdir()
@@ -255,7 +255,7 @@ def bench_disk(folder, n_slides):
 
 
 def main():
-    """Run all of them and write the table."""
+    """Run all benchmarks and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer slides, for a look")
     parser.add_argument("--out", type=Path, default=RESULTS / "cluster.json")
@@ -275,7 +275,7 @@ def main():
         record(bench_full_size(Path(folder), rounds))
         paths = [f"{folder}/{number:02}.tiff" for number in range(n_large)]
         for number, path in enumerate(paths):
-            # Without a pyramid, so that all of it has to be decoded.
+            # Without a pyramid, so that the whole level has to be decoded.
             write_slide(path, 12_000, 9_000, levels=(1,), seed=number)
         record(bench_workers("tiling", tile, paths, same=same_tiles, rounds=rounds))
         record(bench_allocator("tiling", tile, paths, rounds=1))

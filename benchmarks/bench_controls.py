@@ -1,6 +1,6 @@
-"""What eigengenes gain over no prior and over controls on real data; figures go to a JSON file.
+"""Gain of eigengenes over no prior and over controls on real data, written to a JSON file.
 
-Features and expression are tables with one row a patient. Eight seeds take about a quarter of an
+Features and expression are tables with one row per patient. Eight seeds take about a quarter of an
 hour on one core.
 """
 
@@ -34,8 +34,8 @@ def summarise(table, results):
 def main():
     """Run all settings and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--features", type=Path, required=True, help="table, one row a patient")
-    parser.add_argument("--expression", type=Path, required=True, help="table, one row a patient")
+    parser.add_argument("--features", type=Path, required=True, help="table, one row per patient")
+    parser.add_argument("--expression", type=Path, required=True, help="table, one row per patient")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=RESULTS / "controls.json")
     arguments = parser.parse_args()

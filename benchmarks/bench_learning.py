@@ -1,7 +1,7 @@
-"""What the regressor learns on real data, against ridge regression; figures go to a JSON file.
+"""Regressor and ridge regression on real data; results are written to a JSON file.
 
-Takes two tables with one row a patient and the patients as first column: features, and expression.
-Targets are brought to a normal distribution on the training patients of each fold.
+The input is two tables with one row per patient and the patients as first column: features and
+expression. Targets are mapped to a normal distribution on the training patients of each fold.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -30,18 +30,18 @@ PUBLISHED = {"lr": 1e-3, "init_scale": 1.0}
 
 
 def external():
-    """Make the external prior as published: the left factor of the graph of the collection."""
+    """Compute the published external prior: the left factor of the graph of the collection."""
     embedder = NMFGeneEmbedder(n_components=WIDTH, factors="left", random_state=0)
     return make_pipeline(CoexpressionGraph(source="external"), embedder)
 
 
 def permute_rows(G):
-    """Give each gene the embedding of another."""
+    """Assign the embedding of another gene to each gene."""
     return np.random.default_rng(0).permutation(G)
 
 
 def shuffled():
-    """Make eigengenes that know nothing of the genes they are given to."""
+    """Compute eigengenes and assign them to the wrong genes."""
     return make_pipeline(EigengeneEmbedder(30), FunctionTransformer(permute_rows))
 
 
@@ -82,7 +82,7 @@ def measure(estimator, X, y):
 
 
 def main():
-    """Run all settings and write their figures."""
+    """Run all settings and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--expression", type=Path, required=True)

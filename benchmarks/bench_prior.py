@@ -1,8 +1,8 @@
-"""Graph and gene embeddings at the size of the transcriptome; figures go to a JSON file.
+"""Graph and gene embeddings at the size of the transcriptome, written to a JSON file.
 
-Without arguments all is measured that needs no data. ``--expression`` adds a real matrix: an npz
+Without arguments, steps that need no data are measured. ``--expression`` adds a real matrix: an npz
 file with the arrays ``values`` (samples x genes, log scale) and ``gene`` (symbols, or SYMBOL|id).
-Each step runs in a process of its own, so that neither finds the other's memory warm.
+Each step runs in its own process, so that memory is not reused.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -31,7 +31,7 @@ THRESHOLD = 0.85
 
 
 def planted_expression(n_genes, n_patients):
-    """Make expression of modules of 20 genes in float32, without large copies."""
+    """Generate expression of modules of 20 genes in float32, without large copies."""
     rng = np.random.default_rng(0)
     X = np.repeat(rng.normal(size=(n_genes // 20 + 1, n_patients)).astype(np.float32), 20, axis=0)
     X = X[:n_genes]
@@ -42,7 +42,7 @@ def planted_expression(n_genes, n_patients):
 
 
 def read_expression(path):
-    """Read a real matrix as genes x samples; genes without a name of their own are left out."""
+    """Read a real matrix as genes x samples, without genes that have no unique name."""
     with np.load(path, allow_pickle=True) as arrays:
         names = pd.Series(arrays["gene"].astype(str)).str.split("|").str[0]
         X = pd.DataFrame(arrays["values"].T.astype(np.float32), index=names)
@@ -63,7 +63,7 @@ def float64_pairs(X, threshold):
 
 
 def step_graph(arguments):
-    """Time one way to the graph, the first time and again, and its memory above the input."""
+    """Time one method for the graph, the first and later calls, and its memory above the input."""
     X = planted_expression(arguments.n_genes, 816)
     before = peak_mb()
     if arguments.way == "reference":
@@ -92,7 +92,7 @@ def step_graph(arguments):
 
 
 def step_real_graph(arguments):
-    """Compare the edges of a real matrix with float64 on every pair of some genes."""
+    """Compare the edges of a real matrix with float64 on all pairs of some genes."""
     X = read_expression(arguments.expression)
     fitted, seconds = timed(CoexpressionGraph(device=arguments.device).fit, X, repeats=1)
     few = np.random.default_rng(0).permutation(len(X))[:4000]
@@ -111,7 +111,7 @@ def step_real_graph(arguments):
 
 
 def cgn_graph():
-    """Make the graph of the whole shipped collection."""
+    """Build the graph of the whole shipped collection."""
     gene_sets = load_cgn().gene_sets
     members = {gene for genes in gene_sets.values() for gene in genes}
     genes = sorted(members | {name.partition("_")[2] for name in gene_sets})
@@ -120,7 +120,7 @@ def cgn_graph():
 
 
 def make_graph(arguments):
-    """Make the graph of the whole shipped collection, or of the real matrix."""
+    """Build the graph of the whole shipped collection, or of the real matrix."""
     if arguments.graph == "cgn":
         return cgn_graph()
     X = read_expression(arguments.expression)
@@ -128,13 +128,13 @@ def make_graph(arguments):
 
 
 def drop_unconnected(graph):
-    """Return the part of a graph whose genes have an edge, as a solver takes it."""
+    """Return the subgraph of the genes with an edge, as input of a solver."""
     connected = np.flatnonzero(np.diff(graph.indptr))
     return sparse.csr_array(graph[connected][:, connected])
 
 
 def coordinate_descent(X, start, n_iter):
-    """Factorise by scikit-learn, which changes the factors it starts from."""
+    """Factorise with scikit-learn, which changes the initial factors."""
     copies = [factor.copy() for factor in start]
     options = {"init": "custom", "n_components": len(start[1]), "tol": 0, "max_iter": n_iter}
     return non_negative_factorization(sparse.csr_matrix(X), *copies, **options)
@@ -149,7 +149,7 @@ def step_iteration(arguments):
     def ours():
         return hals(X, *start, tol=0, max_iter=n_iter, device=arguments.device)
 
-    ours()  # imports, and memory that is touched for the first time
+    ours()  # imports, and memory that is used for the first time
     (W, H, _), seconds = timed(ours, repeats=2)
     (W_reference, H_reference, _), reference_seconds = timed(
         coordinate_descent, X, start, n_iter, repeats=1
@@ -167,7 +167,7 @@ def step_iteration(arguments):
 
 
 def step_embedding(arguments):
-    """Embed a graph to convergence and measure what neighbours the embedding preserves."""
+    """Embed a graph to convergence and measure how well neighbours are preserved."""
     graph = make_graph(arguments)
     before = peak_mb()
     embedder = NMFGeneEmbedder(N_COMPONENTS, random_state=0, device=arguments.device)
@@ -218,7 +218,7 @@ STEPS = {
 
 
 def run_step(step, arguments, **options):
-    """Run one step in a fresh process and return its figures."""
+    """Run one step in a new process and return its results."""
     names = ("n_genes", "device", "expression")
     settings = {name: getattr(arguments, name) for name in names} | options
     command = [sys.executable, __file__, "--step", step]
@@ -232,14 +232,14 @@ def run_step(step, arguments, **options):
 
 
 def agrees(row):
-    """Tell whether a result agrees with its reference."""
+    """Return whether a result agrees with its reference."""
     if row["step"] == "iteration":
         return row["objective"] <= 1.001 * row["reference_objective"]
     return row.get("way") == "reference" or not row.get("edges_unlike_float64")
 
 
 def main():
-    """Run all steps and write their figures."""
+    """Run all steps and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--expression", type=Path, help="npz file of a real matrix")
     parser.add_argument("--device", default="cpu")

@@ -1,4 +1,4 @@
-"""Training the regressor against plain torch; figures go to a JSON file.
+"""Training of the regressor against plain torch; results are written to a JSON file.
 
 Each step runs in a process of its own. Fits are timed in turns, within one process, and the ratio
 is that of the fastest; their memory is measured in a process for each.
@@ -37,7 +37,7 @@ from sklearn_pk.slides import read_features
 LAMBDAS = [0.1, 0.2, 0.5, 0.8, 0.9]
 
 # Slides, tiles, features, genes, width, epochs: the paper's cohort (fewer slides), and a table with
-# one row a patient, where a step takes a millisecond or two.
+# one row per patient, where a step takes a millisecond or two.
 SHAPES = {
     "paper": (256, 100, 1024, 25_761, None, 3),
     "table": (707, 1, 607, 1558, 128, 20),
@@ -75,7 +75,7 @@ def step_mixing(arguments):
     network = make_network("summary_mixing", n_genes)
     if arguments.way == "reference":
         replace_mixers(network, HeadByHead)
-    # A second row has it fused on both sides.
+    # A second row uses the fused version on both sides.
     fused = arguments.way == "ours" or arguments.optimizer == "fused"
     optimizer = make_optimizer(network, fused=fused)
     X, y = torch.randn(16, 100, 1024), torch.randn(16, n_genes)
@@ -86,7 +86,7 @@ def step_mixing(arguments):
 
 
 def train_by_hand(model, X, y):
-    """Train the network of a regressor in plain torch, as anyone would write it down."""
+    """Train the network of a regressor in plain torch."""
     mean, scale = tile_statistics(list(X), range(len(X)))
     network = build_module(model)
     network.feature_mean.copy_(torch.from_numpy(mean))
@@ -123,7 +123,7 @@ def train_by_hand(model, X, y):
 
 
 def step_fit(arguments):
-    """Train one network, in turns where time is measured, once where memory is."""
+    """Train one network: in turns to measure time, once to measure memory."""
     X, y, G = make_data(arguments.shape)
     model = make_model(arguments.shape, G)
     # Both need the seed and the held-out patients.
@@ -139,7 +139,7 @@ def step_fit(arguments):
 
 
 def in_turns(ours, reference, arguments):
-    """Time both in one process, or run one of them for its memory."""
+    """Time both in one process, or run one of them to measure its memory."""
     if arguments.way != "both":
         {"ours": ours, "reference": reference}[arguments.way]()
         return {"mb": peak_mb()}
@@ -181,7 +181,7 @@ def step_lambdas(arguments):
     held_out = len(X) // 5
     test, train = np.arange(held_out), np.arange(held_out, len(X))
     single = make_model(arguments.shape, G)
-    # Half the epochs: five networks take their time.
+    # Half the epochs, since five networks take long.
     parameters = single.get_params() | {"max_epochs": max(2, single.max_epochs // 2)}
     del parameters["lambda_"]
 
@@ -208,7 +208,7 @@ def step_lambdas(arguments):
 
 
 def step_files(arguments):
-    """Train on bags in memory or in HDF5 files, whose blocks the system may have cached."""
+    """Train on bags in memory or in HDF5 files, which the system may have cached."""
     X, y, G = make_data("paper")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.way == "ours":
@@ -233,7 +233,7 @@ STEPS = {
 
 
 def run_step(step, arguments, **options):
-    """Run one step in a fresh process and return its figures."""
+    """Run one step in a new process and return its results."""
     settings = {"n_genes": arguments.n_genes, "n_slides": arguments.n_slides} | options
     command = [sys.executable, __file__, "--step", step]
     for name, value in settings.items():
@@ -264,7 +264,7 @@ def compare(step, arguments, rounds, **options):
 
 
 def main():
-    """Run all steps and write their figures."""
+    """Run all steps and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-genes", type=int, default=25_761)
     parser.add_argument("--n-slides", type=int, default=1133)

@@ -1,7 +1,7 @@
 """Time and memory of the report on significant genes, the scorer and the bootstrap, as JSON.
 
 The report is compared with a loop over genes that calls scipy, timed on some of the genes and
-scaled. `--coverage` simulates how often intervals of the bootstrap hold the true difference.
+scaled. `--coverage` simulates how often bootstrap intervals cover the true difference.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -36,7 +36,7 @@ def make_tables(n_slides, n_genes, dtype=np.float64):
 
 
 def loop_over_genes(y_true, y_pred, y_baseline):
-    """Compute what the report holds for one gene after the other; return who is significant."""
+    """Compute the report gene by gene; return the significant genes."""
     n, rows = len(y_true), []
     for truth, prediction, baseline in zip(y_true.T, y_pred.T, y_baseline.T, strict=True):
         r, p = stats.pearsonr(truth, prediction)
@@ -79,7 +79,7 @@ def bench_report(arguments):
 
 
 def bench_memory(arguments):
-    """Measure what the report takes above its input, for both precisions."""
+    """Measure the memory of the report above its input, for both precisions."""
     tables = make_tables(arguments.n_slides, arguments.n_genes, np.dtype(arguments.dtype).type)
     input_mb = sum(table.nbytes for table in tables) / 2**20
     before = peak_mb()
@@ -92,7 +92,7 @@ def bench_memory(arguments):
 
 
 def bench_scorer(arguments):
-    """Measure the share of the scorer in a fold, with the shortest training by default."""
+    """Measure the fraction of a fold that the scorer takes, with the shortest training."""
     spent = {"scoring": 0.0, "report": 0.0}
 
     def scorer(estimator, X, y):
@@ -139,7 +139,7 @@ def bench_bootstrap(arguments):
 
 
 def draw_cohort(rng, noise, n=150, n_genes=300, n_factors=10):
-    """Draw correlated genes, and two models that see the same slides with other noise."""
+    """Draw correlated genes, and two models of the same slides with different noise."""
     design = np.random.default_rng(0)
     loadings = design.normal(size=(n_factors, n_genes))
     loadings /= np.linalg.norm(loadings, axis=0)
@@ -154,7 +154,7 @@ def draw_cohort(rng, noise, n=150, n_genes=300, n_factors=10):
 
 
 def train_on_cohort(rng, alphas, n=60, n_genes=40):
-    """Draw a cohort and cross-validate ridges on it: these models vary with the cohort, too."""
+    """Draw a cohort and cross-validate ridges on it, so that the models vary with the cohort."""
     X = rng.normal(size=(n, 10))
     coefficients = np.random.default_rng(0).normal(size=(10, n_genes)) * 0.15
     y_true = X @ coefficients + rng.normal(size=(n, n_genes))
@@ -162,7 +162,7 @@ def train_on_cohort(rng, alphas, n=60, n_genes=40):
 
 
 def intervals(observed, draws, level=0.95):
-    """Return the lower and upper ends that several methods give."""
+    """Return the lower and upper ends of several methods."""
     z = special.ndtri((1 + level) / 2)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     below = np.mean(draws < observed) + np.mean(draws == observed) / 2
@@ -177,7 +177,7 @@ def intervals(observed, draws, level=0.95):
 
 
 def simulate_coverage(arguments):
-    """Count how often intervals hold the mean difference over many cohorts."""
+    """Count how often intervals cover the mean difference over many cohorts."""
     rows = []
     cohorts = {
         "given models, equal": lambda rng: draw_cohort(rng, (0.5, 0.5)),
@@ -226,7 +226,7 @@ STEPS = {
 
 
 def run_step(step, arguments, **options):
-    """Run one step in a fresh process and return its figures."""
+    """Run one step in a new process and return its results."""
     names = ("n_genes", "n_slides", "n_boot", "rounds", "epochs", "cohorts")
     settings = {name: getattr(arguments, name) for name in names} | options
     command = [sys.executable, __file__, "--step", step]
@@ -246,7 +246,7 @@ def main():
     parser.add_argument("--n-slides", type=int, default=1133)
     parser.add_argument("--n-boot", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    # Early stopping waits for 20 epochs by default, so no training is shorter than that.
+    # Early stopping waits for 20 epochs by default, so every training is at least that long.
     parser.add_argument("--epochs", type=int, default=21, help="of the training that is scored")
     parser.add_argument("--cohorts", type=int, default=200, help="simulated, for the coverage")
     parser.add_argument("--dtype", default="float64")

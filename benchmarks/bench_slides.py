@@ -1,4 +1,4 @@
-"""Slides to features against plain references, in one run; figures go to a JSON file."""
+"""From slides to features against plain references; results are written to a JSON file."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -31,7 +31,7 @@ SIZE = (40_000, 30_000)
 
 
 def read_batches(tiled):
-    """Read all tiles of a slide, a batch at a time."""
+    """Read all tiles of a slide in batches."""
     with tiled.open_tiles() as read:
         for start in range(0, len(tiled), 32):
             yield read(start, start + 32)
@@ -65,7 +65,7 @@ def bench_tiling(path, n_tested, rng):
 
 
 def bench_reading(tiled, n_tiles):
-    """Read the same tiles, in the same order, as OpenSlide gives them one by one."""
+    """Read the same tiles, in the same order, one by one with OpenSlide."""
     some = replace(tiled, coords=tiled.coords[:n_tiles])
     expected, reference = timed(for_each_tile, read_tile, some.path, some.coords)
     tiles, seconds = timed(lambda: list(read_batches(some)))
@@ -99,7 +99,7 @@ def bench_memory(path, layout):
 
 
 def make_weights(name, folder):
-    """Build an encoder with random weights and save them, for its speed does not depend on them."""
+    """Build an encoder with random weights, which do not affect its speed, and save them."""
     torch.manual_seed(0)
     state = find_encoder(name).build().state_dict()
     path = Path(folder) / f"{name}.safetensors"
@@ -108,7 +108,7 @@ def make_weights(name, folder):
 
 
 def pure_model(model, encoder, tiles, batch_size, device, dtype):
-    """Encode tiles that are in memory, with nothing but torch."""
+    """Encode tiles in memory with torch only."""
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1)
         for values in (encoder.mean, encoder.std)
@@ -168,7 +168,7 @@ def inertia(features, labels):
 
 
 def bench_supertiles(features, n_clusters=100):
-    """Cluster the tiles of a slide against k-means as scikit-learn does it by default."""
+    """Cluster the tiles of a slide; the reference is scikit-learn's k-means with its defaults."""
     row = {"step": f"super-tiles, {features.shape[0]} x {features.shape[1]}, k = {n_clusters}"}
     expected, reference = timed(
         lambda: KMeans(n_clusters, random_state=0).fit_predict(features), repeats=3
@@ -194,7 +194,7 @@ print(featurizer.throughput_["n_stored"], featurizer.throughput_["n_encoded"])
 
 
 def bench_kill(folder, n_slides):
-    """Kill a run in the middle, run again, and compare with a run left alone."""
+    """Kill a run, run again, and compare with an uninterrupted run."""
     slides = Path(folder) / "slides"
     slides.mkdir()
     for number in range(n_slides):
@@ -226,7 +226,7 @@ def bench_kill(folder, n_slides):
 
 
 def main():
-    """Run all of them and write the table."""
+    """Run all benchmarks and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer tiles, for a look")
     parser.add_argument("--device", default="cpu", help="torch device of the encoders")

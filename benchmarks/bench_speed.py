@@ -1,4 +1,4 @@
-"""The speed of each step against plain references, in minutes; figures go to a JSON file.
+"""Speed of each step against plain references, in minutes; results are written to a JSON file.
 
 The suites of ``asv`` are run without asv, at sizes that take seconds. Times are the fastest of some
 rounds in turns, with as many threads as the libraries take by default. Two threads wait for each
@@ -38,13 +38,13 @@ COLUMNS = ("step", "size", "ours", "reference", "ratio", "agree")
 
 
 def count_threads():
-    """Return the threads that each library takes, which nothing here changes."""
+    """Return the number of threads of each library."""
     threads = {pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()}
     return threads | {"torch": torch.get_num_threads(), "cores": os.cpu_count()}
 
 
 def run_suite(suite, rounds):
-    """Compare both ways, then time them; a row of the results."""
+    """Compare both methods, time them, and return a row of the results."""
     suite.prepare()
     try:
         difference = suite.compare()
@@ -88,7 +88,7 @@ def format_table(rows):
 
 
 def main(arguments=None):
-    """Run all suites, print the table and write the figures."""
+    """Run all suites, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")

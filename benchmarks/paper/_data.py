@@ -22,9 +22,9 @@ class Cohort:
     Parameters
     ----------
     X : DataFrame, ndarray of shape (n, tiles, n_features) or list of bags
-        Features: a table with one row a sample, super-tiles, or bags in their files.
+        Features: a table with one row per sample, super-tiles, or bags in their files.
     expression : DataFrame of shape (n, n_genes)
-        Expression, one row a sample.
+        Expression, one row per sample.
     patients : ndarray of shape (n,)
         Patient of each sample.
     audit : DataFrame
@@ -44,7 +44,7 @@ class Cohort:
 
     @property
     def is_table(self):
-        """Whether there is one vector a sample."""
+        """Whether there is one vector per sample."""
         return not is_bag_input(self.X)
 
     @property
@@ -53,7 +53,7 @@ class Cohort:
         return (self.X if hasattr(self.X, "shape") else self.X[0]).shape[-1]
 
     def fingerprint(self):
-        """Return what tells this cohort from another."""
+        """Return an identifier of this cohort."""
         X = self.X
         if isinstance(X, list):  # not the features: they stay in their files
             X = list(map(identify, X))
@@ -80,14 +80,14 @@ class Cohort:
 
 
 def identify(bag):
-    """Return what tells the features of a slide from others, without reading them."""
+    """Return an identifier of the features of a slide, without reading them."""
     path = getattr(bag, "path", None)
     stat = None if path is None else Path(path).stat()
     return bag.name, bag.shape, str(path), stat and (stat.st_size, stat.st_mtime_ns)
 
 
 def cluster(bags, n_clusters, path, verbose):
-    """Make super-tiles of bags, once; they are kept in a file beside the results."""
+    """Compute super-tiles of bags once; they are cached in a file beside the results."""
     key = joblib.hash([list(map(identify, bags)), n_clusters])
     path = path.with_name(f"{path.name}-{key[:16]}.npy")
     if not path.exists():
@@ -110,7 +110,7 @@ def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in="
     expression : Path
         Table that :func:`~sklearn_pk.datasets.read_expression` reads.
     n_clusters : int, default=100
-        Super-tiles a slide, for bags with more tiles; 0 takes bags as they are.
+        Super-tiles per slide, for bags with more tiles; 0 uses bags as they are.
     work : Path
         Where super-tiles are kept, a path without its ending.
     genes_in : {"columns", "rows"}, default="columns"
@@ -134,20 +134,20 @@ def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in="
 
 
 def _drop_empty(bags):
-    """Leave out slides without tiles; return the others, and all that cannot be used."""
+    """Remove slides without tiles; return the others, and all that cannot be used."""
     left_out = dict(zip(bags.failures["slide"], bags.failures["reason"], strict=True))
     left_out |= {bag.name: "no tiles" for bag in bags if not bag.shape[0]}
     return FeatureBags((bag for bag in bags if bag.shape[0]), bags.failures), left_out
 
 
-def tell_audit(name, cohort):
+def describe_audit(name, cohort):
     """
-    Tell in a few lines what was matched and what was not.
+    Describe in a few lines what was matched and what was not.
 
     Parameters
     ----------
     name : str
-        What to call the cohort.
+        Name of the cohort.
     cohort : Cohort
         The cohort.
 

@@ -11,7 +11,7 @@ from sklearn_pk.plotting._colors import GREY, OKABE_ITO
 
 _GRAPH, _INTERNAL, _EIGENGENES = OKABE_ITO[0], OKABE_ITO[5], OKABE_ITO[1]
 _CONTROL = {"ls": "--", "mfc": "white"}
-# Controls have the colour of what they control, dashes and open marks.
+# Controls have the colour of their prior, dashed lines and open markers.
 LOOKS = {
     "none": {"color": OKABE_ITO[6], "marker": "X"},
     "graph": {"color": _GRAPH, "marker": "o", "label": "true graph"},
@@ -36,7 +36,7 @@ HEAD = (
     "Over zeros",
     "Over shuffled",
     "False genes",
-    "False share",
+    "False fraction",
     "Median r",
     "Median r over zeros",
     "Recall against the mean",
@@ -127,7 +127,7 @@ def draw(table, path):
         axes[1].axhline(value, color=LOOKS["none"]["color"], lw=1.6)
     for ax in axes[:2]:
         ax.set_ylim(-0.02, 1.02)
-        ax.set_ylabel("Share of the planted genes found")
+        ax.set_ylabel("Fraction of the planted genes found")
     axes[2].axhline(0, color=GREY, lw=0.8)
     axes[2].set_ylabel("Median r of the planted genes")
     weight = r"Weight of the prior knowledge, $\lambda$"
@@ -153,7 +153,7 @@ def with_interval(cell, name, digits=2):
 
 
 def texts_of(cell):
-    """Return one row of the table; what a run does not have is left empty."""
+    """Return one row of the table; missing values are left empty."""
     texts = [
         f"{cell.n_slides:,}" + (", permuted" if cell.permuted else ""),
         LOOKS[cell.prior].get("label", cell.prior),

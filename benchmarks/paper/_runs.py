@@ -40,7 +40,7 @@ class Setting:
     Parameters
     ----------
     aggregator : str
-        How tiles become a slide.
+        How tiles are aggregated.
     prior : str
         Name of the prior, with ":projected" where predictions are projected onto its span; "none";
         or "zero", the control that is the same for all priors.
@@ -108,7 +108,7 @@ def make_settings(aggregators, priors, lambdas, controls):
 @dataclass(frozen=True)
 class Design:
     """
-    What all runs share.
+    Settings of all runs.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ class Store:
         return self.folder / "runs" / setting.name / f"seed{seed}"
 
     def row(self, setting, seed):
-        """Return the figures of a run, or None if it has not been finished."""
+        """Return the results of a run, or None if it is not finished."""
         path = self._base(setting, seed).with_suffix(".json")
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -234,7 +234,7 @@ class Store:
         temporary.replace(path)
 
     def keep(self, setting, seed, row, tables, report):
-        """Write a run; the figures come last, so that what has them is whole."""
+        """Write a run; the results come last, so that a run with results is complete."""
         base = self._base(setting, seed)
         for cohort, (truth, prediction, untrained) in tables.items():
             if not (self.folder / f"{cohort}-truth.npy").exists():
@@ -276,7 +276,7 @@ def run(setting, seed, cohort, external, design, store, options):
     cohort, external : Cohort
         The samples to cross-validate on, and those of another cohort, or None.
     design : Design
-        What all runs share.
+        Settings of all runs.
     store : Store
         Where it is kept.
     options : dict
@@ -291,7 +291,7 @@ def run(setting, seed, cohort, external, design, store, options):
     model = design.make_model(setting, seed, cohort.expression.shape[1], **options)
     folds = design.make_folds(cohort)
     with warnings.catch_warnings():
-        # Of single folds; the same in every run, and no news.
+        # About single folds; the same in every run.
         warnings.filterwarnings("ignore", message=".*have the same value in all")
         result = cross_val_significance(
             model,
@@ -323,7 +323,7 @@ def run(setting, seed, cohort, external, design, store, options):
     tables = {"cv": (result.y_true, result.predictions, result.untrained_predictions)}
     if external is not None:
         with warnings.catch_warnings():
-            # Told once, with the cohort.
+            # Reported once, with the cohort.
             warnings.filterwarnings("ignore", message="y lacks")
             report, found = result.evaluate(external.X, external.expression, return_tables=True)
         row["external"] = _figures(report, significance_report(*found[:2], None))
@@ -335,7 +335,7 @@ def run(setting, seed, cohort, external, design, store, options):
 
 
 def _try_run(head, sizes, content, setting, seed):
-    """Run a setting; what its prior or training cannot do is told, and costs no other run."""
+    """Run a setting; an error of its prior or training is reported and does not stop other runs."""
     try:
         return run(setting, seed, *restore(head, sizes, content)), None
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
@@ -344,7 +344,7 @@ def _try_run(head, sizes, content, setting, seed):
 
 def run_all(todo, *arguments, n_jobs, say):
     """
-    Run what is left to do, several at a time, and tell how long it will take.
+    Do the remaining runs, several at a time, and estimate the time.
 
     Parameters
     ----------
@@ -355,7 +355,7 @@ def run_all(todo, *arguments, n_jobs, say):
     n_jobs : int
         Number of runs at a time, as in joblib.
     say : callable
-        Is given a line for each run that is done.
+        Called with a line for each finished run.
 
     Returns
     -------
@@ -363,7 +363,7 @@ def run_all(todo, *arguments, n_jobs, say):
         Settings that failed, and why.
     """
     start, failed = time.perf_counter(), {}
-    # The cohorts go to each worker once, and not with every run.
+    # The cohorts are sent to each worker once, not with every run.
     shared = share(arguments)
     names = [f"{setting.name}, seed {seed}" for setting, seed in todo]
     tasks = [(*shared, *each) for each in todo]
@@ -393,7 +393,7 @@ def duration(seconds):
 
 def estimate(todo, cohort, design, options, n_jobs):
     """
-    Train one fold for two epochs, and tell how long all runs may take.
+    Train one fold for two epochs, and estimate the time of all runs.
 
     Parameters
     ----------
@@ -402,7 +402,7 @@ def estimate(todo, cohort, design, options, n_jobs):
     cohort : Cohort
         The samples.
     design : Design
-        What all runs share.
+        Settings of all runs.
     options : dict
         Further parameters of the regressor.
     n_jobs : int

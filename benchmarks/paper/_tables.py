@@ -1,4 +1,4 @@
-"""What the runs say: the weight of each prior, gains with intervals, tables and figures."""
+"""Analysis of the runs: the weight of each prior, gains with intervals, tables and figures."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -35,7 +35,7 @@ def collect(settings, seeds, store):
     Returns
     -------
     DataFrame
-        One row a run.
+        One row per run.
     """
     rows = (store.row(setting, seed) for setting, seed in itertools.product(settings, seeds))
     return pd.DataFrame([row for row in rows if row is not None])
@@ -76,7 +76,7 @@ class Line:
         return float(self.runs.groupby("lambda_")["n_significant"].mean().idxmax())
 
     def at(self, lambda_, column="n_significant"):
-        """Return the figures of one weight, one a seed."""
+        """Return the results of one weight, one per seed."""
         return self.runs[self.runs["lambda_"] == lambda_].set_index("seed")[column]
 
     def by_held_out(self, seed):
@@ -114,7 +114,7 @@ class Line:
 
 
 def label_of(prior, control=""):
-    """Return how a setting is called in tables and figures."""
+    """Return the name of a setting in tables and figures."""
     name = prior.replace(PROJECTED, ", projected") if prior != "none" else "no prior"
     return f"{name}, {control}" if control else name
 
@@ -310,7 +310,7 @@ def draw_paths(options, runs, store):
         _draw_panel(ax, prior, lines_of(aggregator, prior, options, runs, store), handles)
         several = len(options.aggregators) > 1
         ax.set_title(f"{aggregator}\n{label_of(prior)}" if several else label_of(prior))
-        # Projected onto what is wrong, nothing is left to see: such panels have their own scale.
+        # A projection onto wrong embeddings leaves few genes: such panels have their own scale.
         limits.setdefault((aggregator, prior.endswith(PROJECTED)), []).append(ax)
     for ax in axes.flat[len(panels) :]:
         ax.remove()

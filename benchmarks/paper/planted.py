@@ -61,7 +61,7 @@ QUICK = {
     "seeds": [0],
     "max_epochs": 3,
 }
-# What all runs of one results.json share.
+# Common to all runs of one results.json.
 SHARED = (
     "n_genes",
     "n_tiles",
@@ -78,7 +78,7 @@ KEY = ["n_slides", "prior", "lambda_", "seed", "permuted"]
 
 
 def shuffle_rows(G, seed):
-    """Give each gene the embedding of another."""
+    """Assign the embedding of another gene to each gene."""
     return np.random.default_rng(seed).permutation(G)
 
 
@@ -123,7 +123,7 @@ def make_model(run, cohort, arguments):
 
 
 def permute_patients(expression, patients, seed):
-    """Give the slides of each patient the expression of another one."""
+    """Assign the expression of another patient to the slides of each patient."""
     _, first, number = np.unique(patients, return_index=True, return_inverse=True)
     rows = np.random.default_rng(seed).permutation(first)[number]
     return pd.DataFrame(
@@ -175,7 +175,7 @@ def list_runs(arguments):
     """List all settings, those without lambda once."""
     sizes = [(n, False) for n in arguments.n_slides] + [(n, True) for n in arguments.n_permuted]
     runs = []
-    # A cohort is made once for all of its runs, which follow each other.
+    # A cohort is generated once for all of its runs, which are consecutive.
     for seed, (n_slides, permuted) in product(arguments.seeds, sizes):
         for prior in arguments.priors:
             for lambda_ in [0.0] if prior in WITHOUT_LAMBDA else arguments.lambdas:
@@ -222,7 +222,7 @@ def run_all(arguments):
     return rows
 
 
-def share(text):
+def fraction(text):
     """Read a number in [0, 1]."""
     value = float(text)
     if not 0 <= value <= 1:
@@ -242,13 +242,13 @@ def parse(argv=None):
     add("--n-tiles", type=int, default=20)
     add("--n-features", type=int, default=64)
     add("--n-modules", type=int, default=20)
-    add("--lambdas", type=share, nargs="+", default=[0.1, 0.5, 0.9])
+    add("--lambdas", type=fraction, nargs="+", default=[0.1, 0.5, 0.9])
     add("--aggregator", default="mlp")
     add("--embed-dim", type=int, default=64)
     add("--max-epochs", type=int, default=200)
     add("--early-stopping", choices=["loss+corr", "loss"], default="loss+corr")
-    add("--threshold", type=share, default=0.6, help="r of the edges of the internal graph")
-    add("--level", type=share, default=0.1, help="planted share above which genes are to be found")
+    add("--threshold", type=fraction, default=0.6, help="r of the edges of the internal graph")
+    add("--level", type=fraction, default=0.1, help="least planted fraction of a gene to be found")
     add("--priors", nargs="+", choices=PRIORS, default=list(PRIORS), metavar="PRIOR")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--device", default="cpu")
@@ -261,7 +261,7 @@ def parse(argv=None):
 
 
 def main(argv=None):
-    """Run the settings, then draw and tabulate all there are."""
+    """Run the settings, then draw and tabulate all results."""
     arguments = parse(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     table = summarize(run_all(arguments))

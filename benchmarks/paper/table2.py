@@ -1,8 +1,8 @@
-"""The paper's experiment on features and expression of your own, with controls.
+"""The experiment of the paper on your own features and expression, with controls.
 
-Every prior is cross-validated over patients at every weight, beside no prior and beside controls
-that know nothing. Runs are kept in --out as they end: the same command goes on where it was
-interrupted, and more seeds, weights or priors are added to what is there.
+Every prior is cross-validated over patients at every weight, and compared with no prior and with
+uninformative controls. Finished runs are kept in --out: the same command resumes after an
+interruption, and more seeds, weights or priors are added to the existing runs.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -22,7 +22,7 @@ matplotlib.use("agg")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from _common import describe, write_results  # noqa: E402
-from _data import read_cohort, tell_audit  # noqa: E402
+from _data import describe_audit, read_cohort  # noqa: E402
 from _runs import (  # noqa: E402
     N_FOLDS,
     PRIORS,
@@ -68,7 +68,7 @@ def _lambda(text):
 
 
 def _at_least(kind, lowest):
-    """Return what reads a number that may not be smaller."""
+    """Return a parser of numbers with a minimum."""
 
     def read(text):
         value = kind(text)
@@ -86,7 +86,7 @@ def make_parser():
     )
     add = parser.add_argument
     add("--features", type=Path, required=True, help="folder of feature files, or a table")
-    add("--expression", type=Path, required=True, help="table, one row a slide or patient")
+    add("--expression", type=Path, required=True, help="table, one row per slide or patient")
     add("--genes-in", choices=["columns", "rows"], default="columns", help="of the expression")
     add("--gene-sets", default="cgn", help="GMT file of the external graph (default: MSigDB CGN)")
     add("--external-features", type=Path, help="of another cohort, for the models of the folds")
@@ -115,7 +115,7 @@ def make_parser():
         "--n-clusters",
         type=_at_least(int, 0),
         default=100,
-        help="super-tiles a slide; 0 keeps bags as they are",
+        help="super-tiles per slide; 0 keeps bags as they are",
     )
     add(
         "--embed-dim",
@@ -169,12 +169,12 @@ def parse(arguments=None):
 
 
 def read(options):
-    """Read the cohorts, tell what was matched, and settle what depends on them."""
+    """Read the cohorts, report what was matched, and set what depends on them."""
     settings = {"n_clusters": options.n_clusters, "work": options.out / "supertiles"}
     cohort = read_cohort(
         options.features, options.expression, genes_in=options.genes_in, **settings
     )
-    print(tell_audit("Cohort", cohort), flush=True)
+    print(describe_audit("Cohort", cohort), flush=True)
     external = None
     if options.external_features is not None:
         external = read_cohort(
@@ -183,7 +183,7 @@ def read(options):
             genes_in=options.genes_in,
             **settings,
         )
-        print(tell_audit("External cohort", external), flush=True)
+        print(describe_audit("External cohort", external), flush=True)
         check_external(cohort, external)
     if len(set(cohort.patients)) < N_FOLDS:
         raise ValueError(f"{N_FOLDS} folds need as many patients, got {len(set(cohort.patients))}.")
@@ -213,7 +213,7 @@ def check_external(cohort, external):
 
 
 def make_design(options, cohort):
-    """Settle what all runs share."""
+    """Set what is common to all runs."""
     return Design(
         threshold=options.threshold,
         gene_sets=options.gene_sets,
@@ -235,16 +235,16 @@ def check_manifest(folder, manifest):
     known = json.loads(path.read_text())
     differing = [key for key in manifest if known.get(key) != manifest[key]]
     if differing:
-        told = "; ".join(
+        changes = "; ".join(
             f"{key}: {known.get(key)!r} there, {manifest[key]!r} now" for key in differing
         )
         raise SystemExit(
-            f"{folder} holds runs of other data or another design ({told}). Choose another --out."
+            f"{folder} holds runs of other data or another design ({changes}). Choose another --out."
         )
 
 
 def plan(options, cohort, design, settings, todo, fit_options):
-    """Tell what is left to run, and how long it may take."""
+    """Print the remaining runs and an estimate of the time."""
     n_numbers = cohort.expression.size * 2
     print(
         f"{len(settings)} settings x {options.seeds} seeds, {design.n_folds} folds each: "
@@ -309,10 +309,10 @@ def tables_of(options, runs, store, external, comparisons):
     over = "patients and seeds" if options.seeds > 1 else "patients (one seed says little)"
     kinds = {False: f"{intervals} intervals over {over}."}
     kinds[True] = f"the mean prediction of all seeds, {intervals} intervals over patients."
-    for aggregator, (ensemble, told) in itertools.product(options.aggregators, kinds.items()):
+    for aggregator, (ensemble, kind) in itertools.product(options.aggregators, kinds.items()):
         keys = {(row["aggregator"], row["ensemble"]) for row in comparisons}
         if (aggregator, ensemble) in keys:
-            parts.append(f"{aggregator}: {told}")
+            parts.append(f"{aggregator}: {kind}")
             parts += [
                 gain_table(comparisons, aggregator, measure, ensemble=ensemble)
                 for measure in MEASURES
@@ -322,7 +322,7 @@ def tables_of(options, runs, store, external, comparisons):
 
 @contextmanager
 def workers(scheduler):
-    """Have loops done by a Dask cluster, if there is one, that knows the modules of this folder."""
+    """Send loops to a Dask cluster, if there is one, with the modules of this folder."""
     if not scheduler:
         yield
         return
@@ -338,7 +338,7 @@ def workers(scheduler):
 
 
 def main(arguments=None):
-    """Run what is left to do, then write tables and figures."""
+    """Do the remaining runs, then write tables and figures."""
     options = parse(arguments)
     with workers(options.scheduler):
         _main(options)

@@ -248,7 +248,7 @@ def test_what_does_not_match_is_told(table2, folder, tmp_path):
     features.index = [*features.index[:58], "Q1", "Q2"]
     features.to_csv(tmp_path / "features.csv")
     cohort = table2["_data"].read_cohort(tmp_path / "features.csv", folder / "expression.csv")
-    text = table2["_data"].tell_audit("Cohort", cohort)
+    text = table2["_data"].describe_audit("Cohort", cohort)
     assert "Cohort: 58 of 60 samples have a row" in text
     assert "58 by start of the name" in text
     assert "2 left out: no row of that name, such as 'Q1'" in text
@@ -270,7 +270,7 @@ def test_bags_become_super_tiles_once(table2, folder, tmp_path):
     audit = pd.read_csv(tmp_path / "audit.csv", index_col=0)
     assert audit.loc["P8", "how"] == "no tiles"
     assert audit.loc["P7", "row"] == "P7"
-    assert "1 slides cannot be used, such as P8: no tiles" in table2["_data"].tell_audit(
+    assert "1 slides cannot be used, such as P8: no tiles" in table2["_data"].describe_audit(
         "C", cohort
     )
     assert not cohort.is_table

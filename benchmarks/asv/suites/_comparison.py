@@ -1,4 +1,4 @@
-"""What the suites share: one step, done by the library and by a plain reference."""
+"""Shared by the suites: one step, done by the library and by a plain reference."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -22,7 +22,7 @@ class Comparison(ABC):
     size : str
         Size of the data, for the table.
     tolerance : float
-        The largest difference of both results that is rounding, or what a method allows itself.
+        The largest difference of both results that rounding or the method allows.
     folder : tempfile.TemporaryDirectory or None
         Where files are written.
     n_rounds : int
@@ -50,15 +50,15 @@ class Comparison(ABC):
 
     @abstractmethod
     def ours(self):
-        """Do the step by the library."""
+        """Do the step with the library."""
 
     @abstractmethod
     def reference(self):
-        """Do the step plainly."""
+        """Do the step with the reference."""
 
     @abstractmethod
     def difference(self, ours, reference):
-        """Measure how far apart both results are, 0.0 where they are the same."""
+        """Measure the difference of both results; 0.0 if they are equal."""
 
     def compare(self):
         """Do the step in both ways and return the difference of the results."""

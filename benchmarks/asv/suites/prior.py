@@ -45,7 +45,7 @@ class Graph(Comparison):
         return corrcoef_graph(self.X, THRESHOLD)
 
     def difference(self, ours, reference):
-        """Share of the edges that one of both lacks."""
+        """Fraction of the edges that one of both lacks."""
         found = set(zip(*map(np.ndarray.tolist, ours.nonzero()), strict=True))
         expected = set(map(tuple, reference.tolist()))
         return len(found ^ expected) / len(expected)
@@ -64,7 +64,7 @@ class GraphMemory:
         self.graph.prepare()
 
     def peakmem_graph(self, way):
-        """Make the graph in one way."""
+        """Build the graph with one method."""
         getattr(self.graph, way)()
 
 
@@ -89,13 +89,13 @@ class Factorization(Comparison):
         self.start = initialize(self.X, self.n_components, "random", random_state)
 
     def ours(self):
-        """Update both factors by the library."""
+        """Update both factors with the library."""
         return hals(self.X, *self.start, tol=0, max_iter=self.n_iter)[:2]
 
     def reference(self):
-        """Update them by scikit-learn."""
+        """Update them with scikit-learn."""
         return coordinate_descent(self.X, self.start, self.n_iter)[:2]
 
     def difference(self, ours, reference):
-        """How much larger the residual is, as a share."""
+        """Relative increase of the residual."""
         return residual_norm(self.X, *ours) / residual_norm(self.X, *reference) - 1

@@ -80,7 +80,7 @@ class TrainingStep(Comparison):
         return f"{bags}, depth {self.depth}, {self.n_genes:,} genes"
 
     def prepare(self):
-        """Draw a batch and build both networks, of which only ours has a fused optimiser."""
+        """Draw a batch and build both networks; only that of the library has a fused optimiser."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             sizes = {"dim": self.dim, "depth": self.depth, "n_heads": self.n_heads}
@@ -102,11 +102,11 @@ class TrainingStep(Comparison):
         return train_step(*self.reference_network, *self.batch)
 
     def compare(self):
-        """Make two steps, since what the second predicts tells what the first has changed."""
+        """Do two steps, since predictions of the second show the change by the first."""
         return max(super().compare(), super().compare())
 
     def difference(self, ours, reference):
-        """Largest difference of what is predicted."""
+        """Largest difference of the predictions."""
         return (ours - reference).abs().max()
 
 

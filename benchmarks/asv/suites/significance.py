@@ -35,5 +35,5 @@ class Report(Comparison):
         return loop_over_genes(*self.tables)
 
     def difference(self, ours, reference):
-        """Share of genes with another verdict."""
+        """Fraction of genes with another result."""
         return np.mean(ours != reference)

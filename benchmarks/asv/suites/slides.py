@@ -1,4 +1,4 @@
-"""Speed of the way from a slide to super-tiles."""
+"""Speed of the steps from a slide to super-tiles."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -29,7 +29,7 @@ from ._comparison import Comparison
 
 
 class SlideComparison(Comparison):
-    """Something done with a slide that is laid out from the real tissue that is shipped."""
+    """A step on a slide composed of the shipped real tissue."""
 
     width, height, tissue = 6144, 5632, 0.5
 
@@ -54,7 +54,7 @@ class Tiling(SlideComparison):
 
     def ours(self):
         """Find the tiles on an overview, then read them."""
-        _tiler._cache.clear()  # where the tiles of a slide are remembered
+        _tiler._cache.clear()  # the cache of tiles of a slide
         [tiled] = SlideTiler(max_tiles=None).fit_transform([self.path])
         for _ in read_batches(tiled):
             pass
@@ -67,7 +67,7 @@ class Tiling(SlideComparison):
         return corners[tissue][np.array(keeps, dtype=bool)]
 
     def difference(self, ours, reference):
-        """Share of the grid on which both decide otherwise."""
+        """Fraction of the grid on which both differ."""
         found, expected = (set(map(tuple, corners.tolist())) for corners in (ours, reference))
         return len(found ^ expected) / (self.width // TILE * (self.height // TILE))
 
@@ -88,15 +88,15 @@ class Reading(SlideComparison):
         [self.tiled] = SlideTiler(tissue=None, max_tiles=None).fit_transform([self.path])
 
     def ours(self):
-        """Read a batch after the other."""
+        """Read batch by batch."""
         return np.concatenate(list(read_batches(self.tiled)))
 
     def reference(self):
-        """Read a tile after the other."""
+        """Read tile by tile."""
         return np.stack(for_each_tile(read_tile, self.path, self.tiled.coords))
 
     def difference(self, ours, reference):
-        """Share of the values that differ."""
+        """Fraction of the values that differ."""
         return np.mean(ours != reference)
 
 
@@ -114,12 +114,12 @@ class Mask(Comparison):
         return f"{self.edge:,} x {self.edge:,} px"
 
     def prepare(self):
-        """Read a part of the real slide that is shipped, half of it glass."""
+        """Read a part of the shipped real slide, half of it background."""
         with _reader.open_slide(load_cmu_slide().path) as slide:
             self.rgb = slide.read(512, 1024, 0, self.edge, self.edge)
 
     def ours(self):
-        """Mask the tissue by the library."""
+        """Mask the tissue with the library."""
         return otsu_mask(self.rgb)
 
     def reference(self):
@@ -127,7 +127,7 @@ class Mask(Comparison):
         return float_overview_mask(self.rgb)
 
     def difference(self, ours, reference):
-        """Share of the pixels that differ."""
+        """Fraction of the pixels that differ."""
         return np.mean(ours != reference)
 
 
@@ -161,16 +161,16 @@ class Encoding(Comparison):
         return self.featurizer.transform(self.slides)[0].features
 
     def reference(self):
-        """Encode with nothing but torch."""
+        """Encode with torch only."""
         return pure_model(*self.arguments)
 
     def difference(self, ours, reference):
-        """Largest difference as a share of the largest value."""
+        """Largest difference relative to the largest value."""
         return np.abs(ours - reference).max() / np.abs(reference).max()
 
 
 class SuperTiles(Comparison):
-    """Clusters of tiles against k-means as scikit-learn does it by default, by the inertia."""
+    """Clusters of tiles against scikit-learn's k-means with its defaults, by the inertia."""
 
     step = "k-means super-tiles"
     n_tiles, n_features, n_clusters = 4000, 1024, 100
@@ -187,13 +187,13 @@ class SuperTiles(Comparison):
         self.features = planted_tiles(np.random.default_rng(0), self.n_tiles, self.n_features)
 
     def ours(self):
-        """Cluster by the library."""
+        """Cluster with the library."""
         return cluster_labels(self.features, self.n_clusters, 0)
 
     def reference(self):
-        """Cluster by scikit-learn."""
+        """Cluster with scikit-learn."""
         return KMeans(self.n_clusters, random_state=0).fit_predict(self.features)
 
     def difference(self, ours, reference):
-        """How much larger the inertia is, as a share."""
+        """Relative increase of the inertia."""
         return inertia(self.features, ours) / inertia(self.features, reference) - 1
