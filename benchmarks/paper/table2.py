@@ -235,11 +235,12 @@ def check_manifest(folder, manifest):
     known = json.loads(path.read_text())
     differing = [key for key in manifest if known.get(key) != manifest[key]]
     if differing:
-        changes = "; ".join(
+        changed = "; ".join(
             f"{key}: {known.get(key)!r} there, {manifest[key]!r} now" for key in differing
         )
         raise SystemExit(
-            f"{folder} holds runs of other data or another design ({changes}). Choose another --out."
+            f"{folder} holds runs of other data or another design ({changed}). Choose another"
+            " --out."
         )
 
 
