@@ -12,8 +12,9 @@ import torch
 from ..utils import pick_device
 from ..utils._tensor_files import read_state
 from ..utils._validation import name_some
-from ._fitting import describe_design
+from ._network import build_network, describe_network
 from ._regressor import PriorKnowledgeRegressor
+from ._training import load_weights, make_net
 
 _HEAD = {"linear_head.0": "norm", "linear_head.1": "layer"}
 _HEAD_DIM = 64
@@ -108,7 +109,7 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
         "target_mean": np.zeros(n_genes, dtype=np.float32),
         "target_scale": np.ones(n_genes, dtype=np.float32),
         "n_tiles": n_tiles,
-    } | describe_design(model)
+    } | describe_network(model)
     convert = _convert_mixing if mixes else _convert_attention
     weights = {"positions": state["pos_emb1D"]}
     for theirs, ours in _HEAD.items():
@@ -120,7 +121,9 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
         for number in (0, 1, 3):
             for part in ("weight", "bias"):
                 weights[f"{new}1.{number}.{part}"] = state[f"{old}1.net.{number}.{part}"]
-    model._adopt_weights(weights, pick_device(device))
+    network = build_network(model._module_params, None, model.seed_)
+    load_weights(network, weights)
+    model.net_ = make_net(network, model, pick_device(device))
     return model
 
 

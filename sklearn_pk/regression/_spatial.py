@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..utils._bags import check_bag, label_of_bag
-from ._data import pad_bags
+from ._training import pad_bags
 
 # Bags in one pass of the network.
 BATCH = 64
