@@ -117,6 +117,10 @@ def _delegate(name):
     return method
 
 
+def _delegate_attribute(name):
+    return property(lambda self: getattr(self._fitted_best(), name))
+
+
 class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
     """
     :class:`PriorKnowledgeRegressor` with the weight of the prior chosen by cross-validation.
@@ -178,6 +182,10 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
 
     refit_time_ : float
         Seconds of the last fit, if `refit`.
+
+    lambda_, net_, prior_, embeddings_, history_, best_epoch_, seed_, versions_, \
+            validation_indices_ : object
+        Those of `best_estimator_`.
 
     gene_names_out_ : ndarray of shape (n_genes,), object
         Names of the genes. Defined only when y is a DataFrame with gene names.
@@ -315,6 +323,15 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
     predict_tiles = _delegate("predict_tiles")
     embed = _delegate("embed")
     score = _delegate("score")
+    lambda_ = _delegate_attribute("lambda_")
+    net_ = _delegate_attribute("net_")
+    prior_ = _delegate_attribute("prior_")
+    embeddings_ = _delegate_attribute("embeddings_")
+    history_ = _delegate_attribute("history_")
+    best_epoch_ = _delegate_attribute("best_epoch_")
+    seed_ = _delegate_attribute("seed_")
+    versions_ = _delegate_attribute("versions_")
+    validation_indices_ = _delegate_attribute("validation_indices_")
 
     def _check_estimator(self):
         if self.estimator is None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..utils import progress
 from ..utils._bags import read_bag
-from ..utils._out_of_memory import attempt, describe_memory, free_device_memory
+from ..utils._out_of_memory import attempt, describe_memory
 from ..utils._warnings import warn_user
 from ._aggregators import Attention, is_own_aggregator
 from ._network import RandomStream, build_network
@@ -543,49 +543,63 @@ def train_set(runs, stacked, device, verbose):
     """Train networks on shared batches, each until its rule stops it; return {run: (Log, net)}."""
     estimator = runs[0].estimator  # all have the same parameters of training
     units = [Stack(runs, device)] if stacked else [Single(run, device) for run in runs]
-    logs = {run: Log(estimator) for run in runs}
     nets = {run: None if stacked else unit.net for unit in units for run in unit.runs}
-    batches, held_out = {}, {}
+    logs = {run: Log(estimator) for run in runs}
+    batches, held_out = _make_batches(runs)
+    n_epochs = estimator.max_epochs
+    bar = progress(total=n_epochs, desc="training", verbose=verbose, unit="epoch")
+    with closing(bar), _notify_of_training(units):
+        for epoch in range(1, n_epochs + 1):
+            started = time.perf_counter()
+            for unit in units:
+                unit.set_learning_rate(learning_rate(estimator, epoch))
+                unit.notify("on_epoch_begin")
+            rows = _run_epoch(units, batches, device, training=True)
+            for run, row in _run_epoch(units, held_out, device, training=False).items():
+                rows[run] |= row
+            seconds = (time.perf_counter() - started) / len(rows)
+            for unit in units:
+                for run in unit.runs:
+                    row = {"epoch": epoch} | rows[run] | {"dur": seconds}
+                    logs[run].add(row, partial(unit.weights, run))
+                    unit.record(row)
+                _drop_stopped(unit, logs)
+            if len(runs) == 1:
+                logs[runs[0]].show(bar)
+            bar.update()
+            units = [unit for unit in units if unit.runs]
+            if not units:
+                break
+    return {run: (logs[run], nets[run]) for run in runs}
+
+
+def _make_batches(runs):
+    """Return the batches of each fold for training, shuffled, and for validation."""
+    train, valid = {}, {}
     for run in runs:
-        if run.fold not in batches:
+        if run.fold not in train:
+            batch_size = run.estimator.batch_size
             generator = torch.Generator().manual_seed(run.start.seed)
-            batches[run.fold] = Batches(run.train, estimator.batch_size, generator)
+            train[run.fold] = Batches(run.train, batch_size, generator)
             if len(run.valid):
-                held_out[run.fold] = Batches(run.valid, estimator.batch_size)
-    callbacks_of = list(units)
+                valid[run.fold] = Batches(run.valid, batch_size)
+    return train, valid
+
+
+@contextmanager
+def _notify_of_training(units):
+    """Call the callbacks before and after training; after Ctrl-C too, as skorch does."""
+    interrupt = None
     for unit in units:
         unit.notify("on_train_begin")
-    total = estimator.max_epochs
     try:
-        with closing(progress(total=total, desc="training", verbose=verbose, unit="epoch")) as bar:
-            for epoch in range(1, estimator.max_epochs + 1):
-                started = time.perf_counter()
-                for unit in units:
-                    unit.set_learning_rate(learning_rate(estimator, epoch))
-                    unit.notify("on_epoch_begin")
-                rows = _run_epoch(units, batches, device, training=True)
-                for run, row in _run_epoch(units, held_out, device, training=False).items():
-                    rows[run] |= row
-                seconds = (time.perf_counter() - started) / len(rows)
-                for unit in units:
-                    for run in unit.runs:
-                        row = {"epoch": epoch} | rows[run] | {"dur": seconds}
-                        logs[run].add(row, partial(unit.weights, run))
-                        unit.record(row)
-                    _end_epoch(unit, logs)
-                if len(runs) == 1:
-                    logs[runs[0]].show(bar)
-                bar.update()
-                units = [unit for unit in units if unit.runs]
-                if not units:
-                    break
-    except KeyboardInterrupt:
-        for unit in callbacks_of:
-            unit.notify("on_train_end")
-        raise
-    for unit in callbacks_of:
+        yield
+    except KeyboardInterrupt as error:
+        interrupt = error
+    for unit in units:
         unit.notify("on_train_end")
-    return {run: (logs[run], nets[run]) for run in runs}
+    if interrupt is not None:
+        raise interrupt
 
 
 def _run_epoch(units, batches, device, training):
@@ -634,8 +648,8 @@ def _step(unit, part, training):
     return results
 
 
-def _end_epoch(unit, logs):
-    """Call the callbacks, and remove the networks that have stopped."""
+def _drop_stopped(unit, logs):
+    """Call the callbacks at the end of an epoch, and remove the networks that have stopped."""
     try:
         unit.notify("on_epoch_end")
     except KeyboardInterrupt:  # how callbacks of skorch end the training
@@ -664,18 +678,8 @@ class NetworkSize(NamedTuple):
     """How much a training step has to compute."""
 
     n_weights: int
-    layer: int
+    layer: int  # numbers in the output of a layer, for one batch
     output: int
-
-    @property
-    def is_small(self):
-        """Whether a step is mostly overhead, on the CPU, as measured."""
-        return self.layer <= 2**17 and self.n_weights <= 2**20
-
-    @property
-    def needs_one_thread(self):
-        """Whether more threads would wait for each other rather than compute."""
-        return self.layer <= 2**15 and self.n_weights <= 2**18
 
 
 def network_size(module_params, embeddings, batch_size):
@@ -698,7 +702,8 @@ def few_threads(module_params, embeddings, batch_size, device):
     on_cpu = torch.device(device).type == "cpu"
     own = is_own_aggregator(module_params["aggregator"])
     if n_threads > 1 and on_cpu and not own:
-        if network_size(module_params, embeddings, batch_size).needs_one_thread:
+        size = network_size(module_params, embeddings, batch_size)
+        if size.layer <= 2**15 and size.n_weights <= 2**18:
             torch.set_num_threads(1)
     try:
         yield
@@ -707,33 +712,25 @@ def few_threads(module_params, embeddings, batch_size, device):
 
 
 def train_networks(runs, device, verbose=0):
-    """Train networks, as many at once as memory permits; yield each run and what is Trained."""
-    pending, has_warned = plan_sets(runs, device), False
+    """Train networks, as many at once as memory permits; yield each run with its result."""
+    pending = plan_sets(runs, device)
     while pending:
         stacked, together = pending.pop(0)
         started = time.perf_counter()
         start, batch_size = together[0].start, together[0].estimator.batch_size
         with few_threads(start.module_params, start.embeddings, batch_size, device):
-            trained, failure = attempt(train_set, together, stacked, device, verbose, device=device)
+            arguments = together, stacked, device, verbose
+            trained, failure = attempt(train_set, *arguments, device=device)
         if failure is not None:
-            free_device_memory(device)
             if len(together) == 1:
                 raise _explain_out_of_memory(together[0], device) from failure
-            most = -(-len(together) // 2)
-            pending = [
-                (stacked and len(part) > 1, part)
-                for stacked, runs in [(stacked, together), *pending]
-                for part in _split_runs(runs, most)
-            ]
-            if not has_warned:
-                has_warned = True
-                _warn_of_fewer(together, pending, device)
+            _warn_of_memory(len(together), device)
+            waiting = [together, *(others for _, others in pending)]
+            pending = [(False, [run]) for others in waiting for run in others]
             continue
         seconds = (time.perf_counter() - started) / len(together)
         for run in together:
-            log, net = trained.pop(run)
-            yield run, _finish(run, log, net, device, seconds)
-            del net
+            yield run, _finish(run, *trained.pop(run), device, seconds)
 
 
 def _finish(run, log, net, device, seconds):
@@ -767,7 +764,9 @@ def plan_sets(runs, device):
     n_bytes = _bytes_of_run(first.estimator, size)
     n_folds = 0
     if first.estimator.aggregator in STACKABLE:
-        budget = _budget(device, _STACK_BUDGET if size.is_small else 0)
+        # On the CPU, as measured, only a step of a small network is mostly overhead.
+        is_small = size.layer <= 2**17 and size.n_weights <= 2**20
+        budget = _budget(device, _STACK_BUDGET if is_small else 0)
         n_folds = int(budget / (len(folds[0]) * n_bytes))
         if len({_shapes(run) for run in runs}) > 1:
             n_folds = min(n_folds, 1)
@@ -812,24 +811,11 @@ def _bytes_of_run(estimator, size):
     return 4 * (8 * size.n_weights + n_layers * size.layer + 4 * size.output)
 
 
-def _split_runs(runs, most):
-    """Halve runs until they are few enough, between folds as long as there are two."""
-    if len(runs) <= most:
-        return [runs]
-    folds = list(dict.fromkeys(run.fold for run in runs))
-    first = folds[: len(folds) // 2]
-    middle = sum(run.fold in first for run in runs) or len(runs) // 2
-    return _split_runs(runs[:middle], most) + _split_runs(runs[middle:], most)
-
-
-def _warn_of_fewer(together, pending, device):
-    fewer = max(len(runs) for _, runs in pending)
-    way = "in a stack" if pending[0][0] else "side by side"
+def _warn_of_memory(n_networks, device):
     warn_user(
-        f"{len(together)} networks at once do not fit into the memory of "
-        f"{describe_memory(device)}. The search continues with {fewer} at once, {way}, which "
-        "takes longer and changes results by rounding only. End other processes that use the "
-        "device to train more at once."
+        f"{n_networks} networks at once do not fit into the memory of {describe_memory(device)}. "
+        "The search continues with one at a time, which takes longer and changes results by "
+        "rounding only. End other processes that use the device to train more at once."
     )
 
 

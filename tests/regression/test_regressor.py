@@ -22,7 +22,6 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.regression._fitting import build_module
 from sklearn_pk.slides import FeatureBag, TiledSlide
 
 AGGREGATORS = ["mlp", "transformer", "summary_mixing"]
@@ -200,7 +199,7 @@ def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     Q = model.embeddings_.astype(float)
     for predict, module in {
         "predict": plain.net_.module_,
-        "predict_untrained": build_module(plain),
+        "predict_untrained": plain._build_network(),
     }.items():
         mean = module.target_mean.numpy()
         deviation = getattr(plain, predict)(X) - mean

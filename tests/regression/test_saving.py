@@ -58,7 +58,8 @@ def table_prior():
 def make(kind):
     settings = {"max_epochs": 3, "random_state": 0}
     if kind == "path":
-        return PriorKnowledgeRegressorCV([0.1, 0.9], cv=2, prior=graph_prior(), **settings)
+        regressor = PriorKnowledgeRegressor(prior=graph_prior(), **settings)
+        return PriorKnowledgeRegressorCV(regressor, [0.1, 0.9], cv=2)
     prior = graph_prior() if kind == "graph" else table_prior()
     return PriorKnowledgeRegressor(prior=prior, validation_fraction=0.2, **settings)
 

@@ -16,7 +16,8 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sklearn_pk.metrics import pearson_by_gene
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.regression._data import BagDataset, Batches, pad_bags, tile_statistics
+from sklearn_pk.regression._regressor import tile_statistics
+from sklearn_pk.regression._training import BagDataset, Batches, pad_bags
 from sklearn_pk.slides import FeatureBag
 
 NAMES = ["mlp", "transformer", "summary_mixing", "topk"]
@@ -283,7 +284,11 @@ def test_own_aggregator_keeps_its_weights_and_is_copied(data):
     [
         (torch.nn.Identity(), ValueError, r"to \(batch, d\), got \(1, 6, 8\) for an input"),
         (Mean(9), ValueError, r"aggregator: Mean cannot take a bag of shape \(1, 6, 8\)"),
-        (dict, TypeError, "expected a subclass of torch.nn.Module, got <class 'dict'>"),
+        (
+            dict,
+            TypeError,
+            "expected a name, a torch.nn.Module or a subclass of it, got <class 'dict'>",
+        ),
     ],
 )
 def test_aggregators_that_are_none(data, aggregator, error, message):
