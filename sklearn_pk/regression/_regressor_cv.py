@@ -307,7 +307,7 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
         self.best_score_ = float(self.cv_results_["mean_test_score"][self.best_index_])
         self.best_params_ = self.cv_results_["params"][self.best_index_]
         self.lambda_best_ = lambdas[self.best_index_]
-        self.n_splits_, self.scorer_ = len(folds), scorer
+        self.n_splits_ = len(folds)
         if data.gene_names is not None:
             self.gene_names_out_ = data.gene_names
         if self.refit:
@@ -332,6 +332,12 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
     seed_ = _delegate_attribute("seed_")
     versions_ = _delegate_attribute("versions_")
     validation_indices_ = _delegate_attribute("validation_indices_")
+
+    @property
+    def scorer_(self):
+        # Not stored: skops would ask for trust in a private class of scikit-learn.
+        check_is_fitted(self, "cv_results_")
+        return check_scoring(self, scoring=self.scoring)
 
     def _check_estimator(self):
         if self.estimator is None:
