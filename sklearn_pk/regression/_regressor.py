@@ -225,32 +225,32 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     Parameters
     ----------
     prior : estimator, ndarray, DataFrame or None, default=None
-        Where the gene embeddings come from. An estimator is cloned and gets the
-        expression of the training patients with *genes as rows*, one column a
-        patient; its ``fit_transform`` gives G, for example
+        Source of the gene embeddings. An estimator is cloned and fitted on the
+        expression of the training patients with *genes as rows*, one column per
+        patient; its ``fit_transform`` returns G, for example
         ``make_pipeline(CoexpressionGraph(), NMFGeneEmbedder())`` or
-        ``TruncatedSVD(30)``. An array holds G itself, one row a gene of y; a
+        ``TruncatedSVD(30)``. An array is G itself, one row per gene of y; a
         DataFrame is matched by gene name, with zeros for genes that it lacks.
-        None gives the plain linear layer.
+        With None the last layer is a plain linear layer.
 
     aggregator : {"mlp", "transformer", "summary_mixing", "topk"}, torch.nn.Module or class of \
             modules, default="mlp"
         How the tiles become one slide embedding. "mlp" is Linear - ReLU -
-        Linear on each tile, then the mean; "transformer" and "summary_mixing" let tiles see
-        each other. "topk" is HE2RNA: two hidden layers, then the last layer on each tile,
+        Linear on each tile, then the mean; "transformer" and "summary_mixing" combine
+        information across tiles. "topk" is HE2RNA: two hidden layers, then the last layer on each tile,
         of which each gene averages its k highest scores, with a random k of 1, 2, 5, 10, 20,
-        50 and 100 for a batch and the mean over all k in predictions.
+        50 and 100 per batch and the mean over all k in predictions.
         A module maps (batch, tiles, d) to (batch, d); a class is called with d, an instance
         is copied and starts with the weights it has. If its ``forward`` has a parameter
         `mask`, that is (batch, tiles) and True where there is a tile, or None; otherwise bags
-        with missing tiles are given to it one by one.
+        with missing tiles are passed to it one by one.
 
     lambda_ : float, default=0.5
         Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer (behind the
         projection to their width, where they are wider than the slide embedding).
 
     layer : {"published", "projected"}, default="published"
-        What the gene embeddings do. "published" mixes them into the last layer, as above.
+        How the gene embeddings are used. "published" mixes them into the last layer, as above.
         "projected" trains the network as if there were none, and projects what it predicts onto
         the span of their columns, ``(1 - lambda_) * g + lambda_ * g @ Q @ Q.T`` for
         ``g = w @ A.T + b`` and an orthonormal basis Q of it: with
@@ -275,7 +275,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
 
     scale_embeddings : bool, default=True
         Whether to bring the gene embeddings as a whole to the root mean square
-        of freshly drawn learned weights, ``init_scale / sqrt(3 d)``. Otherwise their scale,
+        of newly drawn learned weights, ``init_scale / sqrt(3 d)``. Otherwise their scale,
         which is arbitrary for most priors, decides what a given `lambda_` means.
 
     standardize : bool, default=True
@@ -296,25 +296,25 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Learning rate of AdamW. 1e-3 is the published one.
 
     lr_schedule : {"constant", "cosine"}, default="constant"
-        "cosine" lets the learning rate fall to 0 over `max_epochs`, as half a cosine.
+        "cosine" lowers the learning rate to 0 over `max_epochs`, along half a cosine.
 
     weight_decay : float, default=0.0
         Weight decay of AdamW.
 
     validation_fraction : float, default=0.1
-        Share of the training patients, not slides, that is held out for early
-        stopping. With 0 the training loss is watched.
+        Fraction of the training patients, not slides, that is held out for early
+        stopping. With 0 the training loss is monitored.
 
     early_stopping : {"loss+corr", "loss"} or None, default="loss+corr"
         "loss" stops when the loss of the held-out patients has not improved for
-        `patience` epochs. "loss+corr" then goes on for an epoch with a higher mean
-        correlation per gene than that one, whose loss is within `loss_tolerance` of the
-        lowest, until `patience` epochs have brought no higher one, or so many had
+        `patience` epochs. "loss+corr" then continues in search of an epoch with a higher mean
+        correlation per gene, whose loss is within `loss_tolerance` of the
+        lowest, until none of `patience` epochs has a higher one, or as many had
         a larger loss than that. With None all epochs are trained. Either way the weights
         of the best epoch are restored; with None, it is the one with the lowest loss.
 
     patience : int, default=20
-        Epochs without a better one before training stops.
+        Number of epochs without improvement before training stops.
 
     loss_tolerance : float, default=0.5
         How far above the lowest loss an epoch may be chosen for its correlation, in the
@@ -325,7 +325,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         and predictions stay float32.
 
     compile : bool, default=False
-        Whether to train with :func:`torch.compile`, which takes a minute to start with.
+        Whether to train with :func:`torch.compile`, whose start takes about a minute.
 
     device : str, default="auto"
         Torch device. "auto" takes the GPU if there is one.
@@ -335,14 +335,14 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         factorise the same graph again.
 
     positive : bool, default=False
-        Whether predictions below 0, which log2(x + 1) cannot be, become 0.
+        Whether to set predictions below 0 to 0: log2(x + 1) is never negative.
 
     callbacks : list of skorch.callbacks.Callback or None, default=None
         Called while `net_` is trained.
 
     compat : {"sequoia"} or None, default=None
-        "sequoia" trains the network as released with SEQUOIA: each tile gets a learned vector,
-        drawn from N(0, 1), by its position in the bag, so that the order of tiles matters and
+        "sequoia" trains the network as released with SEQUOIA: a learned vector, drawn from N(0, 1),
+        is added to each tile by its position in the bag, so that the order of tiles matters and
         no bag may be longer than those trained on; features and expression
         are taken as they are, without `standardize` and without the shift and scale of Notes.
 
@@ -366,7 +366,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         The gene embeddings G, scaled; with ``layer="projected"``, the basis Q of their span.
 
     history_ : DataFrame
-        One row an epoch: epoch, train_loss (mean while training), valid_loss and valid_r (if
+        One row per epoch: epoch, train_loss (mean while training), valid_loss and valid_r (if
         patients were held out; valid_r is the mean over genes of Pearson's r) and dur
         (seconds).
 
@@ -374,10 +374,10 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         The epoch whose weights were kept, counted from 1.
 
     seed_ : int
-        What was drawn from `random_state` for weights, order and prior.
+        Seed of weights, order and prior, drawn from `random_state`.
 
     versions_ : dict of str to str
-        Versions of the packages that trained it.
+        Versions of the packages used in training.
 
     validation_indices_ : ndarray of int
         Positions of the samples that were held out for early stopping.
@@ -394,8 +394,8 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
 
     See Also
     --------
-    PriorKnowledgeRegressorCV : The same with `lambda_` chosen by cross-validation.
-    load_sequoia : One with published weights.
+    PriorKnowledgeRegressorCV : Chooses `lambda_` by cross-validation.
+    load_sequoia : Loads published weights.
     sklearn_pk.prior.CoexpressionGraph : Co-expression graph as a prior.
     sklearn_pk.prior.NMFGeneEmbedder : Gene embeddings from that graph.
     sklearn_pk.metrics.significance_scorer : Counts significantly predicted genes.
@@ -405,25 +405,24 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     A and b of the layer are drawn from U(-1/sqrt(d), 1/sqrt(d)), and multiplied by
     `init_scale`. The output of the layer is shifted by the mean expression of each gene in the
     training samples and scaled by one number, the root of the mean variance of all genes: the
-    weight of a gene in the loss does not change, but training need not first find the level
-    of each gene in tiny steps. A gene that is constant in
-    training is predicted by its value, and named in a warning.
+    weight of a gene in the loss does not change, but training does not spend its first epochs
+    on the level of each gene. A gene that is constant in training is predicted by its value,
+    and named in a warning.
 
     The defaults of `lr` and `init_scale` were chosen on 884 real patients. The published
     training is ``PriorKnowledgeRegressor(lr=1e-3, init_scale=1.0, compat="sequoia")``.
 
-    Slides are predicted one by one, so that a prediction does not depend on the
-    slides beside it.
+    Slides are predicted one by one, so that a prediction does not depend on other slides.
 
     Whether the patients reach :meth:`fit` depends on the caller. With
     ``sklearn.set_config(enable_metadata_routing=True)`` a pipeline or a search
     passes on ``groups`` as this regressor requests them by default. Without, say
     ``search.fit(X, y, groups=patients, priorknowledgeregressor__groups=patients)``.
-    Without groups, samples whose expression is identical are taken as one patient,
+    Without groups, samples with identical expression are taken as one patient,
     unless y is a single gene, which may be equal by chance.
 
-    A fitted regressor is saved with skops, joblib or pickle, as arrays, and loads where there
-    is no such device as it was trained on. Bags of :meth:`FeatureBag.from_file
+    A fitted regressor is saved with skops, joblib or pickle, as arrays, and can be loaded where the
+    device of the training is missing. Bags of :meth:`FeatureBag.from_file
     <sklearn_pk.slides.FeatureBag.from_file>` are read batch by batch, one batch ahead, so
     that a cohort may be larger than memory.
 
@@ -564,7 +563,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
-            Tile features. A table is one tile a slide; missing tiles of an array
+            Tile features. A table is one tile per slide; missing tiles of an array
             are rows of NaN; a list holds an array or feature bag of shape
             (tiles_i, n_features) for each slide. Bags in files are read while training.
         y : array-like or DataFrame of shape (n,) or (n, n_genes)
@@ -581,12 +580,11 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Raises
         ------
         MemoryError
-            If the memory of the device does not suffice for a step of `batch_size` slides. The
-            largest half, quarter and so on of it that fits is found by trial and named.
+            If the memory of the device does not suffice for a step of `batch_size` slides.
         ValueError
             If lengths or the names of samples differ, if X or y contain NaN (other
             than missing tiles), if a bag is empty, if gene names repeat, if the
-            prior does not match the genes, or if `device` is not there.
+            prior does not match the genes, or if `device` is not available.
         """
         device = pick_device(self.device)
         clear_fit(self)
@@ -640,7 +638,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         """
         Predict expression with the network as it was before training.
 
-        The untrained twin has the same architecture, gene embeddings, lambda and
+        The untrained baseline has the same architecture, gene embeddings, lambda and
         initial weights; significance tests compare against it.
 
         Parameters
@@ -651,7 +649,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n,) or (n, n_genes), float64
-            Predictions of the untrained twin.
+            Predictions of the untrained baseline.
         """
         check_is_fitted(self)
         return self._predict(self._build_network().to(self.net_.device), X)
@@ -682,28 +680,28 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         """
         Predict the expression of parts of slides, for maps.
 
-        A network that was trained on whole slides is shown a single tile, or the tiles inside
-        a square window, as if they were a slide. The window moves over the slide, and a tile
-        gets the mean over all windows it lies in.
+        The network, which was trained on whole slides, is applied to a single tile, or to the
+        tiles inside a square window, as if they were a slide. The window moves over the slide,
+        and the prediction of a tile is the mean over all windows that contain it.
 
         Parameters
         ----------
         X : list of array-like or FeatureBag of shape (tiles_i, n_features)
             Features of all tiles of each slide, with coordinates if there is a window.
         genes : list, default=None
-            Names of the genes, or their positions where they have none. None takes all: with
-            4,000 tiles and 25,761 genes, 400 MB a slide.
+            Names of the genes, or their positions if they have no names. None means all: with
+            4,000 tiles and 25,761 genes, 400 MB per slide.
         window : int, default=None
-            Edge of the window, in tiles. None takes each tile by itself.
+            Edge of the window, in tiles. None predicts each tile by itself.
         stride : int, default=1
             Step of the window, in tiles; at most `window`.
 
         Returns
         -------
         list of DataFrame of shape (tiles_i, n_genes), float32
-            Expression of each tile, one table a slide. The rows are indexed by the upper left
+            Expression of each tile, one table per slide. The rows are indexed by the upper left
             corner of the tile, ``x`` and ``y`` in level-0 pixels, or by ``tile``, its number,
-            where coordinates are not known. ``attrs`` has ``slide`` and ``size_level0``.
+            if coordinates are missing. ``attrs`` has ``slide`` and ``size_level0``.
 
         Raises
         ------
@@ -712,12 +710,13 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         MemoryError
             If the memory of the device does not suffice for a window.
         ValueError
-            If a window is asked for and a slide has no coordinates, or is no grid of tiles.
+            If `window` is not None and the tiles of a slide have no coordinates or do not lie on
+            a grid.
         """
         check_is_fitted(self)
         check_window(window, stride)
         bags = validate_bags(self, X, reset=False, lazy=True)
-        # Bags as they came know their coordinates.
+        # Validated bags may lack the coordinates.
         sources = list(X) if is_bag_input(X) else bags
         slides = sample_names_of(X) or [name_of_item(source) or "" for source in sources]
         names = getattr(self, "gene_names_out_", None)
@@ -760,18 +759,17 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n, d), float64
-            Slide embeddings. With the aggregator "topk", in which each gene picks its own
-            tiles, the mean of the tile embeddings.
+            Slide embeddings. With the aggregator "topk", in which tiles are chosen per gene, the mean of the tile embeddings.
         """
         check_is_fitted(self)
         return self._by_slide(X, self.net_.module_, self.net_.module_.embed_slide)
 
     def score(self, X, y, sample_weight=None):
         """
-        Compute R squared: the share of the variance of all genes that is predicted.
+        Compute R squared: the fraction of the variance of all genes that is predicted.
 
         Genes are weighted by their variance, as in the loss. A mean over genes, as other
-        regressors return it, would be that of the one gene that hardly varies in these samples.
+        regressors return it, would be dominated by genes that hardly vary in these samples.
 
         Parameters
         ----------
@@ -807,7 +805,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         device, rows = self.net_.device, []
         threads = few_threads(self._module_params, self.embeddings_, self.batch_size, device)
         with torch.inference_mode(), threads:
-            # One slide at a time: no padding, and no other slide, has any part in its sums.
+            # One slide at a time: neither padding nor other slides change its sums.
             for position, bag in enumerate(bags):
                 tiles = present_tiles(bag, position)
                 if module.positions is not None and len(tiles) > len(module.positions):
@@ -829,7 +827,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         state = dict(super().__getstate__())  # not the attributes themselves
         if not hasattr(self, "net_"):
             return freeze_frames(state)
-        # Arrays only, so that it loads without pickle, and where there is no such device.
+        # Arrays only: loading needs neither pickle nor the device.
         state["net_"] = {
             "device": str(self.net_.device),
             "weights": {
@@ -875,7 +873,7 @@ def _warn_of_small_batches(batches):
     if batches.size < BATCH:
         warn_user(
             f"predict_tiles: {BATCH} windows at once do not fit into the memory of "
-            f"{describe_memory(batches.device)}. Went on with {batches.size}, which changes the "
+            f"{describe_memory(batches.device)}. Continued with {batches.size}, which changes the "
             "expression by rounding only. Smaller windows need less memory."
         )
 

@@ -231,7 +231,9 @@ def test_maps_in_smaller_batches(data, limit):
     expected = model.predict_tiles(bags)
     Picky.seen.clear()
     limit(evaluation=20)
-    with pytest.warns(UserWarning, match="64 windows .* Went on with 16, which changes") as caught:
+    with pytest.warns(
+        UserWarning, match="64 windows .* Continued with 16, which changes"
+    ) as caught:
         frames = model.predict_tiles(bags)
     assert len(caught) == 1
     assert caught[0].filename == __file__
