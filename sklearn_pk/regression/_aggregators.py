@@ -181,7 +181,8 @@ def is_own_aggregator(aggregator):
     """Return whether an aggregator is a module, or a class of modules, and not a name."""
     if isinstance(aggregator, type) and not issubclass(aggregator, nn.Module):
         raise TypeError(
-            f"aggregator: expected a name, a torch.nn.Module or a subclass of it, got {aggregator!r}."
+            "aggregator: expected a name, a torch.nn.Module or a subclass of it, got "
+            f"{aggregator!r}."
         )
     return not isinstance(aggregator, str)
 

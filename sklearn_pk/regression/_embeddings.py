@@ -67,8 +67,8 @@ def learn_embeddings(prior, expression):
     embeddings = fitted.fit_transform(expression)
     if sparse.issparse(embeddings):
         raise TypeError(
-            f"prior: {prior!r} returned a sparse matrix of shape {embeddings.shape}, that is a graph "
-            "and not gene embeddings. Add an embedder, such as "
+            f"prior: {prior!r} returned a sparse matrix of shape {embeddings.shape}, that is a "
+            "graph and not gene embeddings. Add an embedder, such as "
             "make_pipeline(CoexpressionGraph(), NMFGeneEmbedder())."
         )
     return fitted, np.asarray(embeddings)

@@ -237,9 +237,9 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             modules, default="mlp"
         How the tiles become one slide embedding. "mlp" is Linear - ReLU -
         Linear on each tile, then the mean; "transformer" and "summary_mixing" combine
-        information across tiles. "topk" is HE2RNA: two hidden layers, then the last layer on each tile,
-        of which each gene averages its k highest scores, with a random k of 1, 2, 5, 10, 20,
-        50 and 100 per batch and the mean over all k in predictions.
+        information across tiles. "topk" is HE2RNA: two hidden layers, then the last layer on
+        each tile, of which each gene averages its k highest scores, with a random k of 1, 2, 5,
+        10, 20, 50 and 100 per batch and the mean over all k in predictions.
         A module maps (batch, tiles, d) to (batch, d); a class is called with d, an instance
         is copied and starts with the weights it has. If its ``forward`` has a parameter
         `mask`, that is (batch, tiles) and True where there is a tile, or None; otherwise bags
@@ -759,7 +759,8 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n, d), float64
-            Slide embeddings. With the aggregator "topk", in which tiles are chosen per gene, the mean of the tile embeddings.
+            Slide embeddings. With the aggregator "topk", in which tiles are chosen per gene, the
+            mean of the tile embeddings.
         """
         check_is_fitted(self)
         return self._by_slide(X, self.net_.module_, self.net_.module_.embed_slide)

@@ -412,7 +412,7 @@ class Stack:
         self._arrange({})
 
     def _arrange(self, states):
-        """Make an optimizer for each fold, over slices of the stack: folds differ in their steps."""
+        """Make an optimizer over a slice of the stack for each fold: folds differ in their steps."""
         self._weights = {
             name: value.detach().requires_grad_() for name, value in self._weights.items()
         }
@@ -629,7 +629,7 @@ def _run_epoch(units, batches, device, training):
 
 
 def _step(unit, part, training):
-    """Predict a batch of each fold and, in training, change the weights; return {run: (loss, y)}."""
+    """Predict a batch of each fold; in training, change the weights. Return {run: (loss, y)}."""
     unit.notify("on_batch_begin", part, training=training)
     if training:
         unit.zero_grad()
