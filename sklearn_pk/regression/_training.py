@@ -412,7 +412,7 @@ class Stack:
         self._arrange({})
 
     def _arrange(self, states):
-        """Make an optimizer over a slice of the stack for each fold: folds differ in their steps."""
+        """Make an optimizer for each fold over a slice: folds differ in their number of steps."""
         self._weights = {
             name: value.detach().requires_grad_() for name, value in self._weights.items()
         }
