@@ -563,7 +563,7 @@ def train_set(runs, stacked, device, verbose):
                     row = {"epoch": epoch} | rows[run] | {"dur": seconds}
                     logs[run].add(row, partial(unit.weights, run))
                     unit.record(row)
-                _drop_stopped(unit, logs)
+                _end_epoch(unit, logs)
             if len(runs) == 1:
                 logs[runs[0]].show(bar)
             bar.update()
@@ -648,8 +648,8 @@ def _step(unit, part, training):
     return results
 
 
-def _drop_stopped(unit, logs):
-    """Call the callbacks at the end of an epoch, and remove the networks that have stopped."""
+def _end_epoch(unit, logs):
+    """Call the callbacks, and remove the networks that have stopped."""
     try:
         unit.notify("on_epoch_end")
     except KeyboardInterrupt:  # how callbacks of skorch end the training

@@ -42,8 +42,8 @@ def test_fits_in_threads_do_not_disturb_each_other(data, aggregator):
     expected = small(aggregator=aggregator).fit(X, y)
     state = torch.get_rng_state()
     with ThreadPoolExecutor(4) as pool:
-        fits = [pool.submit(small(aggregator=aggregator).fit, X, y) for _ in range(24)]
-        untrained = [pool.submit(expected.predict_untrained, X) for _ in range(24)]
+        fits = [pool.submit(small(aggregator=aggregator).fit, X, y) for _ in range(12)]
+        untrained = [pool.submit(expected.predict_untrained, X) for _ in range(12)]
     for fit in fits:
         assert_array_equal(fit.result().predict(X), expected.predict(X))
     for each in untrained:
@@ -155,7 +155,7 @@ def test_a_search_keeps_few_networks(data, monkeypatch, budget):
         return 0.0
 
     monkeypatch.setattr(ExpressionModule, "__init__", noted)
-    model = make_search([0.1, 0.5, 0.9], cv=4, scoring=scoring, prior=TruncatedSVD(3))
+    model = make_search([0.1, 0.5, 0.9], cv=4, scoring=scoring, prior=TruncatedSVD(3), max_epochs=1)
     model.fit(X, y)
     assert len(alive) == 12
     assert max(alive) <= 3, "those of one fold at most"

@@ -131,7 +131,7 @@ def test_heads_that_do_not_divide(n_heads):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_untrained_twin(name):
+def test_untrained_baseline(name):
     state, x, y = load_golden(name)
     model = load_sequoia(state, n_heads=4)
     untrained = model.predict_untrained(x)
