@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from sklearn_pk.regression._module import ExpressionModule
+from sklearn_pk.regression._network import ExpressionModule
 
 
 class HeadByHead(torch.nn.Module):

@@ -29,9 +29,9 @@ from _reference_training import (
 from torch.nn import functional as F
 
 from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV
-from sklearn_pk.regression._data import tile_statistics
-from sklearn_pk.regression._fitting import build_module, check_training_data, prepare
-from sklearn_pk.regression._stopping import mean_correlation
+from sklearn_pk.regression._network import build_network
+from sklearn_pk.regression._regressor import check_training_data, prepare, tile_statistics
+from sklearn_pk.regression._training import mean_correlation
 from sklearn_pk.slides import read_features
 
 LAMBDAS = [0.1, 0.2, 0.5, 0.8, 0.9]
@@ -85,10 +85,10 @@ def step_mixing(arguments):
     return {"seconds": seconds, "output": first[:, :: n_genes // 50].flatten().tolist()}
 
 
-def train_by_hand(model, X, y):
+def train_by_hand(model, start, X, y):
     """Train the network of a regressor in plain torch."""
     mean, scale = tile_statistics(list(X), range(len(X)))
-    network = build_module(model)
+    network = build_network(start.module_params, start.embeddings, start.seed)
     network.feature_mean.copy_(torch.from_numpy(mean))
     network.feature_scale.copy_(torch.from_numpy(scale))
     network.target_mean.copy_(torch.from_numpy(y.mean(axis=0, dtype=np.float64)))
@@ -96,9 +96,9 @@ def train_by_hand(model, X, y):
     network.target_scale.fill_(spread)
     optimizer = torch.optim.AdamW(network.parameters(), lr=model.lr, weight_decay=0.0, fused=True)
     X, y = torch.from_numpy(X), torch.from_numpy(y)
-    valid = torch.from_numpy(model.validation_indices_)
-    train = torch.from_numpy(np.setdiff1d(np.arange(len(X)), model.validation_indices_))
-    generator = torch.Generator().manual_seed(model.seed_)
+    valid = torch.from_numpy(start.valid)
+    train = torch.from_numpy(start.train)
+    generator = torch.Generator().manual_seed(start.seed)
     lowest, history = math.inf, []
     for _ in range(model.max_epochs):
         network.train()
@@ -127,13 +127,13 @@ def step_fit(arguments):
     X, y, G = make_data(arguments.shape)
     model = make_model(arguments.shape, G)
     # Both need the seed and the held-out patients.
-    prepare(model, check_training_data(model, X, y, None))
+    start = prepare(model, check_training_data(model, X, y, None))
 
     def ours():
         return model.fit(X, y).history_[["train_loss", "valid_loss"]].to_numpy().tolist()
 
     def reference():
-        return [row[:2] for row in train_by_hand(model, X, y)]
+        return [row[:2] for row in train_by_hand(model, start, X, y)]
 
     return in_turns(ours, reference, arguments)
 
@@ -199,8 +199,9 @@ def step_lambdas(arguments):
             losses.append(estimator.history_["valid_loss"].tolist())
             return 0.0
 
+        regressor = PriorKnowledgeRegressor(**parameters)
         PriorKnowledgeRegressorCV(
-            LAMBDAS, cv=[(train, test)], refit=False, scoring=scoring, **parameters
+            regressor, LAMBDAS, cv=[(train, test)], refit=False, scoring=scoring
         ).fit(X, y)
         return losses
 

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
 
+from sklearn_pk.regression import PriorKnowledgeRegressor
 from sklearn_pk.utils import all_estimators
 
 # Small enough that some 50 fits of each take seconds.
@@ -16,11 +17,9 @@ ARGUMENTS = {
     "NMFGeneEmbedder": {"n_components": 2, "random_state": 0},
     "PriorKnowledgeRegressor": {"max_epochs": 20, "lr": 1e-2, "random_state": 0},
     "PriorKnowledgeRegressorCV": {
+        "estimator": PriorKnowledgeRegressor(max_epochs=20, lr=1e-2, random_state=0),
         "lambdas": [0.5],
         "cv": 2,
-        "max_epochs": 20,
-        "lr": 1e-2,
-        "random_state": 0,
     },
     "SuperTileClusterer": {"n_clusters": 4, "random_state": 0},
 }

@@ -21,7 +21,7 @@ from sklearn_pk.datasets import make_slide_cohort
 from sklearn_pk.metrics import significance_scorer
 from sklearn_pk.plotting import LambdaPathDisplay
 from sklearn_pk.prior import EigengeneEmbedder
-from sklearn_pk.regression import PriorKnowledgeRegressorCV
+from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler
 
 cohort = make_slide_cohort(80, out_dir=mkdtemp(), slide_size=(768, 768), random_state=0, n_jobs=2)
@@ -63,19 +63,15 @@ priors = {
 }
 models = {
     name: PriorKnowledgeRegressorCV(
+        PriorKnowledgeRegressor(prior=prior, embed_dim=32, lr=1e-3, max_epochs=80, random_state=0),
         lambdas=[0, 0.1, 0.2, 0.5, 0.8, 0.9],
         cv=3,
         scoring=significance_scorer,
-        prior=prior,
-        embed_dim=32,
-        lr=1e-3,
-        max_epochs=80,
-        random_state=0,
     ).fit(bags, cohort.expression, groups=cohort.patients)
     for name, prior in priors.items()
 }
 for name, model in models.items():
-    print(f"{name}: best lambda {model.lambda_best_}, {model.best_score_:.0f} genes a fold")
+    print(f"{name}: best lambda {model.lambda_best_}, {model.best_score_:.0f} genes per fold")
 
 # %%
 # Compare the distance between the paths with the standard deviation over folds before you look at

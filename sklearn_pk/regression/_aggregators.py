@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..utils._out_of_memory import is_out_of_memory
 
-# HE2RNA averages the highest scores of so many tiles.
+# Numbers of tiles over which HE2RNA averages the highest scores.
 KS = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -44,7 +44,7 @@ class MLPAggregator(nn.Module):
 class Attention(nn.Module):
     """Pre-norm multi-head self-attention without biases."""
 
-    # Written out in full where torch has no batching rule for its fused product.
+    # False where torch has no batching rule for its fused product.
     fused = True
 
     def __init__(self, dim, n_heads, head_dim):
@@ -135,7 +135,7 @@ class SummaryMixingAggregator(ResidualAggregator):
 
 
 class TopKAggregator(nn.Module):
-    """The two hidden layers of HE2RNA, which sees each tile by itself."""
+    """The two hidden layers of HE2RNA, applied to each tile separately."""
 
     per_tile = True
 
@@ -149,7 +149,7 @@ class TopKAggregator(nn.Module):
 
 
 def top_k_mean(scores, mask, ks):
-    """Average the highest scores of a gene over tiles, for several numbers of tiles."""
+    """Average the k highest scores of each gene over tiles, then over all k."""
     n_tiles = scores.shape[1]
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(-1), -torch.inf)
@@ -164,7 +164,7 @@ def top_k_mean(scores, mask, ks):
 
 
 class BagByBag(nn.Module):
-    """Give a module that knows of no mask its bags without their missing tiles."""
+    """Call a module without a parameter `mask` on each bag, without its missing tiles."""
 
     def __init__(self, module):
         super().__init__()
@@ -178,17 +178,17 @@ class BagByBag(nn.Module):
 
 
 def is_own_aggregator(aggregator):
-    """Tell a module, or class of modules, from the name of an aggregator."""
+    """Return whether an aggregator is a module, or a class of modules, and not a name."""
     if isinstance(aggregator, type) and not issubclass(aggregator, nn.Module):
         raise TypeError(
-            f"aggregator: expected a subclass of torch.nn.Module, got {aggregator!r}, a class of "
-            "something else."
+            "aggregator: expected a name, a torch.nn.Module or a subclass of it, got "
+            f"{aggregator!r}."
         )
     return not isinstance(aggregator, str)
 
 
-def adopt_aggregator(aggregator, dim, n_tiles):
-    """Take a user's module as an aggregator."""
+def check_own_aggregator(aggregator, dim, n_tiles):
+    """Check a module of the user on a bag of zeros; return it and the width of its output."""
     module = aggregator(dim) if isinstance(aggregator, type) else aggregator
     name = type(module).__name__
     if "mask" not in inspect.signature(module.forward).parameters:

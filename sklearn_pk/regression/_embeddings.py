@@ -1,24 +1,45 @@
-"""From a prior, in whatever form it comes, to one embedding for each gene."""
+"""Gene embeddings of a prior: fitted, or given and aligned with the genes of y."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import warnings
+import os
 
 import numpy as np
 import pandas as pd
 from scipy import linalg, sparse
 from sklearn.base import clone
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_memory
 
 from ..utils._patients import PatientAverager
 from ..utils._scaling import unit_scale
+from ..utils._warnings import warn_user
 
-# Below this share of the genes, a prior says hardly more than zeros do.
+# Below this fraction of the genes, a prior is warned about: it is hardly more than zeros.
 _FEW_KNOWN = 0.1
 
 
+def fit_prior(estimator, data, seed):
+    """Return the fitted prior, if it is an estimator, and the gene embeddings."""
+    prior, n_genes, fitted = estimator.prior, data.values.shape[1], None
+    if prior is None:
+        return None, None
+    if hasattr(prior, "fit_transform"):
+        memory = estimator.memory
+        memory = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory)
+        expression = expression_by_patient(data.values, data.groups, data.gene_names)
+        fitted, embeddings = memory.cache(learn_embeddings)(seed_prior(prior, seed), expression)
+    else:
+        embeddings = align_embeddings(prior, n_genes, data.gene_names)
+    scale = estimator.init_scale if estimator.scale_embeddings else None
+    embeddings = check_embeddings(embeddings, n_genes, scale=scale)
+    if estimator.layer == "projected":
+        embeddings = orthonormal_basis(embeddings)
+    return fitted, embeddings
+
+
 def expression_by_patient(values, groups, gene_names=None):
-    """Collapse expression to one row a patient and turn it: genes become rows."""
+    """Average expression over the slides of each patient; return it with genes as rows."""
     averager = PatientAverager(groups)
     collapsed = averager @ values
     if gene_names is None:
@@ -46,8 +67,8 @@ def learn_embeddings(prior, expression):
     embeddings = fitted.fit_transform(expression)
     if sparse.issparse(embeddings):
         raise TypeError(
-            f"prior: {prior!r} gives a sparse matrix of shape {embeddings.shape}, that is a graph "
-            "and not gene embeddings. Let an embedder follow, such as "
+            f"prior: {prior!r} returned a sparse matrix of shape {embeddings.shape}, that is a "
+            "graph and not gene embeddings. Add an embedder, such as "
             "make_pipeline(CoexpressionGraph(), NMFGeneEmbedder())."
         )
     return fitted, np.asarray(embeddings)
@@ -78,21 +99,19 @@ def align_embeddings(prior, n_genes, gene_names):
             f"as {gene_names[0]!r})."
         )
     if n_known < _FEW_KNOWN * n_genes:
-        warnings.warn(
+        warn_user(
             f"prior: only {n_known} of the {n_genes} genes of y (such as {gene_names[0]!r}) have "
-            f"an embedding (such as {prior.index[0]!r}); all others get zeros.",
-            UserWarning,
-            stacklevel=2,
+            f"an embedding (such as {prior.index[0]!r}); all others get zeros."
         )
     return prior.reindex(gene_names, fill_value=0.0).to_numpy(dtype=np.float64)
 
 
 def check_embeddings(embeddings, n_genes, *, scale):
-    """Check what a prior gave."""
+    """Check the shape and the values of gene embeddings, and scale them."""
     if embeddings.ndim != 2 or len(embeddings) != n_genes:
         raise ValueError(
-            f"prior: expected embeddings of shape ({n_genes}, d), one row a gene, got "
-            f"{embeddings.shape}. A prior keeps the rows of the (genes, patients) matrix."
+            f"prior: expected embeddings of shape ({n_genes}, d), one row per gene, got "
+            f"{embeddings.shape}. A prior must keep the rows of the (genes, patients) matrix."
         )
     if not np.isfinite(embeddings).all():
         raise ValueError("prior: the gene embeddings contain NaN or infinity.")
@@ -107,7 +126,7 @@ def orthonormal_basis(embeddings):
     known = embeddings.any(axis=1)
     basis = np.zeros((len(embeddings), 1), dtype=np.float32)
     if known.any():
-        # What float32 has rounded is no direction of its own.
+        # Directions that come from rounding in float32 do not count.
         spanned = linalg.orth(embeddings[known].astype(np.float64), rcond=1e-6)
         basis = np.zeros((len(embeddings), spanned.shape[1]), dtype=np.float32)
         basis[known] = spanned

@@ -1,4 +1,4 @@
-"""Prior knowledge for any torch model: its last linear layer learns to mix."""
+"""Prior knowledge for any torch model, in its last linear layer."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,7 +14,7 @@ def inject_prior_knowledge(module, embeddings, lambda_=0.5, *, layer=None):
     """
     Replace the last linear layer of a torch model by one with gene embeddings.
 
-    The weights it has learned are kept: the new layer shares them, and its output is
+    Learned weights are kept: the new layer shares them, and its output is
     ``(1 - lambda_) * w @ A.T + lambda_ * w @ G.T + b`` with these A and b.
 
     Parameters
@@ -38,7 +38,7 @@ def inject_prior_knowledge(module, embeddings, lambda_=0.5, *, layer=None):
     Raises
     ------
     TypeError
-        If `module` is no torch module, or `layer` is not linear.
+        If `module` is not a torch module, or `layer` is not linear.
     ValueError
         If there is no linear layer, or `lambda_` or the shape of `embeddings` does not fit it.
 
@@ -50,9 +50,9 @@ def inject_prior_knowledge(module, embeddings, lambda_=0.5, *, layer=None):
     Notes
     -----
     Linear layers of other classes, such as the output projection inside
-    :class:`torch.nn.MultiheadAttention`, are left alone. The network of a fitted
-    :class:`PriorKnowledgeRegressor` is not the place: what is injected there is not saved. Give it
-    a `prior`.
+    :class:`torch.nn.MultiheadAttention`, are not replaced. Do not inject into the
+    network of a fitted :class:`PriorKnowledgeRegressor`, where it would not be saved; set its
+    `prior` instead.
 
     References
     ----------
@@ -81,7 +81,7 @@ def inject_prior_knowledge(module, embeddings, lambda_=0.5, *, layer=None):
 
 
 def _is_linear(part):
-    # Subclasses do more than a product, or are read by their parents instead of called.
+    # Subclasses compute more than a product, or are not called by their parents.
     return type(part) in (nn.Linear, PriorKnowledgeLinear)
 
 
@@ -108,14 +108,14 @@ def _mix(linear, embeddings, lambda_, label):
     if embeddings.ndim != 2 or len(embeddings) != n_genes or embeddings.shape[1] > width:
         raise ValueError(
             f"embeddings: {label} predicts {n_genes} genes from {width} values, so it needs "
-            f"embeddings of shape ({n_genes}, d) with d <= {width}, one row a gene, got "
+            f"embeddings of shape ({n_genes}, d) with d <= {width}, one row per gene, got "
             f"{tuple(embeddings.shape)}."
         )
     if not torch.isfinite(embeddings).all():
         raise ValueError("embeddings contain NaN or infinity.")
     with torch.device("meta"):
         mixing = PriorKnowledgeLinear(width, n_genes, lambda_=lambda_)
-    # The parameters themselves, so that optimizers and ties know them still.
+    # The same parameters, so that optimizers and tied weights keep working.
     mixing.weight, mixing.bias = linear.weight, linear.bias
     mixing.embeddings = F.pad(embeddings.to(linear.weight), (0, width - embeddings.shape[1]))
     return mixing.train(linear.training)

@@ -28,15 +28,15 @@ class PriorKnowledgeLinear(nn.Linear):
     out_features : int
         Number of genes.
     embeddings : Tensor or ndarray of shape (out_features, in_features), default=None
-        Gene embeddings G, kept as a buffer and so saved with the model. None
-        makes this a plain :class:`torch.nn.Linear`.
+        Gene embeddings G, kept as a buffer and so saved with the model. With None
+        this is a plain :class:`torch.nn.Linear`.
     lambda_ : float, default=0.5
         Weight of the embeddings, in [0, 1]. 0 is the plain linear layer.
 
     Raises
     ------
     TypeError
-        If `lambda_` is no number.
+        If `lambda_` is not a number.
     ValueError
         If `lambda_` is outside [0, 1] or `embeddings` has another shape.
 

@@ -3,24 +3,213 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
+from functools import partial
+from importlib.metadata import version
 from numbers import Integral, Real
+from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
-from ..utils import pick_device
-from ._aggregators import is_own_aggregator
-from ._fitting import (
-    check_training_data,
-    forget,
-    warn_of_constant_genes,
+from ..utils import (
+    check_expression,
+    check_groups,
+    check_sample_names,
+    is_bag_input,
+    pick_device,
+    validate_bags,
 )
-from ._predictor import ExpressionPredictor
-from ._training import train_on
+from ..utils._bags import label_of_bag
+from ..utils._frames import freeze_frames, thaw_frames
+from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
+from ..utils._patients import infer_groups
+from ..utils._validation import check_gene_order, name_of_item, name_some, sample_names_of
+from ..utils._warnings import warn_user
+from ._aggregators import is_own_aggregator
+from ._embeddings import fit_prior
+from ._network import build_network, describe_network
+from ._spatial import BATCH, check_window, tile_expression
+from ._training import (
+    BagDataset,
+    Run,
+    few_threads,
+    load_weights,
+    make_net,
+    pad_bags,
+    present_tiles,
+    to_device,
+    train_networks,
+)
+
+_PACKAGES = ("sklearn_pk", "torch", "skorch", "scikit-learn", "numpy")
 
 
-class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator):
+class TrainingData(NamedTuple):
+    """Checked input of a fit."""
+
+    bags: list
+    values: np.ndarray
+    targets: np.ndarray  # values in float32
+    groups: np.ndarray
+    rows: np.ndarray  # positions in X, for errors
+    gene_names: np.ndarray | None
+    feature_names: np.ndarray | None
+    y_is_1d: bool
+
+    def take(self, rows):
+        """Return some of the samples."""
+        return self._replace(
+            bags=[self.bags[row] for row in rows],
+            values=self.values[rows],
+            targets=self.targets[rows],
+            groups=self.groups[rows],
+            rows=self.rows[rows],
+        )
+
+
+class Start(NamedTuple):
+    """What training starts from: the fitted prior, the network and the held-out patients."""
+
+    seed: int
+    prior: object
+    embeddings: np.ndarray | None
+    module_params: dict
+    train: np.ndarray  # rows
+    valid: np.ndarray
+
+
+def check_training_data(estimator, X, y, groups):
+    """Check the input of a fit."""
+    values, gene_names, y_is_1d = check_expression(y, estimator_name="fit")
+    bags = validate_bags(estimator, X, reset=True, lazy=True)
+    check_sample_names(X, y)
+    if groups is None:
+        groups = infer_groups(values)
+        _warn_of_repeats(len(groups) - groups.max() - 1)
+    else:
+        groups = check_groups(groups, y)
+    _warn_of_constant_genes(values, gene_names)
+    return TrainingData(
+        bags=bags,
+        values=values,
+        targets=values.astype(np.float32, copy=False),
+        groups=groups,
+        rows=np.arange(len(bags)),
+        gene_names=gene_names,
+        feature_names=getattr(estimator, "feature_names_in_", None),
+        y_is_1d=y_is_1d,
+    )
+
+
+def _warn_of_repeats(n_repeats):
+    if n_repeats:
+        warn_user(
+            f"{n_repeats} samples repeat the expression of an earlier one and are taken as "
+            "slides of the same patient, inside this fit: for early stopping and the prior. "
+            "Folds around it need groups of their own. Pass them: fit(X, y, groups=patients); "
+            "inside a pipeline or a search the same, after "
+            "sklearn.set_config(enable_metadata_routing=True)."
+        )
+
+
+def _warn_of_constant_genes(values, gene_names):
+    constant = np.flatnonzero(np.ptp(values, axis=0) == 0)
+    n_samples, n_genes = values.shape
+    if len(constant) and n_samples > 1:
+        names = constant if gene_names is None else gene_names[constant]
+        warn_user(
+            f"{len(constant)} of {n_genes} genes have the same value in all {n_samples} training "
+            f"samples, and are predicted by it: {name_some(names)}."
+        )
+
+
+def prepare(estimator, data):
+    """Fit the prior, describe the network and hold patients out."""
+    random_state = check_random_state(estimator.random_state)
+    seed = int(random_state.randint(np.iinfo(np.int32).max))
+    prior, embeddings = fit_prior(estimator, data, seed)
+    parts = split_groups(data.groups, estimator.validation_fraction, random_state)
+    return Start(
+        seed, prior, embeddings, _scales(estimator, data) | describe_network(estimator), *parts
+    )
+
+
+def split_groups(groups, fraction, random_state):
+    """Hold out a fraction of the patients; return the rows of both parts."""
+    patients, codes = np.unique(groups, return_inverse=True)
+    n_valid = 0
+    if fraction > 0 and len(patients) > 1:
+        n_valid = min(max(1, round(fraction * len(patients))), len(patients) - 1)
+    held_out = random_state.permutation(len(patients))[:n_valid]
+    is_valid = np.isin(codes, held_out)
+    return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
+
+
+def _scales(estimator, data):
+    """Compute the means and scales of features and genes, and the largest number of tiles."""
+    n_features, n_genes = data.bags[0].shape[1], data.values.shape[1]
+    feature_mean, feature_scale = np.zeros(n_features), np.ones(n_features)
+    target_mean, target_scale = np.zeros(n_genes), np.ones(n_genes)
+    as_published = estimator.compat == "sequoia"
+    if estimator.standardize and not as_published:
+        feature_mean, feature_scale = tile_statistics(data.bags, data.rows)
+    if not as_published:
+        target_mean = data.values.mean(axis=0, dtype=np.float64)
+        spread = np.sqrt(data.values.var(axis=0, dtype=np.float64).mean())
+        target_scale = np.where(np.ptp(data.values, axis=0) > 0, spread, 0.0)
+    return {
+        "feature_mean": feature_mean.astype(np.float32),
+        "feature_scale": feature_scale.astype(np.float32),
+        "target_mean": target_mean.astype(np.float32),
+        "target_scale": target_scale.astype(np.float32),
+        "n_tiles": max(bag.shape[0] for bag in data.bags),
+    }
+
+
+def tile_statistics(bags, rows):
+    """Compute the mean and standard deviation of each feature over all tiles."""
+    n_tiles, mean, squares = 0, 0.0, 0.0
+    for position, bag in zip(rows, bags, strict=True):
+        tiles = present_tiles(bag, position).astype(np.float64)
+        # Chan's update: one pass is enough, whatever the offset of a feature is.
+        bag_mean = tiles.mean(axis=0)
+        tiles -= bag_mean
+        shift, total = bag_mean - mean, n_tiles + len(tiles)
+        squares = (
+            squares
+            + np.einsum("td,td->d", tiles, tiles)
+            + shift**2 * (n_tiles * len(tiles) / total)
+        )
+        mean = mean + shift * (len(tiles) / total)
+        n_tiles = total
+    deviation = np.sqrt(squares / n_tiles)
+    constant = deviation <= np.finfo(np.float32).eps * np.maximum(np.abs(mean), 1e-12)
+    return mean, np.where(constant, 1.0, deviation)
+
+
+def make_run(estimator, data, start, fold=0, rows=None):
+    """Describe a network to train on some of the samples, None for all."""
+    rows = data.rows if rows is None else rows
+    train, valid = (
+        BagDataset(data.bags, data.targets, rows[part]) for part in (start.train, start.valid)
+    )
+    return Run(estimator, start, fold, train, valid)
+
+
+def clear_fit(estimator):
+    """Remove what an earlier fit has set, so that a fit that fails leaves no mixture."""
+    for name in set(vars(estimator)) - set(estimator.get_params(deep=False)):
+        if name == "_module_params" or (name.endswith("_") and not name.startswith("_")):
+            delattr(estimator, name)
+
+
+class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     """
     Predict the expression of all genes from the tiles of a slide, with prior knowledge.
 
@@ -36,32 +225,32 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
     Parameters
     ----------
     prior : estimator, ndarray, DataFrame or None, default=None
-        Where the gene embeddings come from. An estimator is cloned and gets the
-        expression of the training patients with *genes as rows*, one column a
-        patient; its ``fit_transform`` gives G, for example
+        Source of the gene embeddings. An estimator is cloned and fitted on the
+        expression of the training patients with *genes as rows*, one column per
+        patient; its ``fit_transform`` returns G, for example
         ``make_pipeline(CoexpressionGraph(), NMFGeneEmbedder())`` or
-        ``TruncatedSVD(30)``. An array holds G itself, one row a gene of y; a
+        ``TruncatedSVD(30)``. An array is G itself, one row per gene of y; a
         DataFrame is matched by gene name, with zeros for genes that it lacks.
-        None gives the plain linear layer.
+        With None the last layer is a plain linear layer.
 
     aggregator : {"mlp", "transformer", "summary_mixing", "topk"}, torch.nn.Module or class of \
             modules, default="mlp"
         How the tiles become one slide embedding. "mlp" is Linear - ReLU -
-        Linear on each tile, then the mean; "transformer" and "summary_mixing" let tiles see
-        each other. "topk" is HE2RNA: two hidden layers, then the last layer on each tile,
-        of which each gene averages its k highest scores, with a random k of 1, 2, 5, 10, 20,
-        50 and 100 for a batch and the mean over all k in predictions.
+        Linear on each tile, then the mean; "transformer" and "summary_mixing" combine
+        information across tiles. "topk" is HE2RNA: two hidden layers, then the last layer on
+        each tile, of which each gene averages its k highest scores, with a random k of 1, 2, 5,
+        10, 20, 50 and 100 per batch and the mean over all k in predictions.
         A module maps (batch, tiles, d) to (batch, d); a class is called with d, an instance
         is copied and starts with the weights it has. If its ``forward`` has a parameter
         `mask`, that is (batch, tiles) and True where there is a tile, or None; otherwise bags
-        with missing tiles are given to it one by one.
+        with missing tiles are passed to it one by one.
 
     lambda_ : float, default=0.5
         Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer (behind the
         projection to their width, where they are wider than the slide embedding).
 
     layer : {"published", "projected"}, default="published"
-        What the gene embeddings do. "published" mixes them into the last layer, as above.
+        How the gene embeddings are used. "published" mixes them into the last layer, as above.
         "projected" trains the network as if there were none, and projects what it predicts onto
         the span of their columns, ``(1 - lambda_) * g + lambda_ * g @ Q @ Q.T`` for
         ``g = w @ A.T + b`` and an orthonormal basis Q of it: with
@@ -86,7 +275,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
 
     scale_embeddings : bool, default=True
         Whether to bring the gene embeddings as a whole to the root mean square
-        of freshly drawn learned weights, ``init_scale / sqrt(3 d)``. Otherwise their scale,
+        of newly drawn learned weights, ``init_scale / sqrt(3 d)``. Otherwise their scale,
         which is arbitrary for most priors, decides what a given `lambda_` means.
 
     standardize : bool, default=True
@@ -107,25 +296,25 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         Learning rate of AdamW. 1e-3 is the published one.
 
     lr_schedule : {"constant", "cosine"}, default="constant"
-        "cosine" lets the learning rate fall to 0 over `max_epochs`, as half a cosine.
+        "cosine" lowers the learning rate to 0 over `max_epochs`, along half a cosine.
 
     weight_decay : float, default=0.0
         Weight decay of AdamW.
 
     validation_fraction : float, default=0.1
-        Share of the training patients, not slides, that is held out for early
-        stopping. With 0 the training loss is watched.
+        Fraction of the training patients, not slides, that is held out for early
+        stopping. With 0 the training loss is monitored.
 
     early_stopping : {"loss+corr", "loss"} or None, default="loss+corr"
         "loss" stops when the loss of the held-out patients has not improved for
-        `patience` epochs. "loss+corr" then goes on for an epoch with a higher mean
-        correlation per gene than that one, whose loss is within `loss_tolerance` of the
-        lowest, until `patience` epochs have brought no higher one, or so many had
+        `patience` epochs. "loss+corr" then continues in search of an epoch with a higher mean
+        correlation per gene, whose loss is within `loss_tolerance` of the
+        lowest, until none of `patience` epochs has a higher one, or as many had
         a larger loss than that. With None all epochs are trained. Either way the weights
         of the best epoch are restored; with None, it is the one with the lowest loss.
 
     patience : int, default=20
-        Epochs without a better one before training stops.
+        Number of epochs without improvement before training stops.
 
     loss_tolerance : float, default=0.5
         How far above the lowest loss an epoch may be chosen for its correlation, in the
@@ -136,7 +325,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         and predictions stay float32.
 
     compile : bool, default=False
-        Whether to train with :func:`torch.compile`, which takes a minute to start with.
+        Whether to train with :func:`torch.compile`, whose start takes about a minute.
 
     device : str, default="auto"
         Torch device. "auto" takes the GPU if there is one.
@@ -146,14 +335,14 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         factorise the same graph again.
 
     positive : bool, default=False
-        Whether predictions below 0, which log2(x + 1) cannot be, become 0.
+        Whether to set predictions below 0 to 0: log2(x + 1) is never negative.
 
     callbacks : list of skorch.callbacks.Callback or None, default=None
         Called while `net_` is trained.
 
     compat : {"sequoia"} or None, default=None
-        "sequoia" trains the network as released with SEQUOIA: each tile gets a learned vector,
-        drawn from N(0, 1), by its position in the bag, so that the order of tiles matters and
+        "sequoia" trains the network as released with SEQUOIA: a learned vector, drawn from N(0, 1),
+        is added to each tile by its position in the bag, so that the order of tiles matters and
         no bag may be longer than those trained on; features and expression
         are taken as they are, without `standardize` and without the shift and scale of Notes.
 
@@ -177,7 +366,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         The gene embeddings G, scaled; with ``layer="projected"``, the basis Q of their span.
 
     history_ : DataFrame
-        One row an epoch: epoch, train_loss (mean while training), valid_loss and valid_r (if
+        One row per epoch: epoch, train_loss (mean while training), valid_loss and valid_r (if
         patients were held out; valid_r is the mean over genes of Pearson's r) and dur
         (seconds).
 
@@ -185,10 +374,10 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         The epoch whose weights were kept, counted from 1.
 
     seed_ : int
-        What was drawn from `random_state` for weights, order and prior.
+        Seed of weights, order and prior, drawn from `random_state`.
 
     versions_ : dict of str to str
-        Versions of the packages that trained it.
+        Versions of the packages used in training.
 
     validation_indices_ : ndarray of int
         Positions of the samples that were held out for early stopping.
@@ -205,8 +394,8 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
 
     See Also
     --------
-    PriorKnowledgeRegressorCV : The same with `lambda_` chosen by cross-validation.
-    load_sequoia : One with published weights.
+    PriorKnowledgeRegressorCV : Chooses `lambda_` by cross-validation.
+    load_sequoia : Loads published weights.
     sklearn_pk.prior.CoexpressionGraph : Co-expression graph as a prior.
     sklearn_pk.prior.NMFGeneEmbedder : Gene embeddings from that graph.
     sklearn_pk.metrics.significance_scorer : Counts significantly predicted genes.
@@ -216,25 +405,24 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
     A and b of the layer are drawn from U(-1/sqrt(d), 1/sqrt(d)), and multiplied by
     `init_scale`. The output of the layer is shifted by the mean expression of each gene in the
     training samples and scaled by one number, the root of the mean variance of all genes: the
-    weight of a gene in the loss does not change, but training need not first find the level
-    of each gene in tiny steps. A gene that is constant in
-    training is predicted by its value, and named in a warning.
+    weight of a gene in the loss does not change, but training does not spend its first epochs
+    on the level of each gene. A gene that is constant in training is predicted by its value,
+    and named in a warning.
 
     The defaults of `lr` and `init_scale` were chosen on 884 real patients. The published
     training is ``PriorKnowledgeRegressor(lr=1e-3, init_scale=1.0, compat="sequoia")``.
 
-    Slides are predicted one by one, so that a prediction does not depend on the
-    slides beside it.
+    Slides are predicted one by one, so that a prediction does not depend on other slides.
 
     Whether the patients reach :meth:`fit` depends on the caller. With
     ``sklearn.set_config(enable_metadata_routing=True)`` a pipeline or a search
     passes on ``groups`` as this regressor requests them by default. Without, say
     ``search.fit(X, y, groups=patients, priorknowledgeregressor__groups=patients)``.
-    Without groups, samples whose expression is identical are taken as one patient,
+    Without groups, samples with identical expression are taken as one patient,
     unless y is a single gene, which may be equal by chance.
 
-    A fitted regressor is saved with skops, joblib or pickle, as arrays, and loads where there
-    is no such device as it was trained on. Bags of :meth:`FeatureBag.from_file
+    A fitted regressor is saved with skops, joblib or pickle, as arrays, and can be loaded where the
+    device of the training is missing. Bags of :meth:`FeatureBag.from_file
     <sklearn_pk.slides.FeatureBag.from_file>` are read batch by batch, one batch ahead, so
     that a cohort may be larger than memory.
 
@@ -375,7 +563,7 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         Parameters
         ----------
         X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
-            Tile features. A table is one tile a slide; missing tiles of an array
+            Tile features. A table is one tile per slide; missing tiles of an array
             are rows of NaN; a list holds an array or feature bag of shape
             (tiles_i, n_features) for each slide. Bags in files are read while training.
         y : array-like or DataFrame of shape (n,) or (n, n_genes)
@@ -392,17 +580,322 @@ class PriorKnowledgeRegressor(ExpressionPredictor, RegressorMixin, BaseEstimator
         Raises
         ------
         MemoryError
-            If the memory of the device does not suffice for a step of `batch_size` slides. The
-            largest half, quarter and so on of it that fits is found by trial and named.
+            If the memory of the device does not suffice for a step of `batch_size` slides.
         ValueError
             If lengths or the names of samples differ, if X or y contain NaN (other
             than missing tiles), if a bag is empty, if gene names repeat, if the
-            prior does not match the genes, or if `device` is not there.
+            prior does not match the genes, or if `device` is not available.
         """
         device = pick_device(self.device)
-        forget(self)
+        clear_fit(self)
         is_own_aggregator(self.aggregator)
-        data = check_training_data(self, X, y, groups)
-        warn_of_constant_genes(data)
-        train_on(self, data, device)
+        return self._fit(check_training_data(self, X, y, groups), device)
+
+    def _fit(self, data, device):
+        start = prepare(self, data)
+        [(_, trained)] = train_networks([make_run(self, data, start)], device, self.verbose)
+        return self._set_fitted(data, start, trained)
+
+    def _set_fitted(self, data, start, trained):
+        self.n_features_in_ = data.bags[0].shape[1]
+        if data.feature_names is not None:
+            self.feature_names_in_ = data.feature_names
+        if data.gene_names is not None:
+            self.gene_names_out_ = data.gene_names
+        self._y_is_1d = data.y_is_1d
+        self.seed_ = start.seed
+        self.prior_, self.embeddings_ = start.prior, start.embeddings
+        self.validation_indices_ = start.valid
+        self._module_params = start.module_params
+        self.net_, self.history_ = trained.net, trained.history
+        self.best_epoch_ = trained.best_epoch
+        self.versions_ = {name: version(name) for name in _PACKAGES}
         return self
+
+    def predict(self, X):
+        """
+        Predict expression.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
+            Tile features, as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, n_genes), float64
+            Predicted expression, in the unit of the y of :meth:`fit`.
+
+        Raises
+        ------
+        MemoryError
+            If the memory of the device does not suffice for a slide, which is named.
+        """
+        check_is_fitted(self)
+        return self._predict(self.net_.module_, X)
+
+    def predict_untrained(self, X):
+        """
+        Predict expression with the network as it was before training.
+
+        The untrained baseline has the same architecture, gene embeddings, lambda and
+        initial weights; significance tests compare against it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
+            Tile features, as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, n_genes), float64
+            Predictions of the untrained baseline.
+        """
+        check_is_fitted(self)
+        return self._predict(self._build_network().to(self.net_.device), X)
+
+    def predict_frame(self, X):
+        """
+        Predict expression as a table with the names of slides and genes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
+            Tile features, as in :meth:`fit`.
+
+        Returns
+        -------
+        DataFrame of shape (n, n_genes)
+            Predicted expression. The rows have the names of X: the index of a DataFrame, the
+            slides of feature bags; the columns are the genes of :meth:`fit`.
+        """
+        predicted = self.predict(X)
+        return pd.DataFrame(
+            predicted.reshape(len(predicted), -1),
+            index=sample_names_of(X),
+            columns=getattr(self, "gene_names_out_", None),
+        )
+
+    def predict_tiles(self, X, *, genes=None, window=None, stride=1):
+        """
+        Predict the expression of parts of slides, for maps.
+
+        The network, which was trained on whole slides, is applied to a single tile, or to the
+        tiles inside a square window, as if they were a slide. The window moves over the slide,
+        and the prediction of a tile is the mean over all windows that contain it.
+
+        Parameters
+        ----------
+        X : list of array-like or FeatureBag of shape (tiles_i, n_features)
+            Features of all tiles of each slide, with coordinates if there is a window.
+        genes : list, default=None
+            Names of the genes, or their positions if they have no names. None means all: with
+            4,000 tiles and 25,761 genes, 400 MB per slide.
+        window : int, default=None
+            Edge of the window, in tiles. None predicts each tile by itself.
+        stride : int, default=1
+            Step of the window, in tiles; at most `window`.
+
+        Returns
+        -------
+        list of DataFrame of shape (tiles_i, n_genes), float32
+            Expression of each tile, one table per slide. The rows are indexed by the upper left
+            corner of the tile, ``x`` and ``y`` in level-0 pixels, or by ``tile``, its number,
+            if coordinates are missing. ``attrs`` has ``slide`` and ``size_level0``.
+
+        Raises
+        ------
+        KeyError
+            If a gene is not among those of :meth:`fit`.
+        MemoryError
+            If the memory of the device does not suffice for a window.
+        ValueError
+            If `window` is not None and the tiles of a slide have no coordinates or do not lie on
+            a grid.
+        """
+        check_is_fitted(self)
+        check_window(window, stride)
+        bags = validate_bags(self, X, reset=False, lazy=True)
+        # Validated bags may lack the coordinates.
+        sources = list(X) if is_bag_input(X) else bags
+        slides = sample_names_of(X) or [name_of_item(source) or "" for source in sources]
+        names = getattr(self, "gene_names_out_", None)
+        chosen = _positions_of_genes(genes, names, len(self._module_params["target_mean"]))
+        columns = chosen if names is None else names[chosen]
+
+        def predict_bags(features, mask):
+            if module.positions is not None and features.shape[1] > len(module.positions):
+                raise ValueError(
+                    f"window={window!r} holds up to {features.shape[1]} tiles, but with "
+                    f"compat='sequoia' there are {len(module.positions)} positions. Use a "
+                    "smaller window."
+                )
+            moved = to_device((features, mask), self.net_.device)
+            predicted = module(*moved, **layer)[:, chosen].float().cpu().numpy()
+            return self._postprocess(predicted)
+
+        module = self.net_.module_.eval()
+        options = {"batches": Halving(BATCH, self.net_.device)}
+        with torch.inference_mode():
+            layer = module.prediction_layer()
+            frames = [
+                tile_expression(
+                    source, position, predict_bags, columns, window, stride, slide=slide, **options
+                )
+                for position, (source, slide) in enumerate(zip(sources, slides, strict=True))
+            ]
+        _warn_of_small_batches(options["batches"])
+        return frames
+
+    def embed(self, X):
+        """
+        Compute the slide embeddings w, which the last layer turns into expression.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
+            Tile features, as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, d), float64
+            Slide embeddings. With the aggregator "topk", in which tiles are chosen per gene, the
+            mean of the tile embeddings.
+        """
+        check_is_fitted(self)
+        return self._by_slide(X, self.net_.module_, self.net_.module_.embed_slide)
+
+    def score(self, X, y, sample_weight=None):
+        """
+        Compute R squared: the fraction of the variance of all genes that is predicted.
+
+        Genes are weighted by their variance, as in the loss. A mean over genes, as other
+        regressors return it, would be dominated by genes that hardly vary in these samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
+            Tile features, as in :meth:`fit`.
+        y : array-like or DataFrame of shape (n,) or (n, n_genes)
+            Expression. Names of samples and genes have to be those of X and :meth:`fit`.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        float
+            R squared, at most 1.
+        """
+        values, gene_names, _ = check_expression(y, estimator_name="score")
+        check_sample_names(X, y)
+        check_gene_order(gene_names, getattr(self, "gene_names_out_", None))
+        predicted = self.predict(X).reshape(len(values), -1)
+        weights = {"sample_weight": sample_weight, "multioutput": "variance_weighted"}
+        return float(r2_score(values, predicted, **weights))
+
+    def _predict(self, module, X):
+        with torch.inference_mode():
+            layer = module.prediction_layer()
+        predicted = self._by_slide(X, module, lambda *bags: module(*bags, **layer))
+        predicted = self._postprocess(predicted)
+        return predicted[:, 0] if self._y_is_1d else predicted
+
+    def _by_slide(self, X, module, function):
+        bags = validate_bags(self, X, reset=False, lazy=True)
+        module.eval()
+        device, rows = self.net_.device, []
+        threads = few_threads(self._module_params, self.embeddings_, self.batch_size, device)
+        with torch.inference_mode(), threads:
+            # One slide at a time: neither padding nor other slides change its sums.
+            for position, bag in enumerate(bags):
+                tiles = present_tiles(bag, position)
+                if module.positions is not None and len(tiles) > len(module.positions):
+                    raise ValueError(
+                        f"{label_of_bag(bag, position)} has {len(tiles)} tiles, but with "
+                        f"compat='sequoia' there are {len(module.positions)} positions. Make "
+                        f"super-tiles: SuperTileClusterer(n_clusters={len(module.positions)})."
+                    )
+                explain = partial(_explain_slide, label_of_bag(bag, position), len(tiles))
+                with explain_out_of_memory(device, explain):
+                    batch = to_device(pad_bags([tiles]), device)
+                    rows.append(function(*batch).float().cpu().numpy())
+        return np.concatenate(rows).astype(np.float64)
+
+    def _postprocess(self, predicted):
+        return np.maximum(predicted, 0) if self.positive else predicted
+
+    def __getstate__(self):
+        state = dict(super().__getstate__())  # not the attributes themselves
+        if not hasattr(self, "net_"):
+            return freeze_frames(state)
+        # Arrays only: loading needs neither pickle nor the device.
+        state["net_"] = {
+            "device": str(self.net_.device),
+            "weights": {
+                name: value.detach().cpu().numpy()
+                for name, value in self.net_.module_.learned_state().items()
+            },
+        }
+        return freeze_frames(state)
+
+    def __setstate__(self, state):
+        saved = state.get("net_")
+        super().__setstate__(thaw_frames({k: v for k, v in state.items() if k != "net_"}))
+        if saved is None:
+            return
+        network = self._build_network()
+        load_weights(network, {k: torch.tensor(value) for k, value in saved["weights"].items()})
+        self.net_ = make_net(network, self, _device_or_cpu(saved["device"]))
+
+    def _build_network(self):
+        """Build the network as it was before training."""
+        return build_network(self._module_params, self.embeddings_, self.seed_)
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "net_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _explain_slide(label, n_tiles, memory):
+    return (
+        f"{label} has {n_tiles} tiles, which the network cannot predict in the memory of {memory}. "
+        "Make super-tiles for training and prediction (SuperTileClusterer), end other processes "
+        "that use the device, or predict on the CPU: "
+        "model.net_.set_params(device='cpu').module_.to('cpu')."
+    )
+
+
+def _warn_of_small_batches(batches):
+    if batches.size < BATCH:
+        warn_user(
+            f"predict_tiles: {BATCH} windows at once do not fit into the memory of "
+            f"{describe_memory(batches.device)}. Continued with {batches.size}, which changes the "
+            "expression by rounding only. Smaller windows need less memory."
+        )
+
+
+def _device_or_cpu(device):
+    try:
+        return pick_device(device)
+    except ValueError:  # saved on a machine with a GPU, loaded on one without
+        return "cpu"
+
+
+def _positions_of_genes(genes, names, n_genes):
+    if genes is None:
+        return np.arange(n_genes)
+    genes = [genes] if isinstance(genes, str | Integral) else list(genes)
+    known = np.arange(n_genes) if names is None else names
+    positions = pd.Index(known).get_indexer(genes)
+    unknown = [gene for gene, position in zip(genes, positions, strict=True) if position < 0]
+    if unknown:
+        raise KeyError(
+            f"genes: {name_some(unknown)} not found among the {n_genes} genes of fit, such as "
+            f"{name_some(known[:1])}."
+        )
+    return positions

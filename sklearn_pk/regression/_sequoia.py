@@ -12,8 +12,9 @@ import torch
 from ..utils import pick_device
 from ..utils._tensor_files import read_state
 from ..utils._validation import name_some
-from ._fitting import describe_design
+from ._network import build_network, describe_network
 from ._regressor import PriorKnowledgeRegressor
+from ._training import load_weights, make_net
 
 _HEAD = {"linear_head.0": "norm", "linear_head.1": "layer"}
 _HEAD_DIM = 64
@@ -21,17 +22,17 @@ _HEAD_DIM = 64
 
 def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="auto"):
     """
-    Make a fitted regressor of a checkpoint published with SEQUOIA.
+    Load a checkpoint published with SEQUOIA as a fitted regressor.
 
     Parameters
     ----------
     path_or_state_dict : str, path-like or mapping of str to Tensor
-        A safetensors file, a torch file with nothing but tensors, or the tensors themselves.
+        A safetensors file, a torch file with tensors only, or the tensors themselves.
     gene_names : array-like of str of shape (n_genes,), default=None
         Names of the genes, in the order of the outputs. They are not in the checkpoint.
     n_heads : int, default=None
-        Attention heads of a transformer, which its tensors do not tell; None takes heads of
-        width 64, as published. Summary mixing has a tensor for each head.
+        Attention heads of a transformer, which are not stored in its tensors; None means heads
+        of width 64, as published. Summary mixing has a tensor for each head.
     device : str, default="auto"
         Torch device.
 
@@ -46,8 +47,8 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     FileNotFoundError
         If there is no such file.
     ValueError
-        If keys are missing or strange, if shapes do not fit together, if the file is no file of
-        tensors, or if `gene_names` or `n_heads` do not fit.
+        If keys are missing or unexpected, if shapes do not fit together, if the file is not a
+        file of tensors, or if `gene_names` or `n_heads` do not fit.
 
     See Also
     --------
@@ -108,7 +109,7 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
         "target_mean": np.zeros(n_genes, dtype=np.float32),
         "target_scale": np.ones(n_genes, dtype=np.float32),
         "n_tiles": n_tiles,
-    } | describe_design(model)
+    } | describe_network(model)
     convert = _convert_mixing if mixes else _convert_attention
     weights = {"positions": state["pos_emb1D"]}
     for theirs, ours in _HEAD.items():
@@ -120,7 +121,9 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
         for number in (0, 1, 3):
             for part in ("weight", "bias"):
                 weights[f"{new}1.{number}.{part}"] = state[f"{old}1.net.{number}.{part}"]
-    model._adopt_weights(weights, pick_device(device))
+    network = build_network(model._module_params, None, model.seed_)
+    load_weights(network, weights)
+    model.net_ = make_net(network, model, pick_device(device))
     return model
 
 
@@ -220,12 +223,12 @@ def _expected_shapes(depth, sizes, mixes, n_genes, n_tiles):
 
 
 def _check(state, expected, source):
-    missing, strange = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    if missing or strange:
-        told = [f"missing: {name_some(missing)}"] if missing else []
-        told += [f"strange: {name_some(strange)}"] if strange else []
+    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unexpected:
+        keys = [f"missing keys: {name_some(missing)}"] if missing else []
+        keys += [f"unexpected keys: {name_some(unexpected)}"] if unexpected else []
         raise ValueError(
-            f"{source} does not have the keys of a SEQUOIA checkpoint; {'; '.join(told)}."
+            f"{source} does not have the keys of a SEQUOIA checkpoint; {'; '.join(keys)}."
         )
     for key, shape in expected.items():
         if tuple(state[key].shape) != shape:

@@ -1,4 +1,4 @@
-"""Expression of the parts of a slide: tile by tile, or of windows that move over it."""
+"""Expression of parts of a slide: of single tiles, or of windows that move over it."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..utils._bags import check_bag, label_of_bag
-from ._data import pad_bags
+from ._training import pad_bags
 
 # Bags in one pass of the network.
 BATCH = 64
@@ -61,7 +61,7 @@ def tile_expression(bag, position, predict, columns, window, stride, *, slide, b
 def _grid(coords, size, label):
     if coords is None:
         raise ValueError(
-            f"{label}: window= needs to know where the tiles lie, but this slide has no "
+            f"{label}: window= needs the coordinates of the tiles, but this slide has no "
             "coordinates. Pass FeatureBag(features, coords=...), or window=None."
         )
     return np.column_stack([_cells(axis, size, label) for axis in coords.T])
@@ -69,18 +69,18 @@ def _grid(coords, size, label):
 
 def _cells(corners, size, label):
     """Count columns (or rows) of a grid whose step is a tile, or less where tiles overlap."""
-    places = np.unique(corners)
-    extent = places[-1] - places[0]
+    values = np.unique(corners)
+    extent = values[-1] - values[0]
     if not extent:
         return np.zeros(len(corners), dtype=int)
-    closest = np.diff(places).min()
+    closest = np.diff(values).min()
     step = closest if size is None or closest < 0.95 * size else size
-    step = extent / np.rint(extent / step)  # corners are whole pixels, the step need not be
-    cells = np.rint((corners - places[0]) / step)
-    if np.abs(corners - places[0] - cells * step).max() > max(2, 0.05 * step):
+    step = extent / np.rint(extent / step)  # corners are whole pixels, the step may not be
+    cells = np.rint((corners - values[0]) / step)
+    if np.abs(corners - values[0] - cells * step).max() > max(2, 0.05 * step):
         raise ValueError(
             f"{label}: window= needs tiles on a grid, but their corners, such as "
-            f"{places[:4].tolist()}, are no multiples of {step:.4g} px apart. Use window=None."
+            f"{values[:4].tolist()}, are not multiples of {step:.4g} px apart. Use window=None."
         )
     return cells.astype(int)
 

@@ -221,7 +221,7 @@ class NestedPrior(TransformerMixin, BaseEstimator):
         (NeverFit(PCA), {}, "prior must be an estimator with fit_transform"),
         (NeverFit([1.0, 2.0]), {}, r"embeddings of shape \(n_genes, d\)"),
         (
-            PriorKnowledgeRegressorCV(prior=PCA(2), refit=False),
+            PriorKnowledgeRegressorCV(PriorKnowledgeRegressor(prior=PCA(2)), refit=False),
             {},
             "estimator has refit=False, so it cannot predict",
         ),
@@ -267,9 +267,8 @@ def test_steps_may_be_called_prior_and_rewire(data):
 
 def test_cv_regressor_chooses_lambda_in_each_setting(data):
     X, y, patients = data
-    model = PriorKnowledgeRegressorCV(
-        lambdas=[0.1, 0.9], cv=2, prior=EigengeneEmbedder(2), max_epochs=4, lr=1e-2
-    )
+    regressor = PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), max_epochs=4, lr=1e-2)
+    model = PriorKnowledgeRegressorCV(regressor, lambdas=[0.1, 0.9], cv=2)
     table = prior_gain(model, X, y, groups=patients, cv=2, n_seeds=1, random_state=0)
     assert table["median_r"].nunique() == 4
 

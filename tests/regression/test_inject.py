@@ -233,7 +233,7 @@ def test_global_generator_is_left_alone():
             r"layer 'genes' predicts 30 genes from 12 values, .*\(30, d\) with d <= 12.*\(29, 12\)",
         ),
         ({"embeddings": np.ones((30, 13))}, ValueError, r"with d <= 12.*got \(30, 13\)"),
-        ({"embeddings": np.ones(30)}, ValueError, r"one row a gene, got \(30,\)"),
+        ({"embeddings": np.ones(30)}, ValueError, r"one row per gene, got \(30,\)"),
         ({"embeddings": np.full((30, 2), np.nan)}, ValueError, "embeddings contain NaN or inf"),
         ({"embeddings": np.full((30, 2), np.inf)}, ValueError, "embeddings contain NaN or inf"),
     ],

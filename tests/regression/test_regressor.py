@@ -22,7 +22,6 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.regression._fitting import build_module
 from sklearn_pk.slides import FeatureBag, TiledSlide
 
 AGGREGATORS = ["mlp", "transformer", "summary_mixing"]
@@ -145,7 +144,7 @@ def test_same_numbers_for_any_n_jobs(data):
     assert_allclose(scores[0], scores[1], rtol=1e-6)
 
 
-def test_untrained_twin_is_the_start_of_training(data):
+def test_untrained_baseline_is_the_start_of_training(data):
     X, y = data
     model = small(prior=TruncatedSVD(3, random_state=0)).fit(X, y)
     barely = small(prior=TruncatedSVD(3, random_state=0), max_epochs=1, lr=1e-12).fit(X, y)
@@ -200,7 +199,7 @@ def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     Q = model.embeddings_.astype(float)
     for predict, module in {
         "predict": plain.net_.module_,
-        "predict_untrained": build_module(plain),
+        "predict_untrained": plain._build_network(),
     }.items():
         mean = module.target_mean.numpy()
         deviation = getattr(plain, predict)(X) - mean
@@ -211,7 +210,7 @@ def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     assert_allclose(tiles["gene5"].iloc[0], model.predict(X[:1, :1])[0, 5], rtol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_projection_helps_where_expression_is_of_low_rank_and_harms_where_it_is_wrong(seed):
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(200, 1, 20))

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.decomposition import TruncatedSVD
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import (
     GridSearchCV,
     GroupKFold,
@@ -29,8 +30,7 @@ from sklearn_pk.plotting import LambdaPathDisplay
 from sklearn_pk.regression import (
     PriorKnowledgeRegressor,
     PriorKnowledgeRegressorCV,
-    _data,
-    _stack,
+    _training,
 )
 from sklearn_pk.slides import FeatureBag
 
@@ -55,8 +55,8 @@ def data():
 def settings(**parameters):
     return {
         "prior": TruncatedSVD(4),
-        "max_epochs": 30,
-        "patience": 4,
+        "max_epochs": 12,
+        "patience": 3,
         "lr": 1e-2,
         "depth": 2,
         "n_heads": 2,
@@ -66,8 +66,13 @@ def settings(**parameters):
     } | parameters
 
 
+def make_search(lambdas, *, cv=None, scoring=None, refit=True, **parameters):
+    regressor = PriorKnowledgeRegressor(**settings(**parameters))
+    return PriorKnowledgeRegressorCV(regressor, lambdas, cv=cv, scoring=scoring, refit=refit)
+
+
 class Dropped(nn.Module):
-    """An aggregator that draws numbers, so that each run needs a stream of its own."""
+    """An aggregator that draws numbers, so that each network needs a stream of its own."""
 
     def __init__(self, dim):
         super().__init__()
@@ -77,31 +82,31 @@ class Dropped(nn.Module):
         return self.net(x).mean(dim=1)
 
 
-def record_engines(monkeypatch):
-    """Return a list that fills with the ways runs are trained."""
+def record_sets(monkeypatch):
+    """Return a list that fills with the sets of networks that are trained at once."""
     used = []
-    plan = _stack.plan_stacks
+    plan = _training.plan_sets
 
-    def recorded(*arguments):
-        planned = plan(*arguments)
-        used.extend((engine.__name__, len(runs)) for engine, runs in planned)
+    def recorded(runs, device):
+        planned = plan(runs, device)
+        used.extend(("stack" if stacked else "side", len(each)) for stacked, each in planned)
         return planned
 
-    monkeypatch.setattr(_stack, "plan_stacks", recorded)
+    monkeypatch.setattr(_training, "plan_sets", recorded)
     return used
 
 
 WAYS = {
-    "all folds in one stack": ({}, [("Stack", 9)]),
-    "a stack for each fold": ({"_STACK_BUDGET": None}, [("Stack", 3)] * 3),
+    "all folds in one stack": ({}, [("stack", 9)]),
+    "a stack for each fold": ({"_STACK_BUDGET": None}, [("stack", 3)] * 3),
     "side by side": (
         {"_STACK_BUDGET": 0, "_shares_batches": lambda *_: True},
-        [("SideBySide", 3)] * 3,
+        [("side", 3)] * 3,
     ),
-    "one by one": ({"_STACK_BUDGET": 0}, [("SideBySide", 1)] * 9),
+    "one by one": ({"_STACK_BUDGET": 0}, [("side", 1)] * 9),
     "one by one for want of memory": (
         {"_STACK_BUDGET": 0, "_SIDE_BUDGET": 1, "_shares_batches": lambda *_: True},
-        [("SideBySide", 1)] * 9,
+        [("side", 1)] * 9,
     ),
 }
 DESIGNS = {
@@ -148,19 +153,21 @@ def search(data):
 )
 def test_same_as_the_loop_over_single_fits(data, search, monkeypatch, design, way):
     X, y, patients = data
-    parameters = settings(**DESIGNS[design])
     limits, expected_ways = WAYS[way]
     for name, value in limits.items():
         if value is None:
             probe = search(design).best_estimator_
-            value = 3 * _stack._bytes_of_run(probe, _stack.network_size(probe)) + 1
-        monkeypatch.setattr(_stack, name, value)
-    used = record_engines(monkeypatch)
-    model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **parameters).fit(X, y, groups=patients)
-    assert used == expected_ways
+            arguments = probe._module_params, probe.embeddings_, probe.batch_size
+            value = 3 * _training._bytes_of_run(probe, _training.network_size(*arguments)) + 1
+        monkeypatch.setattr(_training, name, value)
+    used = record_sets(monkeypatch)
+    model = make_search(LAMBDAS, cv=3, **DESIGNS[design]).fit(X, y, groups=patients)
+    assert used[:-1] == expected_ways
+    assert used[-1] == ("side", 1), "the last fit"
     expected = search(design)
     assert model.lambda_best_ == expected.best_params_["lambda_"]
     assert model.best_index_ == expected.best_index_
+    assert model.best_params_ == expected.best_params_
     for key in ("mean_test_score", "std_test_score", "split2_test_score"):
         assert_allclose(model.cv_results_[key], expected.cv_results_[key], rtol=1e-3, atol=1e-4)
     assert_array_equal(model.predict(X), expected.predict(X))
@@ -169,11 +176,11 @@ def test_same_as_the_loop_over_single_fits(data, search, monkeypatch, design, wa
 @pytest.mark.parametrize("aggregator", ["topk", Dropped])
 def test_modules_that_draw_numbers_have_streams_of_their_own(data, monkeypatch, aggregator):
     X, y, patients = data
-    parameters = settings(aggregator=aggregator)
-    used = record_engines(monkeypatch)
-    monkeypatch.setattr(_stack, "_shares_batches", lambda *_: True)
-    model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **parameters).fit(X, y, groups=patients)
-    assert used == [("SideBySide", 3)] * 3
+    parameters = settings(aggregator=aggregator, max_epochs=6)
+    used = record_sets(monkeypatch)
+    monkeypatch.setattr(_training, "_shares_batches", lambda *_: True)
+    model = make_search(LAMBDAS, cv=3, refit=False, **parameters).fit(X, y, groups=patients)
+    assert used == [("side", 3)] * 3
     for fold, (train, test) in enumerate(GroupKFold(3).split(X, y, patients)):
         for row, lambda_ in enumerate(LAMBDAS):
             single = PriorKnowledgeRegressor(lambda_=lambda_, **parameters)
@@ -198,16 +205,15 @@ def test_folds_of_other_shapes_are_not_stacked(data, monkeypatch, extra):
     # The longest bag belongs to one patient, so one fold trains with fewer positions.
     bags = [bag[~np.isnan(bag[:, 0])] for bag in X]
     bags[0] = np.concatenate([bags[0], bags[0]])
-    parameters = settings(max_epochs=3) | extra
-    used = record_engines(monkeypatch)
-    model = PriorKnowledgeRegressorCV([0.2, 0.8], cv=3, refit=False, **parameters)
+    used = record_sets(monkeypatch)
+    model = make_search([0.2, 0.8], cv=3, refit=False, **({"max_epochs": 3} | extra))
     if "compat" in extra:
         # Its test bag is longer than all that the fold has seen.
         with pytest.raises(ValueError, match="positions"):
             model.fit(bags, y, groups=patients)
     else:
         model.fit(bags, y, groups=patients)
-    assert used == [("Stack", 2)] * 3
+    assert used == [("stack", 2)] * 3
 
 
 def test_single_models_are_the_same_epoch_by_epoch(data):
@@ -219,7 +225,7 @@ def test_single_models_are_the_same_epoch_by_epoch(data):
         seen.append(estimator)
         return estimator.score(X, y)
 
-    PriorKnowledgeRegressorCV([0.2, 0.8], cv=2, scoring=scorer, refit=False, **parameters).fit(
+    make_search([0.2, 0.8], cv=2, scoring=scorer, refit=False, **parameters).fit(
         X, y, groups=patients
     )
     train, _ = next(GroupKFold(2).split(X, y, patients))
@@ -235,14 +241,13 @@ def test_single_models_are_the_same_epoch_by_epoch(data):
         stacked.history_[columns], single.history_[columns], rtol=1e-3, check_exact=False
     )
     lengths = {len(model.history_) for model in seen}
-    assert len(lengths) > 1, "each has an end of its own"
+    assert len(lengths) > 1, "each stops by itself"
 
 
 def test_results_are_those_of_a_search(data):
     X, y, patients = data
-    model = PriorKnowledgeRegressorCV(
-        [0.1, 0.9], scoring=significance_scorer, **settings(max_epochs=3)
-    ).fit(X, y, groups=patients)
+    model = make_search([0.1, 0.9], scoring=significance_scorer, max_epochs=3)
+    model.fit(X, y, groups=patients)
     search = GridSearchCV(
         PriorKnowledgeRegressor(**settings(max_epochs=3)),
         {"lambda_": [0.1, 0.9]},
@@ -262,10 +267,9 @@ def test_results_are_those_of_a_search(data):
     assert_array_equal(display.paths["lambda_"], [0.1, 0.9])
 
 
-def test_it_is_the_fitted_regressor(data):
+def test_methods_and_attributes_of_the_best_estimator(data):
     X, y, patients = data
-    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=2, **settings(max_epochs=4))
-    model.fit(X, y, groups=patients)
+    model = make_search([0.2, 0.7], cv=2, max_epochs=4).fit(X, y, groups=patients)
     single = PriorKnowledgeRegressor(lambda_=model.lambda_best_, **settings(max_epochs=4))
     single.fit(X, y, groups=patients)
     assert_array_equal(model.predict(X), single.predict(X))
@@ -278,12 +282,14 @@ def test_it_is_the_fitted_regressor(data):
     copied = pickle.loads(pickle.dumps(model))
     assert_array_equal(copied.predict(X), model.predict(X))
     assert not hasattr(clone(model), "lambda_best_")
-    assert "lambda_" not in model.get_params()
+    assert model.score(X, y) == single.score(X, y)
+    assert model.refit_time_ > 0
+    assert model.scorer_(model, X, y) == model.score(X, y)
 
 
 def test_without_refit(data):
     X, y, patients = data
-    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=2, refit=False, **settings(max_epochs=2))
+    model = make_search([0.2, 0.7], cv=2, refit=False, max_epochs=2)
     model.fit(X, y, groups=patients)
     assert model.lambda_best_ in (0.2, 0.7)
     with pytest.raises(NotFittedError):
@@ -293,8 +299,7 @@ def test_without_refit(data):
 def test_seeds_that_are_not_numbers(data):
     X, y, patients = data
     for state in (None, np.random.RandomState(3)):
-        parameters = settings(max_epochs=2, random_state=state)
-        model = PriorKnowledgeRegressorCV([0.5, 0.5], cv=2, **parameters)
+        model = make_search([0.5, 0.5], cv=2, refit=False, max_epochs=2, random_state=state)
         scores = model.fit(X, y, groups=patients).cv_results_["mean_test_score"]
         assert_allclose(scores[0], scores[1], rtol=1e-6, err_msg="one seed for all lambdas")
 
@@ -304,16 +309,16 @@ def test_folds(data):
     once = [(np.flatnonzero(patients < 20), np.flatnonzero(patients >= 20))]
     twice = GroupShuffleSplit(3, random_state=0)
     for cv, n_splits in [(PredefinedSplit(patients % 4), 4), (once, 1), (twice, 3)]:
-        model = PriorKnowledgeRegressorCV([0.5], cv=cv, refit=False, **settings(max_epochs=1))
+        model = make_search([0.5], cv=cv, refit=False, max_epochs=1)
         assert model.fit(X, y, groups=patients).n_splits_ == n_splits
 
 
 def test_without_a_prior_its_weight_changes_nothing(data, monkeypatch):
     X, y, patients = data
-    used = record_engines(monkeypatch)
-    model = PriorKnowledgeRegressorCV(LAMBDAS, cv=3, **settings(prior=None, max_epochs=3))
+    used = record_sets(monkeypatch)
+    model = make_search(LAMBDAS, cv=3, refit=False, prior=None, max_epochs=3)
     model.fit(X, y, groups=patients)
-    assert used == [("Stack", 3)], "one network a fold"
+    assert used == [("stack", 3)], "one network per fold"
     assert len(set(model.cv_results_["mean_test_score"])) == 1
     assert model.lambda_best_ == LAMBDAS[0]
     assert list(model.cv_results_["param_lambda_"]) == LAMBDAS
@@ -321,7 +326,7 @@ def test_without_a_prior_its_weight_changes_nothing(data, monkeypatch):
 
 def test_patients_stay_together_without_groups_and_through_a_pipeline(data):
     X, y, patients = data
-    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=3, **settings(max_epochs=2))
+    model = make_search([0.2, 0.7], cv=3, refit=False, max_epochs=2)
     expected = clone(model).fit(X, y, groups=patients).cv_results_["mean_test_score"]
     with pytest.warns(UserWarning, match="repeat the expression of an earlier one"):
         inferred = clone(model).fit(X, y)
@@ -331,11 +336,11 @@ def test_patients_stay_together_without_groups_and_through_a_pipeline(data):
     assert_array_equal(pipeline[-1].cv_results_["mean_test_score"], expected)
 
 
-def test_a_gene_constant_in_a_fold_is_no_news(data):
+def test_a_gene_constant_in_a_fold_is_not_warned_about(data):
     X, y, patients = data
     y = y.copy()
     y["gene0"] = (patients == patients[0]).astype(float)
-    model = PriorKnowledgeRegressorCV([0.5], cv=3, **settings(max_epochs=1))
+    model = make_search([0.5], cv=3, max_epochs=1)
     model.fit(X, y, groups=patients)
     y["gene1"] = 3.0
     with pytest.warns(UserWarning, match="1 of 20 genes have the same value") as said:
@@ -356,14 +361,40 @@ def test_a_gene_constant_in_a_fold_is_no_news(data):
         ({"device": "cuda:99"}, ValueError, "device='cuda:99' is not available here"),
         ({"prior": np.ones((19, 4))}, ValueError, "each of the 20 genes"),
         ({"lr": 1e30}, ValueError, "finite valid_loss"),
-        ({"aggregator": dict}, TypeError, "subclass of torch.nn.Module"),
+        ({"aggregator": dict}, TypeError, "a torch.nn.Module or a subclass of it"),
     ],
 )
 def test_bad_parameters(data, change, error, message):
     X, y, patients = data
-    model = PriorKnowledgeRegressorCV(**(settings(max_epochs=2) | {"lambdas": [0.5]} | change))
+    model = make_search(**({"lambdas": [0.5], "max_epochs": 2} | change))
     with pytest.raises(error, match=message):
         model.fit(X, y, groups=patients)
+
+
+@pytest.mark.parametrize("estimator", [Ridge(), make_pipeline(PriorKnowledgeRegressor())])
+def test_other_estimators(data, estimator):
+    X, y, _ = data
+    message = f"must be a PriorKnowledgeRegressor, got {type(estimator).__name__}"
+    with pytest.raises(TypeError, match=message):
+        PriorKnowledgeRegressorCV(estimator).fit(X, y)
+
+
+def test_parameters_of_the_estimator(data):
+    X, y, patients = data
+    assert PriorKnowledgeRegressorCV().get_params() == {
+        "estimator": None,
+        "lambdas": (0.1, 0.2, 0.5, 0.8, 0.9),
+        "cv": None,
+        "scoring": None,
+        "refit": True,
+    }
+    model = make_search([0.5], cv=2).set_params(estimator__max_epochs=1, estimator__lr="fast")
+    with pytest.raises(ValueError, match="The 'lr' parameter of PriorKnowledgeRegressor"):
+        model.fit(X, y, groups=patients)
+    model.set_params(estimator__lr=0.1).fit(X, y, groups=patients)
+    assert len(model.history_) == 1
+    assert model.estimator.lambda_ == 0.5, "the estimator itself is left alone"
+    assert not hasattr(model.estimator, "net_")
 
 
 def test_bags_in_files_are_read_once_for_all_lambdas(data, monkeypatch, tmp_path):
@@ -373,17 +404,17 @@ def test_bags_in_files_are_read_once_for_all_lambdas(data, monkeypatch, tmp_path
         tiles = torch.from_numpy(tiles[~np.isnan(tiles[:, 0])].copy())
         torch.save(tiles, tmp_path / f"S{number:02d}.pt")
         bags.append(FeatureBag.from_file(tmp_path / f"S{number:02d}.pt"))
-    monkeypatch.setattr(_stack, "_STACK_BUDGET", 0)
-    used = record_engines(monkeypatch)
+    monkeypatch.setattr(_training, "_STACK_BUDGET", 0)
+    used = record_sets(monkeypatch)
     n_read = []
-    read = _data.read_bag
-    monkeypatch.setattr(_data, "read_bag", lambda *a, **k: n_read.append(1) or read(*a, **k))
-    parameters = settings(max_epochs=3, standardize=False, early_stopping=None)
-    model = PriorKnowledgeRegressorCV([0.2, 0.8], cv=2, refit=False, **parameters)
+    read = _training.read_bag
+    monkeypatch.setattr(_training, "read_bag", lambda *a, **k: n_read.append(1) or read(*a, **k))
+    parameters = {"max_epochs": 3, "standardize": False, "early_stopping": None}
+    model = make_search([0.2, 0.8], cv=2, refit=False, **parameters)
     scored = model.fit(bags, y, groups=patients).cv_results_["mean_test_score"]
-    assert used == [("SideBySide", 2)] * 2
+    assert used == [("side", 2)] * 2
     # Three epochs over the training part of each fold, and the test part for each lambda.
     assert len(n_read) == 3 * 50 + 2 * 50
-    in_memory = PriorKnowledgeRegressorCV([0.2, 0.8], cv=2, refit=False, **parameters)
+    in_memory = make_search([0.2, 0.8], cv=2, refit=False, **parameters)
     in_memory.fit(X, y, groups=patients)
     assert_allclose(scored, in_memory.cv_results_["mean_test_score"], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Fits beside each other, fits that fail, and parameters that change after a fit."""
+"""Fits at the same time, fits that fail, and parameters that change after a fit."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -18,8 +18,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold
 from skorch.callbacks import Callback
 
-from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV, _stack
-from sklearn_pk.regression._module import ExpressionModule
+from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV, _training
+from sklearn_pk.regression._network import ExpressionModule
 from sklearn_pk.slides import FeatureBag
 
 
@@ -32,18 +32,22 @@ def small(**parameters):
     return PriorKnowledgeRegressor(**settings(**parameters))
 
 
+def make_search(lambdas, *, cv=2, scoring=None, **parameters):
+    return PriorKnowledgeRegressorCV(small(**parameters), lambdas, cv=cv, scoring=scoring)
+
+
 @pytest.mark.parametrize("aggregator", ["mlp", "topk"])
 def test_fits_in_threads_do_not_disturb_each_other(data, aggregator):
     X, y = data
     expected = small(aggregator=aggregator).fit(X, y)
     state = torch.get_rng_state()
     with ThreadPoolExecutor(4) as pool:
-        fits = [pool.submit(small(aggregator=aggregator).fit, X, y) for _ in range(24)]
-        twins = [pool.submit(expected.predict_untrained, X) for _ in range(24)]
+        fits = [pool.submit(small(aggregator=aggregator).fit, X, y) for _ in range(12)]
+        untrained = [pool.submit(expected.predict_untrained, X) for _ in range(12)]
     for fit in fits:
         assert_array_equal(fit.result().predict(X), expected.predict(X))
-    for twin in twins:
-        assert_array_equal(twin.result(), expected.predict_untrained(X))
+    for each in untrained:
+        assert_array_equal(each.result(), expected.predict_untrained(X))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -51,9 +55,9 @@ def test_fits_in_threads_do_not_disturb_each_other(data, aggregator):
 def test_a_search_leaves_the_generator_alone(data, monkeypatch, way):
     X, y = data
     if way:
-        monkeypatch.setattr(_stack, way, 0)
+        monkeypatch.setattr(_training, way, 0)
     state = torch.get_rng_state()
-    model = PriorKnowledgeRegressorCV([0.2], cv=2, **settings(aggregator="topk", prior=y.T[:, :3]))
+    model = make_search([0.2, 0.3], aggregator="topk", prior=y.T[:, :3])
     model.fit(X, y)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -81,7 +85,7 @@ def test_parameters_set_after_a_fit_wait_for_the_next(data, change):
 
 def test_refit_that_is_switched_off(data):
     X, y = data
-    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=2, **settings(prior=TruncatedSVD(3)))
+    model = make_search([0.2, 0.7], prior=TruncatedSVD(3))
     model.fit(X, y).set_params(refit=False, lambdas=[0.5]).fit(X, y)
     assert model.lambda_best_ == 0.5
     assert not hasattr(model, "lambda_")
@@ -92,10 +96,10 @@ def test_refit_that_is_switched_off(data):
 def test_a_fit_that_fails_leaves_nothing_half_done(data):
     X, y = data
     frame = pd.DataFrame(y, columns=[f"g{number}" for number in range(12)])
-    for model in (small(), PriorKnowledgeRegressorCV([0.5], cv=2, **settings())):
+    for name, model in {"lr": small(), "estimator__lr": make_search([0.5])}.items():
         model.fit(X, frame)
         with pytest.raises(ValueError, match="finite valid_loss"):
-            model.set_params(lr=1e30).fit(X, y)
+            model.set_params(**{name: 1e30}).fit(X, y)
         with pytest.raises(NotFittedError):
             model.predict(X)
         left = {name for name in vars(model) if name.endswith("_")}
@@ -121,12 +125,12 @@ def test_interrupts_in_any_epoch(data, epoch, training):
 
 def test_an_interrupt_of_a_search_leaves_no_network(data, monkeypatch):
     X, y = data
-    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=2, **settings()).fit(X, y)
+    model = make_search([0.2, 0.7]).fit(X, y)
 
     def interrupted(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_stack.StoppingRule, "update", interrupted)
+    monkeypatch.setattr(_training.StoppingRule, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, y)
     with pytest.raises(NotFittedError):
@@ -136,8 +140,8 @@ def test_an_interrupt_of_a_search_leaves_no_network(data, monkeypatch):
 @pytest.mark.parametrize("budget", [0, 2**30])
 def test_a_search_keeps_few_networks(data, monkeypatch, budget):
     X, y = data
-    monkeypatch.setattr(_stack, "_STACK_BUDGET", budget)
-    monkeypatch.setattr(_stack, "_shares_batches", lambda *_: True)
+    monkeypatch.setattr(_training, "_STACK_BUDGET", budget)
+    monkeypatch.setattr(_training, "_shares_batches", lambda *_: True)
     made, alive = weakref.WeakSet(), []
     init = ExpressionModule.__init__
 
@@ -151,8 +155,8 @@ def test_a_search_keeps_few_networks(data, monkeypatch, budget):
         return 0.0
 
     monkeypatch.setattr(ExpressionModule, "__init__", noted)
-    parameters = settings(prior=TruncatedSVD(3))
-    PriorKnowledgeRegressorCV([0.1, 0.5, 0.9], cv=4, scoring=scoring, **parameters).fit(X, y)
+    model = make_search([0.1, 0.5, 0.9], cv=4, scoring=scoring, prior=TruncatedSVD(3), max_epochs=1)
+    model.fit(X, y)
     assert len(alive) == 12
     assert max(alive) <= 3, "those of one fold at most"
 
@@ -160,7 +164,7 @@ def test_a_search_keeps_few_networks(data, monkeypatch, budget):
 def test_a_fitted_network_holds_weights_only(data):
     X, y = data
     model = small().fit(X, y)
-    searched = PriorKnowledgeRegressorCV([0.5], cv=2, **settings()).fit(X, y)
+    searched = make_search([0.5]).fit(X, y)
     for net in (model.net_, searched.net_):
         assert all(weight.grad is None for weight in net.module_.parameters())
         assert not net.optimizer_.state
@@ -170,11 +174,11 @@ def test_a_fitted_network_holds_weights_only(data):
 def test_scores_that_are_no_numbers(data):
     X, y = data
     broken = {0.1: np.nan, 0.9: 1.0}
-    model = PriorKnowledgeRegressorCV(
+    model = make_search(
         [0.1, 0.9],
-        cv=2,
         scoring=lambda estimator, X, y: broken[estimator.lambda_],
-        **settings(prior=TruncatedSVD(3), max_epochs=1),
+        prior=TruncatedSVD(3),
+        max_epochs=1,
     )
     with pytest.warns(UserWarning, match="2 of 4 scores are not finite"):
         model.fit(X, y)
@@ -194,7 +198,7 @@ def test_times_and_names_of_a_search(data):
         seen.append(list(estimator.feature_names_in_))
         return estimator.score(X, y)
 
-    model = PriorKnowledgeRegressorCV([0.1, 0.9], cv=2, scoring=scoring, **settings())
+    model = make_search([0.1, 0.9], scoring=scoring)
     model.fit(table, y)
     assert seen[0] == list("abcdef") == list(model.feature_names_in_)
     for name in ("mean_fit_time", "mean_score_time"):
@@ -211,12 +215,12 @@ def test_times_and_names_of_a_search(data):
 )
 def test_folds_that_are_none(data, cv, message):
     with pytest.raises(ValueError, match=message):
-        PriorKnowledgeRegressorCV([0.5], cv=cv, **settings()).fit(*data)
+        make_search([0.5], cv=cv).fit(*data)
 
 
 def test_folds_without_patients_are_those_of_a_search(data):
     X, y = data
-    model = PriorKnowledgeRegressorCV([0.2, 0.7], cv=3, **settings(prior=TruncatedSVD(3)))
+    model = make_search([0.2, 0.7], cv=3, prior=TruncatedSVD(3))
     search = GridSearchCV(small(prior=TruncatedSVD(3)), {"lambda_": [0.2, 0.7]}, cv=KFold(3))
     expected = search.fit(X, y).cv_results_["mean_test_score"]
     np.testing.assert_allclose(model.fit(X, y).cv_results_["mean_test_score"], expected, rtol=1e-3)
@@ -232,7 +236,7 @@ def test_a_bad_bag_of_a_fold_is_named_by_its_place_in_X(data, tmp_path):
     bags[35] = FeatureBag.from_file(tmp_path / "S35.pt")
     cv = [(np.arange(10, 40), np.arange(10))]
     for standardize in (True, False):
-        model = PriorKnowledgeRegressorCV([0.5], cv=cv, **settings(standardize=standardize))
+        model = make_search([0.5], cv=cv, standardize=standardize)
         with pytest.raises(ValueError, match=r"bag 35 \(.*S35.*\) has no tile"):
             model.fit(bags, y)
 

@@ -58,7 +58,8 @@ def table_prior():
 def make(kind):
     settings = {"max_epochs": 3, "random_state": 0}
     if kind == "path":
-        return PriorKnowledgeRegressorCV([0.1, 0.9], cv=2, prior=graph_prior(), **settings)
+        regressor = PriorKnowledgeRegressor(prior=graph_prior(), **settings)
+        return PriorKnowledgeRegressorCV(regressor, [0.1, 0.9], cv=2)
     prior = graph_prior() if kind == "graph" else table_prior()
     return PriorKnowledgeRegressor(prior=prior, validation_fraction=0.2, **settings)
 
@@ -78,6 +79,10 @@ def fitted(data):
     state = {key[6:]: golden[key] for key in golden.files if key.startswith("param/")}
     names = [f"gene{number}" for number in range(50)]
     return models | {"sequoia": (load_sequoia(state, names), golden["x"])}
+
+
+def regressor_of(model):
+    return getattr(model, "best_estimator_", model)
 
 
 def through_skops(model):
@@ -135,6 +140,8 @@ def test_what_skops_has_to_trust(fitted, kind):
     expected = [type(model)]
     if kind in ("graph", "path"):
         expected += [CoexpressionGraph, NMFGeneEmbedder]
+    if kind == "path":
+        expected += [PriorKnowledgeRegressor]
     assert own == {f"{each.__module__}.{each.__name__}" for each in expected}
 
 
@@ -194,7 +201,8 @@ def test_unfitted(kind):
         if kind == "table":
             assert_frame_equal(loaded.prior, model.prior)
         else:
-            assert_frame_equal(loaded.prior[0].external, model.prior[0].external)
+            priors = [getattr(each, "estimator", each).prior for each in (loaded, model)]
+            assert_frame_equal(priors[0][0].external, priors[1][0].external)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -207,7 +215,8 @@ def test_joblib_and_deepcopy(fitted, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_holds_nothing_of_torch(fitted, kind):
-    model, _ = fitted[kind]
+    model = regressor_of(fitted[kind][0])
+    assert foreign_objects(fitted[kind][0].__getstate__()) == []
     assert foreign_objects(vars(model)) == ["state/net_"], "the search does find such objects"
     state = model.__getstate__()
     assert foreign_objects(state) == []
@@ -218,7 +227,7 @@ def test_the_state_holds_nothing_of_torch(fitted, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saving_changes_nothing(fitted, kind):
-    model, X = fitted[kind]
+    model, X = regressor_of(fitted[kind][0]), fitted[kind][1]
     before, net = model.predict(X), model.net_
     state = model.__getstate__()
     for value in state["net_"]["weights"].values():
@@ -231,7 +240,7 @@ def test_saving_changes_nothing(fitted, kind):
 @pytest.mark.parametrize("device", ["cuda:7", "mps:3", "xpu"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_on_a_device_that_is_not_here(fitted, kind, device):
-    model, X = fitted[kind]
+    model, X = regressor_of(fitted[kind][0]), fitted[kind][1]
     state = model.__getstate__()
     state["net_"] = state["net_"] | {"device": device}
     loaded = type(model).__new__(type(model))

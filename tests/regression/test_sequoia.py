@@ -131,7 +131,7 @@ def test_heads_that_do_not_divide(n_heads):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_untrained_twin(name):
+def test_untrained_baseline(name):
     state, x, y = load_golden(name)
     model = load_sequoia(state, n_heads=4)
     untrained = model.predict_untrained(x)
@@ -198,15 +198,15 @@ def test_no_checkpoint_of_sequoia(name, key):
 def test_missing_keys(name, key):
     state, *_ = load_golden(name)
     del state[key]
-    with pytest.raises(ValueError, match=re.escape(f"checkpoint; missing: {key!r}.")):
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint; missing keys: {key!r}.")):
         load_sequoia(state, n_heads=4)
 
 
 @pytest.mark.parametrize("key", ["extra", "transformer.layers.x.0", "transformer.layers.", "a.b"])
 @pytest.mark.parametrize("name", NAMES)
-def test_strange_keys(name, key):
+def test_unexpected_keys(name, key):
     state, *_ = load_golden(name)
-    with pytest.raises(ValueError, match=re.escape(f"checkpoint; strange: {key!r}.")):
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint; unexpected keys: {key!r}.")):
         load_sequoia(state | {key: torch.ones(2)}, n_heads=4)
 
 
@@ -215,7 +215,9 @@ def test_mixed_kinds_of_blocks():
     other, *_ = load_golden("transformer")
     state = {key: value for key, value in state.items() if "layers.1.0." not in key}
     state |= {key: value for key, value in other.items() if "layers.1.0." in key}
-    with pytest.raises(ValueError, match=r"(?s)missing: .*layers\.1\.0\.mixers.*strange: .*to_out"):
+    with pytest.raises(
+        ValueError, match=r"(?s)missing keys: .*layers\.1\.0\.mixers.*unexpected keys: .*to_out"
+    ):
         load_sequoia(state)
 
 
@@ -275,7 +277,9 @@ def test_missing_file(tmp_path):
 def test_errors_name_the_file(tmp_path):
     state, *_ = load_golden("summary_mixing")
     torch.save(state | {"extra": torch.ones(1)}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt' does not have the keys .* strange: 'extra'"):
+    with pytest.raises(
+        ValueError, match=r"a\.pt' does not have the keys .* unexpected keys: 'extra'"
+    ):
         load_sequoia(tmp_path / "a.pt")
 
 

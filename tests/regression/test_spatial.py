@@ -209,10 +209,10 @@ def test_unknown_genes(model, genes):
 
 def test_a_window_needs_coordinates(model):
     bags = [make_bag(grid(2, 2)), FeatureBag(np.ones((4, 8)), slide="b.svs")]
-    message = r"bag 1 \('b\.svs'\): window= needs to know where the tiles lie.* no coordinates"
+    message = r"bag 1 \('b\.svs'\): window= needs the coordinates of the tiles.* no coordinates"
     with pytest.raises(ValueError, match=message):
         model.predict_tiles(bags, window=2)
-    with pytest.raises(ValueError, match="bag 0: window= needs to know"):
+    with pytest.raises(ValueError, match="bag 0: window= needs the coordinates"):
         model.predict_tiles([np.ones((4, 8))], window=2)
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from sklearn_pk.metrics import pearson_by_gene
-from sklearn_pk.regression._stopping import StoppingRule, mean_correlation
+from sklearn_pk.regression._training import StoppingRule, mean_correlation
 
 NAN = math.nan
 

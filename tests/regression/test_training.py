@@ -5,6 +5,7 @@
 import shutil
 import sysconfig
 import threading
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sklearn_pk.metrics import pearson_by_gene
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.regression._data import BagDataset, Batches, pad_bags, tile_statistics
+from sklearn_pk.regression._regressor import tile_statistics
+from sklearn_pk.regression._training import BagDataset, Batches, pad_bags
 from sklearn_pk.slides import FeatureBag
 
 NAMES = ["mlp", "transformer", "summary_mixing", "topk"]
@@ -127,25 +129,43 @@ def test_cosine_schedule(data):
     assert_allclose(seen, 0.1)
 
 
-def test_callbacks_hear_of_batches_and_may_end_training(data):
+def test_callbacks_are_called_in_the_order_of_skorch(data):
     X, y = data
 
-    class Heard(Callback):
+    class Recorder(Callback):
         def __init__(self):
-            self.names = []
+            self.calls = []
 
-        def on_grad_computed(self, net, named_parameters, **kwargs):
-            self.names.append(dict(named_parameters).keys())
+        def record(self, name, net, **kwargs):
+            self.calls.append((name, sorted(kwargs)))
 
-    heard = Heard()
-    model = small(callbacks=[heard], max_epochs=2).fit(X, y)
-    assert len(heard.names) == 2 * 4
-    assert "layer.weight" in heard.names[0]
-    ended = small(
-        callbacks=[EarlyStopping(patience=2, threshold=10.0)], max_epochs=50, lr=1e-5
-    ).fit(X, y)
-    assert 2 <= len(ended.history_) < 10
-    assert_array_equal(model.predict(X), small(max_epochs=2).fit(X, y).predict(X))
+    names = ("train_begin", "epoch_begin", "batch_begin", "grad_computed", "batch_end")
+    for name in (*names, "epoch_end", "train_end"):
+        setattr(Recorder, f"on_{name}", partialmethod(Recorder.record, name))
+    recorder = Recorder()
+    model = small(callbacks=[recorder], max_epochs=2, batch_size=30).fit(X, y)
+    valid = [("batch_begin", ["batch", "training"])]
+    train = [*valid, ("grad_computed", ["batch", "named_parameters", "training"])]
+    end = [("batch_end", ["batch", "loss", "training", "y_pred"])]
+    datasets = ["dataset_train", "dataset_valid"]
+    epoch = [("epoch_begin", datasets), *2 * (train + end), *valid, *end, ("epoch_end", datasets)]
+    expected = [("train_begin", ["X", "y"]), *epoch, *epoch, ("train_end", ["X", "y"])]
+    assert recorder.calls == expected
+    assert_array_equal(model.predict(X), small(max_epochs=2, batch_size=30).fit(X, y).predict(X))
+
+
+def test_the_skorch_net_can_be_used(data):
+    X, y = data
+    model = small(max_epochs=2).fit(X, y)
+    assert_allclose(model.net_.predict(X), model.predict(X), rtol=1e-4)
+    assert_array_equal(model.net_.history[:, "train_loss"], model.history_["train_loss"])
+
+
+def test_callbacks_may_end_training(data):
+    X, y = data
+    callback = EarlyStopping(patience=2, threshold=10.0)
+    model = small(callbacks=[callback], max_epochs=50, lr=1e-5).fit(X, y)
+    assert 2 <= len(model.history_) < 10
 
 
 def test_a_callback_may_end_training_in_the_first_epoch(data):
@@ -160,7 +180,7 @@ def test_a_callback_may_end_training_in_the_first_epoch(data):
     assert_array_equal(model.predict(X), small(max_epochs=1).fit(X, y).predict(X))
 
 
-def test_callbacks_hear_of_the_last_epoch(data):
+def test_callbacks_are_called_after_the_last_epoch(data):
     X, y = data
 
     class Count(Callback):
@@ -283,7 +303,11 @@ def test_own_aggregator_keeps_its_weights_and_is_copied(data):
     [
         (torch.nn.Identity(), ValueError, r"to \(batch, d\), got \(1, 6, 8\) for an input"),
         (Mean(9), ValueError, r"aggregator: Mean cannot take a bag of shape \(1, 6, 8\)"),
-        (dict, TypeError, "expected a subclass of torch.nn.Module, got <class 'dict'>"),
+        (
+            dict,
+            TypeError,
+            "expected a name, a torch.nn.Module or a subclass of it, got <class 'dict'>",
+        ),
     ],
 )
 def test_aggregators_that_are_none(data, aggregator, error, message):

@@ -16,7 +16,7 @@ from _reference_training import (
     train_step,
 )
 
-from sklearn_pk.regression._stopping import mean_correlation
+from sklearn_pk.regression._training import mean_correlation
 
 from ._comparison import Comparison
 

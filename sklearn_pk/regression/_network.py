@@ -2,13 +2,18 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import copy
+import threading
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ._aggregators import (
     KS,
-    adopt_aggregator,
+    check_own_aggregator,
     is_own_aggregator,
     make_aggregator,
     masked_mean,
@@ -57,7 +62,7 @@ class ExpressionModule(nn.Module):
             width = embed_dim
         self.positions = nn.Parameter(torch.randn(n_tiles, width)) if use_positions else None
         if is_own_aggregator(aggregator):
-            self.aggregator, width = adopt_aggregator(aggregator, width, n_tiles)
+            self.aggregator, width = check_own_aggregator(aggregator, width, n_tiles)
         else:
             self.aggregator = make_aggregator(
                 aggregator, width, depth=depth, n_heads=n_heads, head_dim=head_dim
@@ -74,7 +79,7 @@ class ExpressionModule(nn.Module):
             if excess > 0:
                 self.slide_projection = nn.Linear(width, width + excess)
                 width += excess
-            # Narrow embeddings are padded: a prior takes no width from the learned weights.
+            # Narrow embeddings are padded, so that the learned weights keep their width.
             embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
         self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_)
@@ -83,7 +88,7 @@ class ExpressionModule(nn.Module):
             self.layer.bias.mul_(init_scale)
 
     def learned_state(self):
-        """Return what training may change, and nothing that was given."""
+        """Return what training may change: no means, scales or gene embeddings."""
         given = {"feature_mean", "feature_scale", "target_mean", "target_scale"}
         given |= {"layer.embeddings", "basis"}
         return {name: value for name, value in self.state_dict().items() if name not in given}
@@ -107,7 +112,7 @@ class ExpressionModule(nn.Module):
         return self.norm(self.slide_projection(self.aggregator(x, mask)))
 
     def embed_slide(self, X, mask=None):
-        """Compute one vector a slide, the mean of its tile embeddings where genes pick tiles."""
+        """Compute one vector per slide, the mean of its tile embeddings where genes pick tiles."""
         w = self.embed(X, mask)
         return masked_mean(w, mask) if self.per_tile else w
 
@@ -122,3 +127,68 @@ class ExpressionModule(nn.Module):
                 ks = [KS[int(torch.randint(len(KS), ()))]]
             output = top_k_mean(output, mask, ks)
         return self.target_mean + self.target_scale * output
+
+
+def describe_network(estimator):
+    """Return the parameters that shape the network, which may be set anew after a fit."""
+    names = ("lambda_", "layer", "depth", "n_heads", "head_dim", "embed_dim", "init_scale")
+    return {name: getattr(estimator, name) for name in names} | {
+        "aggregator": copy.deepcopy(estimator.aggregator),
+        "use_positions": estimator.compat == "sequoia",
+    }
+
+
+def build_network(params, embeddings, seed):
+    """Build the network as it is before training."""
+    params = {
+        name: torch.tensor(value) if isinstance(value, np.ndarray) else value
+        for name, value in params.items()
+    }
+    # A copy: a module passed by the user must not be trained itself.
+    params["aggregator"] = copy.deepcopy(params["aggregator"])
+    embeddings = None if embeddings is None else torch.from_numpy(embeddings)
+    with seeded(seed):
+        # In float32 whatever the default type of torch is.
+        return ExpressionModule(embeddings=embeddings, **params).float()
+
+
+# Torch has one generator per process: other threads wait while one of them uses it.
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def seeded(seed):
+    """Draw on the CPU from a seed, and leave the generator as it was."""
+    with _LOCK, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class RandomStream:
+    """Draw from a seed; each block continues where the one before ended."""
+
+    def __init__(self, seed, device):
+        self._devices = [device] if torch.device(device).type == "cuda" else []
+        with _LOCK, torch.random.fork_rng(devices=self._devices):
+            torch.manual_seed(seed)
+            self._state = self._get()
+
+    def __enter__(self):
+        """Put this stream into the generators of torch."""
+        _LOCK.acquire()
+        self._outside = self._get()
+        self._set(self._state)
+
+    def __exit__(self, *error):
+        """Restore the generators."""
+        self._state = self._get()
+        self._set(self._outside)
+        _LOCK.release()
+
+    def _get(self):
+        return torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in self._devices]
+
+    def _set(self, state):
+        torch.set_rng_state(state[0])
+        for device, each in zip(self._devices, state[1], strict=True):
+            torch.cuda.set_rng_state(each, device)
