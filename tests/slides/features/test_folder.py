@@ -223,6 +223,39 @@ def test_our_own_store(tmp_path, small_slides):
         read_features(tmp_path)
 
 
+def test_conversion_to_files_of_the_store(tmp_path):
+    coords = np.arange(8, dtype=np.int64).reshape(4, 2)
+    for name in ("a", "TCGA-A1-01Z-00-DX1.8FE62F64-A0AE"):
+        write_h5(tmp_path / "theirs" / f"{name}.h5", attrs={"encoder": "uni"}, coords=coords)
+    with h5py.File(tmp_path / "theirs" / "a.h5", "a") as file:
+        file["coords"].attrs["patch_size_level0"] = 512
+        file.attrs["tile_edge_um"] = 256.0
+    theirs = read_features(tmp_path / "theirs")
+    theirs.append(FeatureBag(np.empty((0, 3)), slide="x/empty.svs"))
+    converted = theirs.to_store(tmp_path / "store")
+    assert converted.names == theirs.names
+    for bags in (converted, read_features(tmp_path / "store" / "a.h5")):
+        bag = bags[1] if isinstance(bags, FeatureBags) else bags
+        np.testing.assert_array_equal(bag, theirs[1])
+        np.testing.assert_array_equal(bag.coords, coords)
+        assert (bag.name, bag.size_level0, bag.tile_edge_um) == ("a", 512, 256.0)
+    assert (converted[0].size_level0, converted[2].shape) == (None, (0, 3))
+    assert read_features(tmp_path / "store", encoder="uni").names == theirs.names[:2]
+    content = bytearray((tmp_path / "store" / "a.h5").read_bytes())
+    content[content.index(theirs[1].features.tobytes())] ^= 1
+    (tmp_path / "store" / "a.h5").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.h5"):
+        converted[1].features  # noqa: B018
+
+
+@pytest.mark.parametrize(("slides", "text"), [("aa", "2 bags have the slide 'a'"), (("",), "''")])
+def test_conversion_needs_names(tmp_path, slides, text):
+    bags = FeatureBags(FeatureBag(np.ones((1, 2)), slide=slide) for slide in slides)
+    with pytest.raises(ValueError, match=text):
+        bags.to_store(tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_list_of_bags_may_be_empty():
     assert repr(FeatureBags()) == "FeatureBags(0 slides, 0 failures)"
     assert FeatureBags([FeatureBag(np.ones((1, 2)), slide="s.ome.tiff")]).names == ["s"]
