@@ -28,7 +28,6 @@ from sklearn_pk.regression import PriorKnowledgeRegressor, load_sequoia
 from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, check_slides, read_features
 from sklearn_pk.slides._encoders._lookup import Encoder, find_encoder
 from sklearn_pk.slides._encoders._weights import load_encoder
-
 from sklearn_pk.utils._tensor_files import read_state
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
