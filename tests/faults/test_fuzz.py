@@ -32,7 +32,7 @@ from sklearn_pk.slides import (
     check_slides,
     read_features,
 )
-from sklearn_pk.slides._features._store import open_stored, write_features
+from sklearn_pk.slides._features import _store
 
 SHAPE = (60, 16)
 FEATURES = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
@@ -118,7 +118,7 @@ def write_stored(folder, rgb):
     [slide] = SlideTiler(tile_size=32, tissue=None).fit_transform([folder / "s.tiff"])
     (folder / "s.tiff").unlink()
     features = np.resize(FEATURES, (len(slide), SHAPE[1]))
-    write_features(folder / "s.h5", slide, features, KEY, "uni", "hash")
+    _store.write_features(folder / "s.h5", slide, features, KEY, "uni", "hash")
 
 
 def write_weights(folder, rgb):
@@ -195,7 +195,7 @@ def read_mask(path, slide):
 
 
 def read_bag(path, slide):
-    bag = read_features(path)
+    bag = read_features(path, mpp=0.5)
     assert (bag.features.shape, bag.features.dtype) == (bag.shape, np.float32)
     assert bag.coords is None or bag.coords.shape == (len(bag), 2)
 
@@ -223,18 +223,18 @@ def read_tables(path, slide):
 
 # By kind of file: what writes good ones, what reads them, the number of damaged ones.
 KINDS = {
-    "tifffile": (write_slides, functools.partial(read_slide, reader="tifffile"), 80),
-    "openslide": (write_slides, functools.partial(read_slide, reader="openslide"), 80),
-    "auto": (write_slides, functools.partial(read_slide, reader="auto"), 40),
-    "mask": (write_masks, read_mask, 60),
-    "annotations": (write_annotations, read_mask, 60),
+    "tifffile": (write_slides, functools.partial(read_slide, reader="tifffile"), 50),
+    "openslide": (write_slides, functools.partial(read_slide, reader="openslide"), 50),
+    "auto": (write_slides, functools.partial(read_slide, reader="auto"), 30),
+    "mask": (write_masks, read_mask, 50),
+    "annotations": (write_annotations, read_mask, 50),
     "HDF5": (write_hdf5, read_bag, 60),
     "torch": (write_tensors, read_bag, 80),
-    "weights": (write_weights, read_weights, 25),
+    "weights": (write_weights, read_weights, 12),
     "checkpoint": (write_checkpoints, read_checkpoint, 60),
     "gene sets": (write_gene_sets, lambda path, slide: read_gmt(path), 60),
     "aliases": (write_aliases, lambda path, slide: load_aliases(path), 60),
-    "table": (write_tables, read_tables, 100),
+    "table": (write_tables, read_tables, 70),
 }
 TEXT = {"annotations", "gene sets", "aliases"}
 
@@ -334,7 +334,8 @@ def test_damaged_files_are_read_or_refused_by_name(kind, rgb, good_slide, tmp_pa
     write, read, n_examples = KINDS[kind]
     write(tmp_path, rgb)
     if kind == "openslide":
-        (tmp_path / "jpeg2000.tiff").unlink()  # OpenSlide reads it in files of Aperio only.
+        for name in ("jpeg2000.tiff", "plain.tif"):  # not supported by OpenSlide
+            (tmp_path / name).unlink()
     seeds = sorted(tmp_path.iterdir())
     for path in seeds:
         read(path, good_slide)
@@ -362,7 +363,8 @@ def test_damaged_files_are_read_or_refused_by_name(kind, rgb, good_slide, tmp_pa
     assert len(n_refused) >= n_examples / 4, "the files are hardly damaged"
 
 
-def test_a_damaged_file_of_the_store_never_gives_a_wrong_array(rgb, tmp_path):
+def test_a_damaged_file_of_the_store_never_gives_a_wrong_array(rgb, tmp_path, monkeypatch):
+    monkeypatch.setattr(_store, "_CHUNK_BYTES", 2000)
     write_stored(tmp_path, rgb)
     [good] = tmp_path.iterdir()
     expected, content = read_features(good), good.read_bytes()
@@ -378,11 +380,11 @@ def test_a_damaged_file_of_the_store_never_gives_a_wrong_array(rgb, tmp_path):
         for name in ("slide", "size_level0", "tile_edge_um"):
             assert getattr(bag, name) == getattr(expected, name)
 
-    @fuzz(700)
+    @fuzz(500)
     @given(strategy_for("store"))
     def check(damages):
         path.write_bytes(damaged(content, damages))
-        bag = open_stored(path, KEY, features.shape)
+        bag = _store.open_stored(path, KEY, features.shape)
         if bag is not None:
             compare(bag)
             return
@@ -391,4 +393,4 @@ def test_a_damaged_file_of_the_store_never_gives_a_wrong_array(rgb, tmp_path):
         refused.append(damages)
 
     check()
-    assert len(refused) > 300
+    assert len(refused) > 250

@@ -268,7 +268,7 @@ def test_a_link_made_after_the_file_was_opened(tmp_path):
     path = tmp_path / "evil.h5"
     with h5py.File(path, "w") as file:
         file["features"] = FEATURES
-        file.attrs.update({"key": "k", "checksum": "c"})
+        file.attrs.update({"key": "k", "features_crc32": 1})
     bag = read_features(path)
     write_link("external link", path, _write_secret(tmp_path), "features")
     with pytest.raises(ValueError, match=r"evil\.h5.*its 'features' is a link"):

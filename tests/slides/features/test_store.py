@@ -162,7 +162,7 @@ def change_features(features):
         spoil_bytes,
         zero_features,
         change_attribute("key", "of another slide"),
-        change_attribute("checksum", None),
+        change_attribute("features_crc32", None),
         change_features(None),
         change_features(np.zeros((3, 5), dtype=np.float32)),
         change_features(np.full((30, 5), np.nan)),
@@ -305,7 +305,7 @@ def test_files_of_an_earlier_version_are_computed_again(stored, tiled, monkeypat
 
 def test_a_file_without_a_checksum_is_read_as_one_of_another_tool(stored):
     path, _, features = stored
-    change_attribute("checksum", None)(path)
+    change_attribute("features_crc32", None)(path)
     bag = read_features(path)
     np.testing.assert_array_equal(bag, features)
     change_attribute("more", 1)(path)
