@@ -230,7 +230,7 @@ KINDS = {
     "annotations": (write_annotations, read_mask, 50),
     "HDF5": (write_hdf5, read_bag, 60),
     "torch": (write_tensors, read_bag, 80),
-    "weights": (write_weights, read_weights, 12),
+    "weights": (write_weights, read_weights, 10),
     "checkpoint": (write_checkpoints, read_checkpoint, 60),
     "gene sets": (write_gene_sets, lambda path, slide: read_gmt(path), 60),
     "aliases": (write_aliases, lambda path, slide: load_aliases(path), 60),

@@ -78,7 +78,7 @@ def test_layout_that_other_tools_read(stored):
     assert own["format_version"] == _store.FORMAT_VERSION
 
 
-def test_key_depends_on_all_that_matters(small_slides, tmp_path, tiled):
+def test_key_depends_on_slide_tiles_and_encoder(small_slides, tmp_path, tiled):
     moved = shutil.copy(small_slides[0], tmp_path / "renamed.tiff")
     tiler = SlideTiler(tile_size=64, random_state=0)
     key = store_key(tiled, "e")
@@ -93,7 +93,7 @@ def test_key_depends_on_all_that_matters(small_slides, tmp_path, tiled):
 
 
 def test_key_depends_on_the_reader_where_pixels_do(tiled):
-    # Between two pixels of a level OpenSlide interpolates, tifffile takes the nearest.
+    # Between the pixels of a level, OpenSlide interpolates and tifffile takes the nearest.
     for downsample, n_keys in [(1.0, 1), (2.0, 1), (2.0005, 2)]:
         slides = [
             dataclasses.replace(tiled, level_downsample=downsample, reader=reader)
@@ -109,7 +109,7 @@ def test_arrays_have_keys_too():
     assert store_key(tiles, "e") != store_key(tiles + np.uint8(1), "e")
 
 
-def spoil_bytes(path):
+def flip_bit(path):
     content = bytearray(path.read_bytes())
     with h5py.File(path) as file:
         offset = file["features"].id.get_chunk_info(0).byte_offset
@@ -153,13 +153,13 @@ def change_features(features):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda path: path.unlink(),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("not HDF5"),
         lambda path: path.write_bytes(path.read_bytes()[:-200]),
-        spoil_bytes,
+        flip_bit,
         zero_features,
         change_attribute("key", "of another slide"),
         change_attribute("features_crc32", None),
@@ -183,9 +183,9 @@ def change_features(features):
         "no-numbers",
     ],
 )
-def test_a_bad_file_is_never_read_as_good(stored, spoil):
+def test_a_bad_file_is_never_read_as_good(stored, damage):
     path, key, features = stored
-    spoil(path)
+    damage(path)
     assert open_stored(path, key, features.shape) is None
 
 
@@ -229,10 +229,10 @@ def test_arrays_are_stored_without_coordinates(tmp_path):
     assert open_stored(tmp_path / "s.h5", key, (3, 2)) is None
 
 
-def test_a_file_spoiled_after_it_was_opened(stored):
+def test_a_file_damageed_after_it_was_opened(stored):
     path, key, features = stored
     bag = open_stored(path, key, features.shape)
-    spoil_bytes(path)
+    flip_bit(path)
     with pytest.raises(ValueError, match=r"a-.*\.h5' is not a readable HDF5 file"):
         bag.features  # noqa: B018
     zero_features(path)
@@ -241,7 +241,7 @@ def test_a_file_spoiled_after_it_was_opened(stored):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "text"),
+    ("damage", "text"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-200]), "is not a readable HDF5 file"),
         (change_attribute("key", "of another slide"), "has changed"),
@@ -250,10 +250,10 @@ def test_a_file_spoiled_after_it_was_opened(stored):
     ],
     ids=["truncated", "foreign-key", "other-shape", "no-features"],
 )
-def test_a_file_replaced_after_it_was_opened(stored, spoil, text):
+def test_a_file_replaced_after_it_was_opened(stored, damage, text):
     path, key, features = stored
     bag = open_stored(path, key, features.shape)
-    spoil(path)
+    damage(path)
     with pytest.raises(ValueError, match=rf"{path.name}' {text}"):
         bag.features  # noqa: B018
 
