@@ -113,7 +113,7 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
 
     Reads the files of the feature store and those of TRIDENT, CLAM, STAMP, SEQUOIA and PRALINE.
     Only their headers are read here, so a cohort may be larger than memory: the features of
-    a slide are read each time its bag is asked for them.
+    each slide are read whenever its bag is accessed.
 
     Parameters
     ----------
@@ -127,8 +127,9 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
         Read only the features of this encoder, as the files state it. For folders with the
         features of several.
     mpp : float, mapping or Series, default=None
-        Resolution of level 0 in um/px, or one for each name of a slide. It turns coordinates in
-        um (STAMP) into level-0 pixels; without it, such bags have no coordinates.
+        Resolution of level 0 in um/px, or a mapping from names of slides to resolutions. It
+        converts coordinates in um (STAMP) to level-0 pixels; without it, such bags have no
+        coordinates.
     errors : {"skip", "raise"}, default="skip"
         What to do about files of a folder that cannot be read: "skip" warns and lists them in
         `failures`; "raise" names all of them. A single file that cannot be read always raises.
@@ -146,7 +147,7 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
     PermissionError
         If a file cannot be opened.
     TypeError
-        If `mpp` is something else.
+        If `mpp` is of another type.
     ValueError
         If a file does not hold features, is damaged, or can hold code (pickles are never
         loaded), if a folder has no file of features, if its files are of several encoders or
