@@ -96,7 +96,6 @@ bench-full: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_regression.py
 	$(BIN)/python benchmarks/bench_slides.py
 	$(BIN)/python benchmarks/bench_cluster.py
-	$(BIN)/python benchmarks/bench_fuzz.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

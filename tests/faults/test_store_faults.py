@@ -30,7 +30,7 @@ def tiled(paths):
 
 
 class DiskThatFills:
-    """The calls of the system, which fail from the third file on."""
+    """System calls that fail from the third file on."""
 
     def __init__(self, number, step):
         self.error = OSError(number, os.strerror(number))
@@ -97,17 +97,17 @@ def test_a_slide_replaced_after_it_was_tiled(paths, tmp_path, store):
         bags = featurizer.set_params(errors="empty").transform(tiled)
     assert len(bags[0]) == 0
     np.testing.assert_array_equal(bags[1].features, expected[1].features)
-    # Tiled again, it is the other slide, and the old file of the store is none of it.
+    # Tiled again, it is the other slide, and the old file of the store is not used.
     again = featurizer.transform(TILER.fit_transform(mine))
     [other] = featurizer.set_params(store=None).transform(TILER.fit_transform(paths[2:3]))
     np.testing.assert_array_equal(again[0].features, other.features)
-    # The first one, put back, is known again, though its time is another.
+    # The first one, copied back, is found in the store, though its time has changed.
     shutil.copy(paths[0], mine[0])
     featurizer.set_params(store=folder).fit(tiled)
     np.testing.assert_array_equal(featurizer.transform(tiled)[0].features, expected[0].features)
 
 
-def test_what_killed_processes_have_left_is_swept_after_a_day(tiled, tmp_path):
+def test_files_of_killed_processes_are_removed_after_a_day(tiled, tmp_path):
     young, old = tmp_path / ".a-1.h5.aa.tmp", tmp_path / ".a-2.h5.bb.tmp"
     for path in (young, old):
         path.write_bytes(b"half")
@@ -134,7 +134,7 @@ def test_without_a_store_a_slide_replaced_while_it_is_read_is_refused(paths, tmp
         featurizer.transform(tiled)
 
 
-def test_a_moved_slide_is_known_again(paths, tmp_path):
+def test_a_moved_slide_is_found_in_the_store(paths, tmp_path):
     tiled = TILER.fit_transform(paths[:1])
     featurizer = FoundationFeaturizer(MEAN, store=tmp_path / "store", device="cpu").fit(tiled)
     featurizer.transform(tiled)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sklearn_pk.slides import FoundationFeaturizer
-from sklearn_pk.slides._features import _hdf5
 from sklearn_pk.slides._spread import pack
 
 TILES = [np.full((6, 8, 8, 3), 40 * number, dtype=np.uint8) for number in range(4)]
@@ -42,17 +41,3 @@ def test_a_worker_without_memory_is_told_here():
     assert len(caught) == 1
     assert featurizer.throughput_["batch_size"] == 2
     assert [bag.shape for bag in bags] == [(6, 3)] * 4
-
-
-@pytest.mark.parametrize("hard", [1 << 20, -1])
-def test_a_limit_of_the_user_is_not_raised(tmp_path, monkeypatch, hard):
-    resource = pytest.importorskip("resource")
-    path, asked = tmp_path / "s.h5", []
-    path.write_bytes(b"x")
-    monkeypatch.setattr(_hdf5.sys, "platform", "linux")
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (hard, hard))
-    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append(limits))
-    _hdf5._limit_memory(0, path)
-    [(soft, found)] = asked
-    assert found == hard
-    assert soft == (hard if hard > 0 else _hdf5._SPARE_BYTES + 4)

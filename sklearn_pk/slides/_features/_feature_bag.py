@@ -10,7 +10,7 @@ import numpy as np
 from .._inputs import check_coords
 from ._formats import open_features
 
-# The name of a TCGA slide holds a dot of its own, so not all that follows a dot is an ending.
+# The names of TCGA slides contain a dot, so not everything after a dot is an ending.
 _SLIDE_ENDINGS = {
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif"),
     *(".czi", ".zvi", ".dcm", ".qptiff", ".isyntax", ".sdpc", ".zarr", ".png", ".jpg", ".jpeg"),
@@ -23,9 +23,9 @@ class FeatureBag:
     """
     The features of the tiles of one slide.
 
-    Whatever takes an array of shape (tiles, n_features) takes a bag. The features are in
-    memory, or, in a bag of :meth:`from_file`, in a file that is read each time they are asked
-    for: such a bag is small, whatever the slide, and is sent to another process as its path.
+    A bag can be used wherever an array of shape (tiles, n_features) is expected. The features
+    are in memory or, with :meth:`from_file`, in a file that is read at each access: such a bag
+    is small and is pickled as its path.
 
     Parameters
     ----------
@@ -40,17 +40,17 @@ class FeatureBag:
     tile_edge_um : float, default=None
         Edge of a tile in um.
     reason : str, default=""
-        Why the bag is empty; empty where it is not.
+        Why the bag is empty; "" if it is not.
 
     Attributes
     ----------
     path : str or None
-        File that holds the features, None where they are in memory.
+        File that holds the features, None if they are in memory.
 
     See Also
     --------
-    FoundationFeaturizer : Makes bags of tiled slides.
-    SuperTileClusterer : Makes bags shorter.
+    FoundationFeaturizer : Computes bags from tiled slides.
+    SuperTileClusterer : Reduces bags to super-tiles.
     read_features : Reads bags from files.
 
     Examples
@@ -69,7 +69,7 @@ class FeatureBag:
     tile_edge_um: float | None = None
     reason: str = ""
 
-    # Not annotated, so no field: only a bag of from_file has one.
+    # Without annotation, so not a field: only bags of from_file have one.
     path = None
 
     def __post_init__(self):
@@ -88,38 +88,38 @@ class FeatureBag:
         if len(coords) != len(features):
             raise ValueError(
                 f"{owner}: got {len(features)} rows of features but {len(coords)} of coords; "
-                "each tile needs one of both."
+                "each tile needs one row in both."
             )
         object.__setattr__(self, "coords", coords)
 
     @classmethod
     def from_file(cls, path, *, features=None, mpp=None):
         """
-        Make a bag of a file, which is read whenever the features are asked for.
+        Make a bag whose features are read from a file at each access.
 
         Parameters
         ----------
         path : str or path-like
             A file that :func:`read_features` reads.
         features : str, default=None
-            Data set that holds the features, where a file has several.
+            Data set that holds the features, if a file has several.
         mpp : float, mapping or Series, default=None
-            Resolution of level 0 in um/px, or one for each name of a slide, which turns
-            coordinates in um (STAMP) into pixels.
+            Resolution of level 0 in um/px, or a mapping from names of slides to resolutions. It
+            converts coordinates in um (STAMP) to pixels.
 
         Returns
         -------
         bag : FeatureBag
-            The bag. Its shape is known without reading.
+            The bag. Its shape is known without reading the features.
 
         Raises
         ------
         FileNotFoundError, PermissionError
             If the file cannot be opened.
         TypeError
-            If `mpp` is something else.
+            If `mpp` is of another type.
         ValueError
-            If the file does not hold features, is damaged, or is a pickle.
+            If the file does not hold features, is damaged, or holds Python objects.
         """
         return FileBag(open_features(path, features=features, mpp=mpp))
 
@@ -162,7 +162,7 @@ class FeatureBag:
 
 
 class FileBag(FeatureBag):
-    """A bag whose features and coordinates stay in a file."""
+    """A bag whose features and coordinates are in a file."""
 
     def __init__(self, file, slide=None):
         values = {

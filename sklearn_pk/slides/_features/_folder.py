@@ -1,4 +1,4 @@
-"""read_features: the features somebody already has, from one file or a folder of them."""
+"""read_features: existing features, from one file or from a folder."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 from .._inputs import failures_frame
-from ._feature_bag import FileBag
+from ._feature_bag import FeatureBag, FileBag
 from ._formats import REFUSED_ENDINGS, TORCH_ENDINGS, NoTileFeatures, open_features
+from ._store import write_bag
 
 _HDF5_ENDINGS = {".h5", ".hdf5"}
 _EXPECTED = "files of features (*.h5, *.hdf5 or *.pt)"
@@ -18,7 +19,7 @@ class FeatureBags(list):
     """
     The feature bags of a cohort, as :func:`read_features` finds them in a folder.
 
-    A list of :class:`FeatureBag` that knows the names of its slides and what could not be read.
+    A list of :class:`FeatureBag` with the names of its slides and the files that failed.
 
     Parameters
     ----------
@@ -57,6 +58,48 @@ class FeatureBags(list):
         """Name of each slide."""
         return [bag.name for bag in self]
 
+    def to_store(self, folder):
+        """
+        Write the features to files in the format of the feature store.
+
+        Files of other tools have no checksums, so damage to them can go unnoticed or crash the
+        HDF5 library. The files of the store have.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            Folder for one HDF5 file per slide, named after the slide.
+
+        Returns
+        -------
+        bags : FeatureBags
+            The bags of the new files, which are read on demand.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written.
+        ValueError
+            If names of slides are empty or not unique, or the file of a bag is damaged.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tempfile import TemporaryDirectory
+        >>> from sklearn_pk.slides import FeatureBag, FeatureBags
+        >>> bags = FeatureBags([FeatureBag(np.ones((5, 8)), slide="a.svs")])
+        >>> with TemporaryDirectory() as folder:
+        ...     bags.to_store(folder)
+        FeatureBags(1 slide, 8 features, 0 failures)
+        """
+        for name, count in Counter(self.names).items():
+            if not name or count > 1:
+                raise ValueError(f"{count} bags have the slide {name!r}; expected unique names.")
+        paths = [Path(folder) / f"{name}.h5" for name in self.names]
+        for path, bag in zip(paths, self, strict=True):
+            write_bag(path, bag, bag.file.encoder if isinstance(bag, FileBag) else "")
+        return FeatureBags(map(FeatureBag.from_file, paths))
+
     def __repr__(self):
         """Count slides and failures."""
         slides = f"{len(self)} slide{'' if len(self) == 1 else 's'}"
@@ -70,7 +113,7 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
 
     Reads the files of the feature store and those of TRIDENT, CLAM, STAMP, SEQUOIA and PRALINE.
     Only their headers are read here, so a cohort may be larger than memory: the features of
-    a slide are read each time its bag is asked for them.
+    each slide are read whenever its bag is accessed.
 
     Parameters
     ----------
@@ -84,10 +127,11 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
         Read only the features of this encoder, as the files state it. For folders with the
         features of several.
     mpp : float, mapping or Series, default=None
-        Resolution of level 0 in um/px, or one for each name of a slide. It turns coordinates in
-        um (STAMP) into level-0 pixels; without it, such bags have no coordinates.
+        Resolution of level 0 in um/px, or a mapping from names of slides to resolutions. It
+        converts coordinates in um (STAMP) to level-0 pixels; without it, such bags have no
+        coordinates.
     errors : {"skip", "raise"}, default="skip"
-        What to do about files of a folder that cannot be read: "skip" warns and notes them in
+        What to do about files of a folder that cannot be read: "skip" warns and lists them in
         `failures`; "raise" names all of them. A single file that cannot be read always raises.
 
     Returns
@@ -103,7 +147,7 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
     PermissionError
         If a file cannot be opened.
     TypeError
-        If `mpp` is something else.
+        If `mpp` is of another type.
     ValueError
         If a file does not hold features, is damaged, or can hold code (pickles are never
         loaded), if a folder has no file of features, if its files are of several encoders or
@@ -117,11 +161,16 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
 
     Notes
     -----
-    A ``.pt`` file is passed over where an HDF5 file of the same name can be read, as in the
+    A ``.pt`` file is skipped where an HDF5 file of the same name can be read, as in the
     folders of CLAM; so are files that hold coordinates only, and those with the features of
-    whole slides in TRIDENT's folders ``slide_features_*``. HDF5 files of other tools are opened
-    in a process of their own, because damage can make the HDF5 library hang or crash. Whether
-    features are finite is checked by the estimator that reads them.
+    whole slides in TRIDENT's folders ``slide_features_*``. Whether features are finite is checked
+    by the estimator that reads them.
+
+    Of an HDF5 file, only the data sets named above are read, and only if their values are in the
+    file itself and their size fits the file. The files of the store have checksums. Those of
+    other tools usually have none: a truncated file is refused, but flipped bits can give wrong
+    features or crash the HDF5 library. Open only files that you trust;
+    :meth:`FeatureBags.to_store` copies them into files with checksums.
 
     Examples
     --------
@@ -142,16 +191,16 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
     if not path.is_dir():
         file = open_features(path, features=features, mpp=mpp)
         _keep_encoder(path, [file], encoder)
-        _warn_of_um([file])
+        _warn_coords_in_um([file])
         return FileBag(file)
     files, failures = _open_all(path, features, mpp)
     if failures and (errors == "raise" or not files):
         raise _unreadable(path, failures, len(files))
-    # A file that cannot be read states no encoder, so all files count, not those of one.
+    # The encoder of a file that cannot be read is unknown, so all files count.
     n_found = len(failures) + len(files)
     files = _keep_encoder(path, files, encoder)
     _check_one_encoder(path, files)
-    _check_one_file_a_slide(path, files)
+    _check_one_file_per_slide(path, files)
     bags = FeatureBags(map(FileBag, files), failures_frame(failures))
     if failures:
         warnings.warn(
@@ -160,25 +209,25 @@ def read_features(path, *, features=None, encoder=None, mpp=None, errors="skip")
             UserWarning,
             stacklevel=2,
         )
-    _warn_of_um(files)
+    _warn_coords_in_um(files)
     return bags
 
 
 def _open_all(folder, features, mpp):
-    """Open all files of features below a folder; torch files last, where there is no other."""
-    files, failures, passed_over = {}, [], Counter()
+    """Open all files of features in a folder; torch files only where there is no HDF5 file."""
+    files, failures, skipped = {}, [], Counter()
     candidates = _find_files(folder)
     for path in sorted(candidates, key=lambda path: (_is_torch(path), path)):
-        if _is_torch(path) and not files.keys().isdisjoint(_twins(path)):
+        if _is_torch(path) and not files.keys().isdisjoint(_hdf5_counterparts(path)):
             continue
         try:
             files[path] = open_features(path, features=features, mpp=mpp)
         except NoTileFeatures as reason:
-            passed_over[reason.what] += 1
+            skipped[reason.what] += 1
         except (OSError, ValueError) as error:
             failures.append((str(path), str(error)))
     if not files and not failures:
-        found = " and ".join(f"{n} files with {what}" for what, n in passed_over.items()) or "none"
+        found = " and ".join(f"{n} files with {what}" for what, n in skipped.items()) or "none"
         raise ValueError(f"{str(folder)!r}: expected {_EXPECTED}, found {found}.")
     return [files[path] for path in sorted(files)], sorted(failures)
 
@@ -196,8 +245,8 @@ def _is_torch(path):
     return path.suffix.lower() in TORCH_ENDINGS
 
 
-def _twins(path):
-    """Return where an HDF5 file of the same features would be; CLAM has a folder for each kind."""
+def _hdf5_counterparts(path):
+    """Return possible HDF5 files of the same features; CLAM has a folder per format."""
     folders = [path.parent]
     if path.parent.name == "pt_files":
         folders.append(path.parent.with_name("h5_files"))
@@ -225,7 +274,7 @@ def _keep_encoder(path, files, encoder):
 
 
 def _check_one_encoder(folder, files):
-    """Refuse files that cannot be rows of one table."""
+    """Refuse files of several encoders or widths."""
     kinds = Counter((file.encoder, file.shape[1]) for file in files)
     if len(kinds) == 1:
         return
@@ -241,21 +290,21 @@ def _check_one_encoder(folder, files):
     )
 
 
-def _check_one_file_a_slide(folder, files):
-    """Refuse two files of one slide, of which none can be preferred."""
+def _check_one_file_per_slide(folder, files):
+    """Refuse several files of one slide."""
     seen = {}
     for file in files:
         name = FileBag(file).name
         if name in seen:
             raise ValueError(
                 f"{str(folder)!r} holds two files of slide {name!r}: {seen[name]!r} and "
-                f"{file.path!r}. Keep one of them there; in a store, they differ by tiling or "
-                "weights."
+                f"{file.path!r}. Keep one of them; in a store, they differ by tiling, weights or "
+                "the version of the format."
             )
         seen[name] = file.path
 
 
-def _warn_of_um(files):
+def _warn_coords_in_um(files):
     n_files = sum(file.coords_in_um for file in files)
     if n_files:
         warnings.warn(

@@ -1,12 +1,10 @@
-"""Files of tile features: what they hold, known without reading it, and read when asked."""
+"""Files of tile features: described from their headers, read on demand."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import hashlib
 import math
 import os
-import pickle
-import struct
+import zlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,24 +15,22 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from ...utils._tensor_files import load_torch
 from .._wsi._reader import MPP_RANGE
-from . import _hdf5, _hdf5_guard
-from ._seal import check_seal
-from ._tensors import load_tensor
 
 TORCH_ENDINGS = {".pt", ".pth"}
 # They can hold code, or do not say which columns are features: HE2RNA puts coordinates first.
 REFUSED_ENDINGS = {".pkl", ".pickle", ".joblib", ".npy", ".npz"}
-# By tool: TRIDENT, CLAM and ours; STAMP; SEQUOIA; PRALINE.
 _WHOLE_SLIDES = "slide_features_"  # folders of TRIDENT
+# By tool: TRIDENT, CLAM and this package; STAMP; SEQUOIA; PRALINE.
 _TILES = ("features", "feats", "uni_features", "resnet_features")
 _SUPER_TILES = ("cluster_features", "cluster_mean_features")
 # No compression filter of HDF5 does much better than this, so more is a forged header.
 _MAX_EXPANSION = 1100
-# What h5py and torch raise on files that are damaged or somebody else's.
+# What h5py raises on files that are damaged or of another kind.
 _BAD_FILE = (
-    *_hdf5.BAD_FILE,
-    *(EOFError, OverflowError, AssertionError, struct.error, pickle.UnpicklingError),
+    *(OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError),
+    *(MemoryError, OverflowError),
 )
 
 
@@ -43,7 +39,7 @@ class FeatureFile:
     """What is known about a file of tile features before its features are read."""
 
     path: str
-    dataset: str
+    dataset: str  # empty for torch files
     shape: tuple
     dtype: str
     slide: str
@@ -52,63 +48,55 @@ class FeatureFile:
     tile_edge_um: float | None = None
     coords_scale: float | None = None
     coords_in_um: bool = False
-    key: str = ""
+    key: str = ""  # only of files with a checksum
     stamp: tuple = ()
-    sealed: bool = False
 
     def read_features(self):
-        """Read the features."""
-        with self._check() as own:
-            if self.dataset:
-                features = self._read(self.dataset, own)
-            else:
-                # A copy, because a tensor that is mapped into memory would follow the file.
-                features = np.array(load_tensor(self.path).float().numpy())
+        """Read the features as float32."""
+        if self.dataset:
+            features = self._read(self.dataset, self.shape)
+        else:
+            with _name_errors(self.path):
+                self._check_stamp()
+                # A copy, because a tensor that is mapped into memory changes with its file.
+                features = np.array(_load_tensor(self.path).float().numpy())
             if features.shape != self.shape:
                 raise self._changed()
-            if self.key and own.get("checksum") != checksum([features]):
-                raise ValueError(
-                    f"{self.path!r} is damaged: its features do not match their checksum."
-                )
         return features.astype(np.float32, copy=False)
 
     def read_coords(self):
-        """Read the coordinates."""
+        """Read the coordinates in level-0 pixels, None where there are none."""
         if self.coords_scale is None:
             return None
-        with self._check() as own:
-            coords = self._read("coords", own)
-            if coords.shape != (self.shape[0], 2):
-                raise self._changed()
+        coords = self._read("coords", (self.shape[0], 2))
         if not np.isfinite(coords).all():
             raise ValueError(f"{self.path!r}: its coords contain NaN or infinity.")
         if self.coords_scale != 1 or coords.dtype.kind == "f":
             coords = np.rint(coords * self.coords_scale)
         return coords.astype(np.int64)
 
-    def is_intact(self):
-        """Tell whether the features are those that our store wrote."""
-        with self._check(), h5py.File(self.path, "r", locking=False) as file:
-            return file.attrs.get("checksum") == checksum(_hdf5.read_blocks(file[self.dataset]))
-
-    @contextmanager
-    def _check(self):
-        """Check that the file is the one that was described; name it in every error."""
-        with _name_errors(self.path):
-            # Files of the store carry their key, and two processes may write one of them in turn.
-            if not self.key and _stamp(self.path) != self.stamp:
+    def _read(self, name, shape):
+        with _open_hdf5(self.path) as file:
+            self._check_stamp()
+            stored = _find(file, name)
+            if not isinstance(stored, h5py.Dataset) or _shape_of(stored) != shape:
                 raise self._changed()
-            if self.sealed:
-                check_seal(self.path)
-            yield {}
-
-    def _read(self, name, own):
-        """Read a data set; what the file says of itself is added to `own`."""
-        described, array = _hdf5_guard.ask(self.path, [name], read=True, trusted=self.sealed)
-        own |= described["attributes"]
-        if self.key and own.get("key") != self.key:
-            raise self._changed()
+            array = stored[0] if stored.ndim == 3 else stored[()]
+            if not self.key:
+                return array
+            if _text(file.attrs, "key") != self.key:
+                raise self._changed()
+            if _text(file.attrs, f"{name}_crc32") != str(zlib.crc32(array)):
+                raise ValueError(
+                    f"{self.path!r} is damaged: its {name} do not match their checksum. In a "
+                    "store, the next run computes it again; a copy has to be made again."
+                )
         return array
+
+    def _check_stamp(self):
+        # Files of the store carry their key, and two processes may write the same file.
+        if not self.key and _stamp(self.path) != self.stamp:
+            raise self._changed()
 
     def _changed(self):
         return ValueError(
@@ -117,16 +105,8 @@ class FeatureFile:
         )
 
 
-def checksum(blocks):
-    """Compute the checksum of an array that may come in blocks."""
-    digest = hashlib.blake2b(digest_size=16)
-    for block in blocks:
-        digest.update(np.ascontiguousarray(block))
-    return digest.hexdigest()
-
-
 def open_features(path, *, features=None, mpp=None):
-    """Look what a file of tile features holds, without reading it."""
+    """Describe a file of tile features without reading them."""
     if not isinstance(mpp, Real | Mapping | pd.Series | None):
         raise TypeError(
             "mpp must be a number (um/px), or a mapping or Series from names of slides to such "
@@ -136,7 +116,7 @@ def open_features(path, *, features=None, mpp=None):
     if path.suffix.lower() in REFUSED_ENDINGS:
         raise ValueError(
             f"{str(path)!r}: {path.suffix} files are not read, because they can hold code, or "
-            "columns that are no features. Load it yourself if you trust it, and make a "
+            "columns that are not features. Load it yourself if you trust it, and make a "
             "FeatureBag(array, slide=NAME) of it."
         )
     if not path.parent.name.startswith(_WHOLE_SLIDES):
@@ -150,26 +130,32 @@ def open_features(path, *, features=None, mpp=None):
     return opened
 
 
+class NoTileFeatures(ValueError):
+    """A file that was never meant to hold features of tiles."""
+
+    def __init__(self, text, what=""):
+        super().__init__(text)
+        self.what = what
+
+
 def _whole_slide(path):
     text = f"{str(path)!r} holds features of a whole slide, as its folder says, but none of tiles."
     return NoTileFeatures(text, "features of whole slides")
 
 
 def _open(path, features, mpp):
-    with _name_errors(path):
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{str(path)!r}: expected a file of features, got a folder or device.")
-        if path.suffix.lower() in TORCH_ENDINGS:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{str(path)!r}: expected a file of features, got a folder or device.")
+    if path.suffix.lower() in TORCH_ENDINGS:
+        with _name_errors(path):
             return _describe_torch(path)
-        sealed = check_seal(path)
-        wanted = [*_TILES, *_SUPER_TILES, "coords"] if features is None else [features, "coords"]
-        file, _ = _hdf5_guard.ask(path, wanted, trusted=sealed)
-        return replace(_describe_hdf5(file, path, features, mpp), sealed=sealed)
+    with _open_hdf5(path) as file:
+        return _describe_hdf5(file, path, features, mpp)
 
 
 @contextmanager
 def _name_errors(path):
-    """Say in every error about a file which one it is."""
+    """Name the file in every error."""
     path = str(path)
     try:
         yield
@@ -180,16 +166,20 @@ def _name_errors(path):
         ) from error
     except PermissionError as error:
         raise PermissionError(f"File of features cannot be opened: {path!r} ({error}).") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path!r} holds Python objects, not only tensors. It is refused, because objects can "
-            "run code when they are loaded."
-        ) from error
-    except _BAD_FILE as error:
-        if repr(path) in str(error):
+
+
+@contextmanager
+def _open_hdf5(path):
+    with _name_errors(path):
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                yield file
+        except (FileNotFoundError, PermissionError):
             raise
-        kind = "torch" if Path(path).suffix.lower() in TORCH_ENDINGS else "HDF5"
-        raise ValueError(f"{path!r} is not a readable {kind} file ({error}).") from error
+        except _BAD_FILE as error:
+            if repr(str(path)) in str(error):
+                raise
+            raise ValueError(f"{str(path)!r} is not a readable HDF5 file ({error}).") from error
 
 
 def _stamp(path):
@@ -197,48 +187,58 @@ def _stamp(path):
     return status.st_size, status.st_mtime_ns
 
 
+def _find(file, name):
+    """Return a member that lies in the file itself, None where there is none."""
+    found = file
+    for part in name.strip("/").split("/"):
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"its {name!r} is a link, and only what is in the file itself is read")
+        found = found[part]
+    if isinstance(found, h5py.Dataset):
+        created = found.id.get_create_plist()
+        if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():
+            raise ValueError(f"the values of its {name!r} are in another file, which is not read")
+    return found
+
+
 def _describe_hdf5(file, path, features, mpp):
-    name = _find_dataset(file, path, features)
-    stored, own = file["stored"], file["attributes"]
-    shape = _check_dataset(stored[name], name, "f", path)
-    key = _text(own.get("key"))
-    if key and not own.get("complete", False):
-        raise ValueError(f"{str(path)!r} is incomplete: the run that wrote it was stopped.")
+    name, stored = _find_features(file, path, features)
+    shape = _check_dataset(stored, name, "f", path)
+    key = _text(file.attrs, "key") if name == "features" and "features_crc32" in file.attrs else ""
     described = FeatureFile(
         path=str(path),
         dataset=name,
         shape=shape,
-        dtype=stored[name]["what"],
-        # Only our own files state it with the ending of the slide's file.
-        slide=(key and _text(own.get("slide"))) or path.stem,
+        dtype=str(stored.dtype),
+        # Only files of the store name the slide with its ending.
+        slide=(key and _text(file.attrs, "slide")) or path.stem,
         encoder=_encoder_of(file, name, path),
-        key=key if "checksum" in own and name == "features" else "",
+        key=key,
         stamp=_stamp(path),
     )
-    if "coords" not in stored or name in _SUPER_TILES:
-        return described
-    return _describe_coords(described, stored["coords"], own, mpp)
+    coords = None if name in _SUPER_TILES else _find(file, "coords")
+    return described if coords is None else _describe_coords(described, file, coords, mpp)
 
 
-def _find_dataset(file, path, features):
-    """Return the name of the data set that holds the features."""
-    stored = file["stored"]
-    found = [name for name in _TILES if name in stored]
-    if features is not None:
-        found = [features] if features in stored else []
-    elif len(found) > 1:
+def _find_features(file, path, features):
+    """Return the name of the data set that holds the features, and the data set."""
+    wanted = [*_TILES, *_SUPER_TILES] if features is None else [features]
+    found = {name: stored for name in wanted if (stored := _find(file, name)) is not None}
+    tiles = [name for name in found if name in _TILES]
+    if features is None and len(tiles) > 1:
         raise ValueError(
-            f"{str(path)!r} holds several sets of features: {found!r}. Choose one with features=."
+            f"{str(path)!r} holds several sets of features: {tiles!r}. Choose one with features=."
         )
-    else:
-        found = found or [name for name in _SUPER_TILES if name in stored]
     if found:
-        return found[0]
-    names, n_names = file["names"], file["n_names"]
+        return next(iter(found.items()))
+    names = sorted(file)
     if features is None and names == ["coords"]:
         text = f"{str(path)!r} holds coordinates of tiles, but no features."
         raise NoTileFeatures(text, "coordinates only")
-    listed = f"{names[:5]!r}" + (f" and {n_names - 5} more" if n_names > 5 else "")
+    listed = f"{names[:5]!r}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     expected = repr(features) if features is not None else "'features'"
     raise ValueError(
         f"{str(path)!r}: expected a data set {expected}, found {listed}. Name the one that holds "
@@ -246,45 +246,54 @@ def _find_dataset(file, path, features):
     )
 
 
-class NoTileFeatures(ValueError):
-    """A file that was never meant to hold features of tiles."""
-
-    def __init__(self, text, what=""):
-        super().__init__(text)
-        self.what = what
-
-
 def _check_dataset(stored, name, kinds, path):
-    """Return the shape of a data set of (n, width) or (1, n, width) numbers that is all there."""
+    """Return the shape (n, width) of a data set of numbers that is complete."""
     path = str(path)
-    if not stored["kind"] or stored["kind"] not in kinds:
-        what = "floating point" if kinds == "f" else "numbers"
-        raise ValueError(f"{path!r}: expected {name} of {what}, got {stored['what']}.")
-    if stored["nbytes"] > _MAX_EXPANSION * os.path.getsize(path):
-        raise ValueError(f"{path!r}: declares {stored['nbytes']} bytes, which it cannot hold.")
-    shape = _hdf5.shape_of(stored["shape"])
+    is_array = isinstance(stored, h5py.Dataset) and stored.shape is not None
+    if not is_array or stored.dtype.kind not in kinds:
+        expected = "floating point" if kinds == "f" else "numbers"
+        found = "a group" if isinstance(stored, h5py.Group) else getattr(stored, "dtype", "a type")
+        raise ValueError(f"{path!r}: expected {name} of {expected}, got {found}.")
+    chunk = math.prod(stored.chunks or (0,)) * stored.dtype.itemsize
+    n_bytes = max(stored.nbytes, chunk)
+    if n_bytes > _MAX_EXPANSION * os.path.getsize(path):
+        raise ValueError(f"{path!r}: declares {n_bytes} bytes, which it cannot hold.")
+    shape = _shape_of(stored)
     if len(shape) != 2 or not shape[1]:
         raise ValueError(f"{path!r}: expected {name} of shape (tiles, n_features), got {shape}.")
-    if not stored["is_written"]:
+    if not _is_written(stored):
         raise ValueError(
             f"{path!r} is incomplete: a part of its {name} was never written. Make it again."
         )
     return shape
 
 
+def _shape_of(stored):
+    """Return the shape without a first axis of length one, as in (1, n, width)."""
+    shape = stored.shape or ()
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+
+
+def _is_written(stored):
+    # HDF5 reads missing parts as zeros.
+    if stored.chunks is None:
+        return stored.id.get_storage_size() >= stored.nbytes
+    sizes = zip(stored.shape, stored.chunks, strict=True)
+    return stored.id.get_num_chunks() >= math.prod(math.ceil(n / size) for n, size in sizes)
+
+
 def _encoder_of(file, name, path):
     """Return the encoder as the file, the data set or, for TRIDENT, the folder states it."""
-    own = file["attributes"]
-    stated = _text(own.get("encoder")) or _text(own.get("extractor"))
+    stated = _text(file.attrs, "encoder") or _text(file.attrs, "extractor")
     if not stated and name in _TILES and name.endswith("_features"):
         stated = name.removesuffix("_features")
-    if not stated and "savetodir" in file["stored"][name]["attributes"]:
+    if not stated and "savetodir" in file[name].attrs:
         stated = path.parent.name.removeprefix("features_")
     return stated
 
 
-def _describe_coords(described, stored, own, mpp):
-    """Add what is known about the places of the tiles."""
+def _describe_coords(described, file, stored, mpp):
+    """Add what is known about the coordinates of the tiles."""
     n_tiles = described.shape[0]
     shape = _check_dataset(stored, "coords", "iuf", described.path)
     if shape != (n_tiles, 2):
@@ -292,18 +301,19 @@ def _describe_coords(described, stored, own, mpp):
             f"{described.path!r}: got {n_tiles} rows of features but coords of shape {shape}; "
             f"expected ({n_tiles}, 2)."
         )
-    edge = _number(own.get("tile_edge_um", own.get("tile_size_um")))
-    if described.dataset != "feats" and _text(own.get("unit")) != "um":
-        size = _number(stored["attributes"].get("patch_size_level0"))
+    edge = _number(file.attrs, "tile_edge_um", "tile_size_um")
+    in_um = _text(file.attrs, "unit") == "um"
+    if described.dataset != "feats" and not in_um:
+        size = _number(stored.attrs, "patch_size_level0")
         return replace(
             described,
             size_level0=None if size is None else round(size),
             tile_edge_um=edge,
             coords_scale=1.0,
         )
-    in_um = _text(own.get("unit")) == "um" or edge is not None
     if edge is None and in_um:
-        edge = _number(own.get("tile_size"))
+        edge = _number(file.attrs, "tile_size")
+    in_um = in_um or edge is not None
     described = replace(described, tile_edge_um=edge)
     slide_mpp = find_mpp(mpp, described.slide)
     if not in_um or slide_mpp is None:
@@ -313,7 +323,7 @@ def _describe_coords(described, stored, own, mpp):
 
 
 def find_mpp(mpp, slide):
-    """Look the um/px of a slide up."""
+    """Return the um/px of a slide, None where it is not given."""
     value = mpp.get(slide) if isinstance(mpp, Mapping | pd.Series) else mpp
     if value is None or pd.isna(value):
         return None
@@ -323,21 +333,26 @@ def find_mpp(mpp, slide):
     return float(value)
 
 
-def _text(value):
-    return "" if value is None else str(value)
+def _text(attributes, name):
+    """Return an attribute as text, empty where it is missing."""
+    value = attributes.get(name, "")
+    if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+        value = value.item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _number(value):
-    """Return an attribute as a float, None where it is no number (TRIDENT writes 'None')."""
+def _number(attributes, *names):
+    """Return the first attribute that is there as a float; TRIDENT writes 'None' for no number."""
+    found = next((name for name in names if name in attributes), names[0])
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float(_text(attributes, found))
+    except ValueError:
         return None
     return number if math.isfinite(number) else None
 
 
 def _describe_torch(path):
-    tensor = load_tensor(str(path))
+    tensor = _load_tensor(path)
     return FeatureFile(
         path=str(path),
         dataset="",
@@ -346,3 +361,24 @@ def _describe_torch(path):
         slide=path.stem,
         stamp=_stamp(path),
     )
+
+
+def _load_tensor(path):
+    """Load a tensor of shape (tiles, n_features), mapped into memory where possible."""
+    import torch
+
+    tensor, path = load_torch(path, mmap=True), str(path)
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{path!r}: expected a tensor, got {type(tensor).__name__}.")
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+        kind = f"{tensor.layout}, {tensor.dtype}"
+        raise ValueError(f"{path!r}: expected a dense tensor of floating point, got {kind}.")
+    if tensor.nbytes > os.path.getsize(path):
+        raise ValueError(f"{path!r}: declares {tensor.nbytes} bytes, which it cannot hold.")
+    tensor = tensor.detach()
+    if tensor.ndim == 3 and len(tensor) == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 2 or not tensor.shape[1]:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"{path!r}: expected features of shape (tiles, n_features), got {shape}.")
+    return tensor

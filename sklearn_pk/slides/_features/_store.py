@@ -1,4 +1,4 @@
-"""The feature store: one HDF5 file a slide, in a layout that other tools read."""
+"""The feature store: one HDF5 file per slide, in a layout that other tools read."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 import uuid
+import zlib
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -17,22 +18,25 @@ from .._inputs import CANNOT_WRITE, describe_space
 from .._tiled import TiledSlide
 from .._wsi._reader import fingerprint
 from ._feature_bag import FileBag
-from ._formats import checksum, open_features
-from ._seal import USER_BLOCK, make_seal
+from ._formats import open_features
 
-FORMAT_VERSION = 2
-# Nobody writes a file for a day.
+FORMAT_VERSION = 3
+# From this version on, HDF5 protects its metadata by checksums: damage in older ones can crash
+# the library. The newest version would be unreadable for older libraries.
+_LIBVER = ("v110", "v110")
+_CHUNK_BYTES = 1 << 20
+# No file takes a day to write.
 _SECONDS_TO_WRITE = 24 * 3600
 
 
 def store_key(slide, encoder_key):
-    """Compute what tells the features of one slide from all others."""
+    """Compute the key that identifies the features of one slide."""
     digest = hashlib.blake2b(f"{FORMAT_VERSION}\0{encoder_key}\0".encode(), digest_size=16)
     if isinstance(slide, TiledSlide):
         geometry = (slide.tile_size, slide.level, slide.read_size, slide.size_level0)
         resolution = (slide.mpp, slide.slide_mpp)
         if slide.level_downsample % 1:
-            # Between two pixels of a level, the readers do not give quite the same.
+            # Readers differ slightly in how they interpolate between the pixels of a level.
             resolution += (slide.reader,)
         content = slide.content or fingerprint(slide.path)
         digest.update(f"{content}\0{geometry}\0{resolution}\0".encode())
@@ -44,17 +48,13 @@ def store_key(slide, encoder_key):
 
 
 def store_path(folder, slide, key):
-    """Name the file of one slide."""
+    """Return the path of the file of one slide."""
     name = slide.name if isinstance(slide, TiledSlide) else "tiles"
     return Path(folder) / f"{name[:100]}-{key[:12]}.h5"
 
 
-def _known(attributes):
-    return {name: value for name, value in attributes.items() if value == value}
-
-
 def _slide_attributes(slide):
-    """Attributes of the coordinates as TRIDENT names them, and of the file as we do."""
+    """Return attributes of the coordinates, named as in TRIDENT, and of the file."""
     coords = {
         "patch_size": slide.tile_size,
         "patch_size_level0": slide.size_level0,
@@ -77,36 +77,48 @@ def _slide_attributes(slide):
         "tiling": repr(slide.params),
         "coords_unit": "level-0 pixels",
     }
-    return _known(coords), _known(own)
+    return coords, own
 
 
-def _pack(slide, features, key, encoder, weights_hash):
-    """Return the content of a file in two parts: its seal, and what HDF5 makes of the features."""
-    # In memory, because the HDF5 library crashes later on once it could not write to a disk.
-    memory = {"driver": "core", "backing_store": False, "userblock_size": USER_BLOCK}
-    # A name of its own, or threads that write at the same time would open one another's.
-    with h5py.File(uuid.uuid4().hex, "w", **memory) as file:
-        place = file.create_dataset("features", data=features)
-        own = {}
-        if isinstance(slide, TiledSlide):
-            coords, own = _slide_attributes(slide)
-            file.create_dataset("coords", data=slide.coords).attrs.update(coords)
-        file.attrs.update(own)
-        file.attrs["encoder"] = encoder
-        file.attrs["weights_hash"] = weights_hash
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["checksum"] = checksum([features])
-        file.attrs["key"] = key
-        file.attrs["complete"] = True
+def _image(features, coords, attributes, coords_attributes):
+    """Return the bytes of an HDF5 file."""
+    # In memory, because the HDF5 library crashes later if it could not write to a disk. The name
+    # is unique, or threads that write at the same time would open the file of another.
+    name, memory = uuid.uuid4().hex, {"driver": "core", "backing_store": False}
+    with h5py.File(name, "w", libver=_LIBVER, **memory) as file:
+        _create_dataset(file, "features", features)
+        if coords is not None:
+            _create_dataset(file, "coords", coords)
+            _set_attributes(file["coords"], coords_attributes)
+        _set_attributes(file, attributes)
         file.flush()
-        start = place.id.get_offset()
-        image = file.id.get_file_image()
-    return make_seal(image, start, start + features.nbytes), image
+        return file.id.get_file_image()
+
+
+def _set_attributes(owner, attributes):
+    """Set all attributes that are known."""
+    for name, value in attributes.items():
+        if isinstance(value, str) and value:
+            # Text of variable length would lie in a heap that has no checksum, where damage can
+            # make the HDF5 library run without end.
+            owner.attrs[name] = np.bytes_(value.encode(errors="surrogateescape"))
+        elif value not in ("", None) and value == value:
+            owner.attrs[name] = value
+
+
+def _create_dataset(file, name, array):
+    options = {}
+    if array.size:
+        n_rows = max(1, _CHUNK_BYTES // array[0].nbytes)
+        options = {"chunks": (min(len(array), n_rows), *array.shape[1:]), "fletcher32": True}
+    file.create_dataset(name, data=array, **options)
+    # Fletcher's checksum of zeros is zero, so zeroed chunks would pass for good ones.
+    file.attrs[f"{name}_crc32"] = zlib.crc32(np.ascontiguousarray(array))
 
 
 @lru_cache(maxsize=64)
 def _sweep(folder):
-    """Remove what processes have left that were killed while they wrote, once in each folder."""
+    """Remove temporary files of killed processes, once per folder."""
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _SECONDS_TO_WRITE:
@@ -114,26 +126,45 @@ def _sweep(folder):
 
 
 def write_features(path, slide, features, key, encoder, weights_hash):
-    """Write the features of one slide, so that the file is there whole or not at all."""
+    """Write the features of one slide."""
+    coords, coords_attributes, attributes = None, {}, {}
+    if isinstance(slide, TiledSlide):
+        coords = slide.coords
+        coords_attributes, attributes = _slide_attributes(slide)
+    attributes |= {"encoder": encoder, "weights_hash": weights_hash, "key": key}
+    _write(path, features, coords, attributes, coords_attributes)
+
+
+def write_bag(path, bag, encoder=""):
+    """Write a bag of any origin."""
+    features = np.asarray(bag)
+    coords_attributes = {"patch_size_level0": bag.size_level0}
+    attributes = {"slide": Path(bag.slide).name, "encoder": encoder}
+    attributes |= {"tile_edge_um": bag.tile_edge_um, "key": store_key(features, encoder)}
+    _write(path, features, bag.coords, attributes, coords_attributes)
+
+
+def _write(path, features, coords, attributes, coords_attributes):
+    """Write a file atomically."""
     path = Path(path)
-    content = _pack(slide, features, key, encoder, weights_hash)
+    attributes = {"format_version": FORMAT_VERSION, **attributes}
+    content = _image(features, coords, attributes, coords_attributes)
     # The same folder, because a rename is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
         with open(temporary, "wb") as file:
-            for part in content:
-                file.write(part)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(
             f"Features cannot be written to the store: {str(path)!r} ({error}). The file needs "
-            f"{sum(map(len, content)) / 1e6:.1f} MB{describe_space(path.parent)}. {CANNOT_WRITE}, "
-            "or choose another store. What is in the store stays good, and a second run goes on "
-            "after it."
+            f"{len(content) / 1e6:.1f} MB{describe_space(path.parent)}. {CANNOT_WRITE}, or choose "
+            "another store. Files in the store remain valid, and a second run continues after "
+            "them."
         ) from error
     finally:
         with suppress(OSError):
@@ -141,12 +172,14 @@ def write_features(path, slide, features, key, encoder, weights_hash):
 
 
 def open_stored(path, key, shape, slide=None):
-    """Make a bag of the file of one slide if it is there and good."""
+    """Make a bag of the file of one slide, None where it is missing or damaged."""
     try:
         file = open_features(path)
         # The shape first, so that a forged one costs no memory.
-        if not file.sealed or (file.key, file.shape, file.dtype) != (key, tuple(shape), "float32"):
+        if (file.key, file.shape, file.dtype) != (key, tuple(shape), "float32"):
             return None
-        return FileBag(file, slide) if file.is_intact() else None
+        file.read_features()
+        file.read_coords()
     except (OSError, ValueError):
         return None
+    return FileBag(file, slide)

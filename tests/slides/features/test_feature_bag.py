@@ -1,4 +1,4 @@
-"""Values that flow between the steps."""
+"""FeatureBag and TiledSlide, which are passed between the steps."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 

@@ -1,4 +1,4 @@
-"""Folders of features: what is read, what is left out, and what is refused."""
+"""Folders of features: what is read, skipped and refused."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -79,7 +79,7 @@ def test_folders_are_not_read_into_memory(tmp_path):
     assert peak < bags[0].features.nbytes / 2
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_kept(bad_files):
+def test_unreadable_files_are_listed_and_the_rest_is_kept(bad_files):
     with pytest.warns(UserWarning, match=r"3 of 4 files .* the first: .*a\.h5.*See failures"):
         bags = read_features(bad_files)
     assert bags.names == ["good"]
@@ -90,14 +90,14 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_kept(bad_files):
 FAILED = ("a.h5", "b.h5", "c.npy")
 
 
-def test_what_cannot_be_read_can_be_an_error(bad_files):
+def test_unreadable_files_can_be_an_error(bad_files):
     with pytest.raises(ValueError, match=r"(?s)3 of 4 files .*a\.h5.*b\.h5.*c\.npy"):
         read_features(bad_files, errors="raise")
     with pytest.raises(ValueError, match="errors must be 'skip' or 'raise', got 'empty'"):
         read_features(bad_files, errors="empty")
 
 
-def test_nothing_that_can_be_read(bad_files):
+def test_no_readable_file(bad_files):
     (bad_files / "good.h5").unlink()
     for number in range(12):
         (bad_files / f"z{number:02}.pkl").touch()
@@ -138,7 +138,7 @@ def test_clam_has_each_slide_twice(tmp_path):
     assert values == {"0": 8, "a": 7, "b": 8, "c": 7}
 
 
-def test_a_torch_file_stands_in_for_a_damaged_one(tmp_path):
+def test_a_torch_file_replaces_a_damaged_one(tmp_path):
     write_torch(tmp_path / "pt_files" / "a.pt")
     (tmp_path / "h5_files").mkdir()
     (tmp_path / "h5_files" / "a.h5").write_text("text")
@@ -158,7 +158,7 @@ def test_sequoia_projects(tmp_path):
     assert {bag.shape for bag in read_features(tmp_path, features="cluster_features")} == {(2, 3)}
 
 
-def test_stamp_says_once_that_places_are_missing(tmp_path):
+def test_stamp_warns_once_that_coordinates_are_missing(tmp_path):
     for name in "ab":
         attrs = {"unit": "um", "tile_size_um": 256.0}
         write_h5(tmp_path / f"{name}.h5", attrs=attrs, name="feats", coords=np.ones((4, 2)))
@@ -215,12 +215,45 @@ def test_our_own_store(tmp_path, small_slides):
     for bag, slide in zip(bags, tiled, strict=True):
         np.testing.assert_array_equal(bag.coords, slide.coords)
         assert bag.tile_edge_um == slide.tile_edge_um
-    # The same slide, tiled in another way, lies in the same folder.
+    # The same slide, tiled in another way, in the same folder.
     key = store_key(tiled[0], "another")
     features = np.ones((len(tiled[0]), 5), dtype=np.float32)
     write_features(store_path(tmp_path, tiled[0], key), tiled[0], features, key, "e", "hash")
     with pytest.raises(ValueError, match=r"two files of slide 'a': .*in a store, they differ"):
         read_features(tmp_path)
+
+
+def test_conversion_to_files_of_the_store(tmp_path):
+    coords = np.arange(8, dtype=np.int64).reshape(4, 2)
+    for name in ("a", "TCGA-A1-01Z-00-DX1.8FE62F64-A0AE"):
+        write_h5(tmp_path / "theirs" / f"{name}.h5", attrs={"encoder": "uni"}, coords=coords)
+    with h5py.File(tmp_path / "theirs" / "a.h5", "a") as file:
+        file["coords"].attrs["patch_size_level0"] = 512
+        file.attrs["tile_edge_um"] = 256.0
+    theirs = read_features(tmp_path / "theirs")
+    theirs.append(FeatureBag(np.empty((0, 3)), slide="x/empty.svs"))
+    converted = theirs.to_store(tmp_path / "store")
+    assert converted.names == theirs.names
+    for bags in (converted, read_features(tmp_path / "store" / "a.h5")):
+        bag = bags[1] if isinstance(bags, FeatureBags) else bags
+        np.testing.assert_array_equal(bag, theirs[1])
+        np.testing.assert_array_equal(bag.coords, coords)
+        assert (bag.name, bag.size_level0, bag.tile_edge_um) == ("a", 512, 256.0)
+    assert (converted[0].size_level0, converted[2].shape) == (None, (0, 3))
+    assert read_features(tmp_path / "store", encoder="uni").names == theirs.names[:2]
+    content = bytearray((tmp_path / "store" / "a.h5").read_bytes())
+    content[content.index(theirs[1].features.tobytes())] ^= 1
+    (tmp_path / "store" / "a.h5").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.h5"):
+        converted[1].features  # noqa: B018
+
+
+@pytest.mark.parametrize(("slides", "text"), [("aa", "2 bags have the slide 'a'"), (("",), "''")])
+def test_conversion_needs_names(tmp_path, slides, text):
+    bags = FeatureBags(FeatureBag(np.ones((1, 2)), slide=slide) for slide in slides)
+    with pytest.raises(ValueError, match=text):
+        bags.to_store(tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_list_of_bags_may_be_empty():
@@ -230,7 +263,7 @@ def test_a_list_of_bags_may_be_empty():
 
 def test_failures_are_counted_among_all_files(bad_files):
     write_h5(bad_files / "uni.h5", attrs={"encoder": "uni"})
-    # Of those that cannot be read, nobody knows the encoder.
+    # The encoder of unreadable files is unknown.
     with pytest.warns(UserWarning, match="3 of 5 files could not be read"):
         bags = read_features(bad_files, encoder="uni")
     assert (bags.names, len(bags.failures)) == (["uni"], 3)
@@ -239,7 +272,7 @@ def test_failures_are_counted_among_all_files(bad_files):
 @pytest.mark.parametrize("shape", [(8,), (1, 8)])
 @pytest.mark.parametrize("kind", ["h5", "pt"])
 @pytest.mark.parametrize("with_coords", [True, False])
-def test_features_of_whole_slides_are_passed_over(tmp_path, shape, kind, with_coords):
+def test_features_of_whole_slides_are_skipped(tmp_path, shape, kind, with_coords):
     folder = tmp_path / "slide_features_titan"
     if kind == "pt":
         write_torch(folder / "s.pt", shape)

@@ -3,7 +3,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import dataclasses
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +12,6 @@ import pytest
 
 from sklearn_pk.slides import SlideTiler, read_features
 from sklearn_pk.slides._features import _store
-from sklearn_pk.slides._features._seal import USER_BLOCK, make_seal
 from sklearn_pk.slides._features._store import (
     open_stored,
     store_key,
@@ -76,11 +74,11 @@ def test_layout_that_other_tools_read(stored):
         own = dict(file.attrs)
     assert own["mpp"] == 0.5
     assert own["tile_edge_um"] == 32.0
-    assert (own["encoder"], own["weights_hash"], own["complete"]) == ("encoder", "hash", True)
+    assert (own["encoder"], own["weights_hash"]) == (b"encoder", b"hash")
     assert own["format_version"] == _store.FORMAT_VERSION
 
 
-def test_key_depends_on_all_that_matters(small_slides, tmp_path, tiled):
+def test_key_depends_on_slide_tiles_and_encoder(small_slides, tmp_path, tiled):
     moved = shutil.copy(small_slides[0], tmp_path / "renamed.tiff")
     tiler = SlideTiler(tile_size=64, random_state=0)
     key = store_key(tiled, "e")
@@ -95,7 +93,7 @@ def test_key_depends_on_all_that_matters(small_slides, tmp_path, tiled):
 
 
 def test_key_depends_on_the_reader_where_pixels_do(tiled):
-    # Between two pixels of a level OpenSlide interpolates, tifffile takes the nearest.
+    # Between the pixels of a level, OpenSlide interpolates and tifffile takes the nearest.
     for downsample, n_keys in [(1.0, 1), (2.0, 1), (2.0005, 2)]:
         slides = [
             dataclasses.replace(tiled, level_downsample=downsample, reader=reader)
@@ -111,24 +109,23 @@ def test_arrays_have_keys_too():
     assert store_key(tiles, "e") != store_key(tiles + np.uint8(1), "e")
 
 
-def spoil_bytes(path):
+def flip_bit(path):
     content = bytearray(path.read_bytes())
     with h5py.File(path) as file:
-        offset = file["features"].id.get_offset()
+        offset = file["features"].id.get_chunk_info(0).byte_offset
     content[offset] ^= 1
     path.write_bytes(content)
 
 
-def reseal(path):
-    """Seal a file again, so that what lies behind the seal is looked at."""
+def zero_features(path):
+    """Zero a chunk with its Fletcher checksum, which is zero for zeros."""
     with h5py.File(path) as file:
-        assert file.userblock_size == USER_BLOCK
-        start = stop = USER_BLOCK
-        if "features" in file:
-            start = file["features"].id.get_offset()
-            stop = start + file["features"].nbytes
-    content = path.read_bytes()[USER_BLOCK:]
-    path.write_bytes(make_seal(content, start, stop) + content)
+        chunk = file["features"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        assert not file["features"][()].any()
 
 
 def change_attribute(name, value):
@@ -138,7 +135,6 @@ def change_attribute(name, value):
                 del file.attrs[name]
             else:
                 file.attrs[name] = value
-        reseal(path)
 
     return change
 
@@ -147,27 +143,26 @@ def change_features(features):
     def change(path):
         with h5py.File(path) as file:
             coords, attributes = file["coords"][()], dict(file.attrs)
-        with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+        with h5py.File(path, "w") as file:
             file["coords"] = coords
             file.attrs.update(attributes)
             if features is not None:
                 file["features"] = features
-        reseal(path)
 
     return change
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda path: path.unlink(),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("not HDF5"),
         lambda path: path.write_bytes(path.read_bytes()[:-200]),
-        spoil_bytes,
+        flip_bit,
+        zero_features,
         change_attribute("key", "of another slide"),
-        change_attribute("complete", None),
-        change_attribute("checksum", None),
+        change_attribute("features_crc32", None),
         change_features(None),
         change_features(np.zeros((3, 5), dtype=np.float32)),
         change_features(np.full((30, 5), np.nan)),
@@ -179,8 +174,8 @@ def change_features(features):
         "text",
         "truncated",
         "flipped-bit",
+        "zeroed",
         "foreign-key",
-        "incomplete",
         "no-checksum",
         "no-features",
         "other-shape",
@@ -188,9 +183,9 @@ def change_features(features):
         "no-numbers",
     ],
 )
-def test_a_bad_file_is_never_read_as_good(stored, spoil):
+def test_a_bad_file_is_never_read_as_good(stored, damage):
     path, key, features = stored
-    spoil(path)
+    damage(path)
     assert open_stored(path, key, features.shape) is None
 
 
@@ -222,7 +217,7 @@ def test_a_stored_bag_reads_its_file(stored, tiled):
     assert open_stored(path, key, features.shape).slide == "a.tiff"
 
 
-def test_arrays_are_stored_without_places(tmp_path):
+def test_arrays_are_stored_without_coordinates(tmp_path):
     tiles = np.zeros((3, 4, 4, 3), dtype=np.uint8)
     key, features = store_key(tiles, "e"), np.ones((3, 2), dtype=np.float32)
     write_features(tmp_path / "s.h5", tiles, features, key, "e", "hash")
@@ -234,28 +229,31 @@ def test_arrays_are_stored_without_places(tmp_path):
     assert open_stored(tmp_path / "s.h5", key, (3, 2)) is None
 
 
-def test_a_file_spoiled_after_it_was_opened(stored):
+def test_a_file_damageed_after_it_was_opened(stored):
     path, key, features = stored
     bag = open_stored(path, key, features.shape)
-    spoil_bytes(path)
+    flip_bit(path)
+    with pytest.raises(ValueError, match=r"a-.*\.h5' is not a readable HDF5 file"):
+        bag.features  # noqa: B018
+    zero_features(path)
     with pytest.raises(ValueError, match=r"a-.*\.h5' is damaged: its features do not match"):
         bag.features  # noqa: B018
 
 
 @pytest.mark.parametrize(
-    ("spoil", "text"),
+    ("damage", "text"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "is not a readable HDF5 file"),
         (change_attribute("key", "of another slide"), "has changed"),
         (change_features(np.zeros((3, 5), dtype=np.float32)), "has changed"),
-        (change_features(None), "is not a readable HDF5 file"),
+        (change_features(None), "has changed"),
     ],
     ids=["truncated", "foreign-key", "other-shape", "no-features"],
 )
-def test_a_file_replaced_after_it_was_opened(stored, spoil, text):
+def test_a_file_replaced_after_it_was_opened(stored, damage, text):
     path, key, features = stored
     bag = open_stored(path, key, features.shape)
-    spoil(path)
+    damage(path)
     with pytest.raises(ValueError, match=rf"{path.name}' {text}"):
         bag.features  # noqa: B018
 
@@ -268,56 +266,46 @@ def test_another_process_may_write_the_same_slide_again(stored, tiled):
     np.testing.assert_allclose(bag.features, features, rtol=1e-6)
 
 
-def test_spoiled_places_are_noticed(stored, tiled):
+def test_damaged_coordinates_are_noticed(stored, tiled):
     path, key, features = stored
     with h5py.File(path, "a") as file:
         file["coords"][0, 0] += 1
     assert open_stored(path, key, features.shape) is None
-    with pytest.raises(ValueError, match=r"a-.*\.h5' is damaged: it is not what was written"):
-        read_features(path)
+    with pytest.raises(ValueError, match=r"a-.*\.h5' is damaged: its coords do not match"):
+        read_features(path).coords  # noqa: B018
 
 
-def test_what_is_sealed(stored, tiled):
-    path, _, features = stored
-    content = path.read_bytes()
-    _, start, stop = map(int, re.match(rb"sklearn_pk seal (1) (\d+) (\d+) ", content).groups())
-    assert content[start:stop] == features.tobytes()
-    # HDF5 of any tool finds the file behind the seal.
-    assert content[USER_BLOCK:].startswith(b"\x89HDF")
-    with h5py.File(path) as file:
-        np.testing.assert_array_equal(file["coords"], tiled.coords)
+def test_everything_in_a_file_has_a_checksum(stored):
+    with h5py.File(stored[0]) as file:
+        assert file["features"].fletcher32
+        assert file["coords"].fletcher32
+        # Text of variable length would lie outside of what HDF5 protects.
+        assert all(file.attrs.get_id(name).dtype.kind != "O" for name in file.attrs)
+    content = stored[0].read_bytes()
+    assert content[8] == 3, "version of the superblock; older ones have no checksum"
+    assert not any(block in content for block in (b"GCOL", b"HEAP", b"TREE", b"SNOD"))
 
 
-def test_no_bit_may_flip(stored):
-    # Without the seal, some of these let the HDF5 library run for ever.
-    path, key, features = stored
-    content = path.read_bytes()
-    rng = np.random.default_rng(0)
-    sizes = {len(content): 400, 4096: 200}  # The header more often than its share.
-    for limit, n_flips in sizes.items():
-        for position in rng.integers(len(b"sklearn_pk seal 1 "), limit, n_flips).tolist():
-            spoiled = bytearray(content)
-            spoiled[position] ^= 1 << int(rng.integers(8))
-            path.write_bytes(spoiled)
-            assert open_stored(path, key, features.shape) is None
+def test_several_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(_store, "_CHUNK_BYTES", 100)
+    features = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    tiles = np.zeros((64, 2, 2, 3), dtype=np.uint8)
+    write_features(tmp_path / "s.h5", tiles, features, "key", "e", "hash")
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert file["features"].chunks == (5, 5)
+    np.testing.assert_array_equal(open_stored(tmp_path / "s.h5", "key", (64, 5)), features)
 
 
-def test_a_file_without_its_seal_is_computed_again(stored):
-    path, key, features = stored
-    path.write_bytes(path.read_bytes()[USER_BLOCK:])
-    assert open_stored(path, key, features.shape) is None
-    np.testing.assert_array_equal(read_features(path).features, features)
-
-
-def test_a_file_of_an_unfinished_run_is_named(stored):
-    change_attribute("complete", False)(stored[0])
-    with pytest.raises(ValueError, match=r"\.h5' is incomplete: the run that wrote it was stopped"):
-        read_features(stored[0])
+def test_files_of_an_earlier_version_are_computed_again(stored, tiled, monkeypatch):
+    path, key, _ = stored
+    monkeypatch.setattr(_store, "FORMAT_VERSION", _store.FORMAT_VERSION - 1)
+    assert store_key(tiled, "encoder") != key
+    assert store_path(path.parent, tiled, store_key(tiled, "encoder")) != path
 
 
 def test_a_file_without_a_checksum_is_read_as_one_of_another_tool(stored):
     path, _, features = stored
-    change_attribute("checksum", None)(path)
+    change_attribute("features_crc32", None)(path)
     bag = read_features(path)
     np.testing.assert_array_equal(bag, features)
     change_attribute("more", 1)(path)
