@@ -162,8 +162,8 @@ class SpatialExpressionDisplay:
         units : str, default=None
             Units of the expression, such as "log2 TPM", for the colour bar; None states none.
         size : int, default=1200
-            Longer side in pixels that the picture read from `slide` has at least, unless the
-            slide is smaller.
+            Longer side in pixels that the image read from `slide` has at least (within 1 %), unless
+            the slide is smaller.
         ax : matplotlib Axes, default=None
             Axes to draw on; None makes a new figure.
         **style : object

@@ -45,7 +45,6 @@ from ._tissue._masks import (
     draw_mask,
     is_given,
     sample_mask,
-    source_key,
 )
 from ._tissue._methods import compute_mask, low_contrast, tissue_fractions
 from ._wsi._reader import (
@@ -357,12 +356,13 @@ def result_or_error(function, *args):
 def _cache_key(row, params, seed, reader):
     """Return what identifies the tiles of one slide, None where they must not be cached."""
     try:
-        mask = source_key(choose_tissue(params["tissue"], row))
+        source = choose_tissue(params["tissue"], row)
+        mask = source if callable(source) else describe_source(source)
         state = file_state(row.path)
     except (OSError, ValueError):
         return None
-    others = (value for name, value in params.items() if name != "tissue")
-    key = (state, row.path, row.mpp, mask, *others, seed, reader)
+    params = params | {"tissue": mask}
+    key = (state, row.path, row.mpp, *params.values(), seed, reader)
     return key if all(isinstance(value, Hashable) for value in key) else None
 
 

@@ -29,7 +29,7 @@ def headers(draw):
     return SlideInfo("s", (width, height), tuple(sizes), tuple(downsamples), mpp, 20.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(headers(), st.integers(24, 300), st.integers(0, 16))
 def test_tiles_stay_inside_and_apart(info, tile_size, overlap):
     level, read_size, edge = tile_geometry(info, tile_size, 0.5)
@@ -70,7 +70,7 @@ def test_geometry(slide_mpp, downsamples, expected):
     assert tile_geometry(info, 256, 0.5) == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(headers(), st.integers(24, 300), st.integers(0, 20))
 def test_padded_tiles_cover_the_slide(info, tile_size, overlap):
     level, read_size, edge = tile_geometry(info, tile_size, 0.5)

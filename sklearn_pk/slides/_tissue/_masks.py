@@ -13,7 +13,6 @@ import tifffile
 from PIL import Image
 from sklearn.utils._param_validation import InvalidParameterError
 
-from .._wsi._reader import file_state
 from .._wsi._tiff import BAD_TIFF
 from ._annotations import draw_areas
 from ._methods import METHODS
@@ -114,20 +113,11 @@ def is_given(source):
     return isinstance(source, np.ndarray | Path)
 
 
-def source_key(source):
-    """Return what changes when a source of masks changes."""
-    if isinstance(source, np.ndarray):
-        return _digest(np.ascontiguousarray(source), source.shape, source.dtype)
-    if isinstance(source, Path):
-        # Tools may keep size and time of modification of a file, not the time of this change.
-        return (*file_state(source), os.stat(source).st_ctime_ns)
-    return source
-
-
 def describe_source(source):
-    """Describe a source of masks for the record of how a slide was tiled."""
+    """Describe a source of masks; another mask has another description, a function its name."""
     if isinstance(source, np.ndarray):
-        return f"mask {source.shape} {source_key(source)}"
+        digest = _digest(np.ascontiguousarray(source), source.shape, source.dtype)
+        return f"mask {source.shape} {digest}"
     if isinstance(source, Path):
         return f"{source.name} {_digest(source.read_bytes())}"
     return getattr(source, "__qualname__", repr(source)) if callable(source) else source

@@ -55,7 +55,7 @@ def inside_by_rays(x, y, rings):
     return crossed % 2 == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.integers(0, 10_000), st.integers(3, 12), st.integers(1, 3), st.sampled_from([1.0, 2.5, 16.0])
 )

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sklearn_pk.slides import SlideTiler, _tiler
 from sklearn_pk.slides._inputs import SlideRow
-from sklearn_pk.slides._tissue._masks import choose_tissue, draw_mask, sample_mask, source_key
+from sklearn_pk.slides._tissue._masks import choose_tissue, describe_source, draw_mask, sample_mask
 from sklearn_pk.slides._wsi._reader import SlideInfo
 
 # The slides a, b and c of small_slides are 333 x 401, 399 x 357 and 517 x 401 pixels.
@@ -293,7 +293,7 @@ def test_file_added_to_a_folder_is_used(small_slides, tmp_path):
     assert (before.coords[0, 0], after.coords[0, 0]) == (0, 128)
 
 
-def test_given_masks_are_remembered(small_slides, left_file, monkeypatch):
+def test_given_masks_are_cached(small_slides, left_file, monkeypatch):
     slides = small_slides[:1]
     tilers = [
         SlideTiler(tile_size=64, tissue=tissue, random_state=0).fit(slides)
@@ -305,10 +305,10 @@ def test_given_masks_are_remembered(small_slides, left_file, monkeypatch):
         assert tiler.transform(slides)[0] is slide
 
 
-def test_key_tells_arrays_apart():
+def test_other_arrays_have_other_descriptions():
     mask = left_half()
     others = [mask.copy(), mask.astype(np.uint8), mask.T, ~mask]
-    keys = [source_key(each) for each in (mask, *others)]
+    keys = [describe_source(each) for each in (mask, *others)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
 
