@@ -27,7 +27,7 @@ def tile_geometry(info, tile_size, mpp):
 
 
 def grid_axis(length, level_length, downsample, size_level0, read_size, step, *, pad=False):
-    """Place tiles along one axis so that none leaves the slide, or so that they cover it."""
+    """Place tiles along one axis: all within the slide or, with `pad`, covering it."""
     if pad:
         # As few as cover the axis: with an overlap, a tile that starts within the slide may lie
         # wholly within the tile before it.
@@ -54,5 +54,5 @@ def fraction_inside(coords, size_level0, size):
 
 
 def mask_resolution(tile_edge_um):
-    """Resolution of the overview: 8 um/px, or finer where a tile would span under 16 pixels."""
+    """Return the um/px of the overview: 8, or finer, so that a tile spans at least 16 pixels."""
     return min(_MASK_MPP, tile_edge_um / _MASK_PIXELS)

@@ -500,9 +500,9 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         warn, return a :class:`TiledSlide` without tiles and list the reason in `failures_`.
 
     memory : str, path-like, joblib.Memory or None, default=None
-        joblib cache of the tile coordinates of each slide, so that a run that was killed
-        continues where it stopped. Cached results are pickles: use a folder that only you can
-        write to. Tiles on tissue that is found by a function are not cached.
+        Folder, or joblib cache, that stores the tile coordinates of each slide, so that a run
+        that was killed continues where it stopped. Its files are pickles: use a folder that only
+        you can write to. Tiles on tissue that is found by a function are not stored.
 
     n_jobs : int, default=None
         Number of slides processed at the same time, as in joblib; 1 is this process, also on a

@@ -84,7 +84,7 @@ def choose_tissue(tissue, slide):
 
 
 def absolute_tissue(tissue):
-    """Name a file or folder of masks so that a process in any folder finds it."""
+    """Make the path of a file or folder of masks absolute, for workers in other folders."""
     is_path = isinstance(tissue, str | os.PathLike) and tissue not in METHODS
     return os.path.abspath(tissue) if is_path else tissue
 

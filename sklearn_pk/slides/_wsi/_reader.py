@@ -15,7 +15,7 @@ from ._openslide import OpenSlideReader
 from ._tiff import TiffSlide, stated_mpp, to_float
 
 MPP_RANGE = (0.1, 2.0)
-# A level this close to the resolution asked for is read as it is: resampling by a fraction of a
+# A level this close to the requested resolution is not resampled: a change of a fraction of a
 # percent would only blur every tile.
 SAME_RESOLUTION = 0.01
 MAX_UPSAMPLING = 1.25
@@ -117,7 +117,7 @@ def check_slide(path, mpp=None, reader="auto"):
 
 
 def best_level(info, mpp):
-    """Find the pyramid level with the largest downsample that is not coarser than asked."""
+    """Find the coarsest pyramid level that is not coarser than `mpp`."""
     limit = mpp * (1 + SAME_RESOLUTION)
     fine = [
         (downsample, level)
