@@ -33,6 +33,7 @@ REQUIRED = {
     "safetensors",
     "scikit-learn",
     "scipy",
+    "shapely",
     "skorch",
     "threadpoolctl",
     "tifffile",

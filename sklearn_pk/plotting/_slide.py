@@ -1,9 +1,10 @@
-"""What pictures have in common: overview, mask, tiles, scale bar, colour bar and title."""
+"""Parts that displays share: overview, mask, tiles, scale bar, colour bar and title."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import os
+
 import numpy as np
-import openslide
 from matplotlib.cbook import normalize_kwargs
 from matplotlib.collections import PatchCollection
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -11,33 +12,27 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 
-from ..slides._wsi._overview import read_reduced, to_rgb
+from ..slides._wsi import _reader
 from ._colors import OKABE_ITO
 
 TILE_COLOR = OKABE_ITO[0]
-# A veil over the glass leaves the colours of the tissue as they are.
+# Darkens the background, so that the colours of the tissue stay as they are.
 VEIL = (0.0, 0.0, 0.0, 0.35)
 
 
 def read_overview(path, size):
-    """Read a whole slide with OpenSlide, in blocks that bound the memory."""
+    """Read a whole slide; return its pixels, level-0 pixels per pixel, and um/px of level 0."""
     try:
-        with openslide.OpenSlide(path) as slide:
-            wanted = max(1.0, max(slide.dimensions) / size)
-            level = slide.get_best_level_for_downsample(wanted)
-            downsample = slide.level_downsamples[level]
-            factor = max(1, int(wanted / downsample))
-            mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, "nan"))
-
-            def read(x, y, extent):
-                return to_rgb(slide.read_region((x, y), level, extent))
-
-            overview = read_reduced(read, slide.level_dimensions[level], downsample, factor)
-            return overview, factor * downsample, mpp
-    except openslide.OpenSlideError as error:
+        with _reader.open_slide(path) as slide:
+            # With 1 um/px, resolutions are level-0 pixels per pixel.
+            info = _reader.slide_info(slide, os.fspath(path), mpp=1.0)
+            resolution = max(1.0, max(info.size) / size)
+            overview, downsample = _reader.read_overview(slide, info, resolution)
+            return overview, downsample, float(np.mean(_reader.stated_mpp(slide.properties)))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"slide: OpenSlide cannot read {str(path)!r} ({error}). Check the path, or pass "
-            "thumbnail= and downsample=, which SlideTiler().inspect_slide returns."
+            f"slide: {error} Or pass thumbnail= and downsample=, which SlideTiler().inspect_slide "
+            "returns."
         ) from error
 
 
@@ -54,7 +49,7 @@ def format_um(length):
 
 
 def draw_veil(ax, mask, width, height):
-    """Darken what is no tissue."""
+    """Darken the background."""
     veil = np.zeros((*mask.shape, 4), dtype=np.float32)
     veil[~mask] = VEIL
     return ax.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
@@ -99,7 +94,7 @@ def below_axes(ax, points):
 def color_limits(values, vmin, vmax, *, percentiles=(0, 100)):
     """Choose what both ends of the colours stand for."""
     low, high = np.percentile(values, percentiles)
-    # float32 values that differ by rounding alone are no pattern.
+    # float32 values that differ only by rounding would look like a pattern.
     if high - low <= 1e-6 * np.abs(values).max():
         middle, margin = (low + high) / 2, max(0.01 * abs(high), 0.01)
         low, high = middle - margin, middle + margin
@@ -110,15 +105,15 @@ def color_limits(values, vmin, vmax, *, percentiles=(0, 100)):
 
 
 def draw_color_bar(ax, artist, label, *, extend="neither", fontsize=None):
-    """Draw a colour bar that is as high as the picture beside it."""
+    """Draw a colour bar as high as the image next to it."""
     if isinstance(ax.figure.get_layout_engine(), ConstrainedLayoutEngine):
-        place = ax.inset_axes((1.03, 0, 0.05, 1))  # the layout makes room for it
+        bar_ax = ax.inset_axes((1.03, 0, 0.05, 1))  # the layout makes room for it
     else:
         divider = make_axes_locatable(ax)
-        place = divider.append_axes("right", size=0.13, pad=0.08)
+        bar_ax = divider.append_axes("right", size=0.13, pad=0.08)
         divider.append_axes("right", size=0.5, pad=0).set_visible(False)  # room for the text
         ax.apply_aspect(ax.get_axes_locator()(ax, None))
-    bar = ax.figure.colorbar(artist, cax=place, extend=extend)
+    bar = ax.figure.colorbar(artist, cax=bar_ax, extend=extend)
     bar.set_label(label, fontsize=fontsize)
     bar.ax.tick_params(labelsize=fontsize)
     return bar

@@ -146,11 +146,10 @@ class SpatialExpressionDisplay:
         gene : str or int, default=None
             The column to draw. Needed where there are several.
         slide : path-like or TiledSlide, default=None
-            The slide to show beneath, which OpenSlide reads. None shows none.
+            The slide to show beneath. None shows none.
         thumbnail : ndarray of shape (height, width, 3), uint8, default=None
             RGB picture of the whole slide to show in place of `slide`, such as
-            ``SlideTiler().inspect_slide`` returns together with `downsample`. It reads what
-            OpenSlide does not.
+            ``SlideTiler().inspect_slide`` returns together with `downsample`.
         downsample : float, default=1.0
             Level-0 pixels per pixel of `thumbnail`.
         mpp : float, default=None
@@ -163,8 +162,8 @@ class SpatialExpressionDisplay:
         units : str, default=None
             Units of the expression, such as "log2 TPM", for the colour bar; None states none.
         size : int, default=1200
-            Longer side in pixels that the picture read from `slide` has at least, unless the
-            slide is smaller.
+            Longer side in pixels that the image read from `slide` has at least (within 1 %), unless
+            the slide is smaller.
         ax : matplotlib Axes, default=None
             Axes to draw on; None makes a new figure.
         **style : object

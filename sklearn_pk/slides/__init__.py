@@ -8,8 +8,7 @@ from ._features._folder import FeatureBags, read_features
 from ._featurizer import FoundationFeaturizer
 from ._quality import check_slides
 from ._supertiles import SuperTileClusterer
-from ._tiled import TiledSlide
-from ._tiler import SlideTiler
+from ._tiler import SlideTiler, TiledSlide
 
 __all__ = [
     "Encoder",

@@ -24,7 +24,7 @@ from ._features._store import open_stored, store_key, store_path, write_features
 from ._inputs import failures_frame, warn_failures
 from ._job import EncodingJob, label
 from ._spread import count_encoders, encode_slide, pack
-from ._tiled import TiledSlide
+from ._tiler import TiledSlide
 
 _EXPECTED = (
     "Expected a list of TiledSlide, as SlideTiler gives it, or of RGB tiles of shape (n_tiles, "

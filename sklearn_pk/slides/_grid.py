@@ -1,4 +1,4 @@
-"""Where tiles lie on a slide, and what has to be read for them."""
+"""The grid of tiles on a slide, and the pyramid level that it is read from."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -27,10 +27,10 @@ def tile_geometry(info, tile_size, mpp):
 
 
 def grid_axis(length, level_length, downsample, size_level0, read_size, step, *, pad=False):
-    """Place tiles along one axis so that none leaves the slide, or so that they cover it."""
+    """Place tiles along one axis: all within the slide or, with `pad`, covering it."""
     if pad:
-        # As few as cover the axis: with an overlap, a tile that starts within the slide may hold
-        # nothing that the one before it does not.
+        # As few as cover the axis: with an overlap, a tile that starts within the slide may lie
+        # wholly within the tile before it.
         count = 1 + max(0, -(-(length - size_level0) // step))
         return step * np.arange(count, dtype=np.int64)
     starts = np.arange(0, max(0, length - size_level0 + 1), step, dtype=np.int64)
@@ -48,11 +48,11 @@ def tile_grid(info, level, read_size, size_level0, step, *, pad=False):
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
 
 
-def share_inside(coords, size_level0, size):
-    """Compute which share of each tile lies on the slide."""
+def fraction_inside(coords, size_level0, size):
+    """Compute which fraction of each tile lies on the slide."""
     return (np.minimum(size - coords, size_level0) / size_level0).prod(axis=1)
 
 
 def mask_resolution(tile_edge_um):
-    """Resolution of the overview: 8 um/px, or finer where a tile would span under 16 pixels."""
+    """Return the um/px of the overview: 8, or finer, so that a tile spans at least 16 pixels."""
     return min(_MASK_MPP, tile_edge_um / _MASK_PIXELS)

@@ -1,4 +1,4 @@
-"""Checks on lists of slides, shared by the estimators."""
+"""Lists of slides, and reports of failures, shared by the estimators."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -19,17 +19,15 @@ _EXPECTED = (
 )
 
 
-CANNOT_WRITE = (
-    "Look for a full disk, a quota, a file system that may only be read, or missing permission"
-)
+CANNOT_WRITE = "Check for a full disk, a quota, a read-only file system, or missing permissions"
 
 
 def describe_space(folder):
-    """Say how much room a folder has, or the next one above that exists."""
+    """Describe the free space of a folder, or of its nearest parent that exists."""
     folder = Path(folder).absolute()
     try:
-        place = next(each for each in (folder, *folder.parents) if each.exists())
-        return f", {shutil.disk_usage(place).free / 1e6:,.1f} MB are free there"
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        return f", {shutil.disk_usage(existing).free / 1e6:,.1f} MB are free there"
     except OSError:
         return ""
 
@@ -92,14 +90,14 @@ def _check_own_tissue(tissue, path):
 
 
 def failures_frame(failures):
-    """Make the table of slides that gave nothing."""
+    """Return the table of slides that failed."""
     return pd.DataFrame(
         np.array(failures, dtype=object).reshape(-1, 2), columns=["slide", "reason"]
     )
 
 
 def raise_failures(errors):
-    """Raise one error for all bad slides."""
+    """Raise one error that names all bad slides."""
     if not errors:
         return
     if len(errors) == 1:
@@ -109,12 +107,12 @@ def raise_failures(errors):
     lines = "\n".join(f"- {error}" for error in errors)
     raise kind(
         f"{len(errors)} slides cannot be used:\n{lines}\n"
-        'Remove them, or pass errors="empty" to go on without them.'
+        'Remove them, or pass errors="empty" to continue without them.'
     )
 
 
 def warn_failures(failures, what):
-    """Warn once about the slides that gave nothing."""
+    """Warn once about the slides that failed."""
     if failures:
         path, reason = failures[0]
         warn_user(
@@ -124,7 +122,7 @@ def warn_failures(failures, what):
 
 
 def check_coords(coords, owner):
-    """Check the corners of tiles."""
+    """Return the upper left corners of tiles as a read-only array (n, 2), int64."""
     coords = np.array(coords, dtype=np.int64)
     if coords.size == 0:
         coords = coords.reshape(0, 2)

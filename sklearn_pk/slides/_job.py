@@ -17,7 +17,7 @@ from ._loading import (
     read_ahead,
 )
 from ._throughput import Throughput
-from ._tiled import TiledSlide
+from ._tiler import TiledSlide
 
 # Slides that are looked up in the store before their turn.
 _LOOK_UPS_AHEAD = 8

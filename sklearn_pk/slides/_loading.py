@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..utils._out_of_memory import explain_out_of_memory
-from ._tiled import TiledSlide
+from ._tiler import TiledSlide
 
 MAX_WORKERS = 8
 # Below this, starting a process takes longer than reading.

@@ -1,4 +1,4 @@
-"""A report on slides before hours are spent on them."""
+"""Report on slides before they are processed."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -11,8 +11,7 @@ from sklearn.utils._param_validation import validate_params
 
 from ..utils import progress
 from ..utils._parallel import LostWorkerError, map_tasks
-from ._tiler import SlideTiler
-from ._tiling import check_row, survey_slide
+from ._tiler import SlideTiler, check_row, survey_slide
 from ._wsi._reader import open_slide, resolve_mpp, slide_info
 
 _COLUMNS = {
@@ -33,13 +32,13 @@ _COLUMNS = {
 
 
 def describe_slide(row, params, reader, header_only):
-    """Say what is known about one slide, and why it cannot be tiled."""
+    """Return the row of the report on one slide."""
     found = {"slide": row.path, "reason": ""}
     with suppress(OSError):
         found["size_bytes"] = os.path.getsize(row.path)
     try:
         with open_slide(row.path, reader) as slide:
-            # Any plausible um/px gives the rest of the header, which a slide without one has too.
+            # With any plausible um/px, so that the header of a slide without um/px is read too.
             info = slide_info(slide, row.path, 1.0)
             found |= {"vendor": slide.vendor or None, "reader": slide.name}
             found |= {"width": info.size[0], "height": info.size[1]}
@@ -48,8 +47,9 @@ def describe_slide(row, params, reader, header_only):
         check_row(row, params, reader)
         if not header_only:
             survey = survey_slide(row, params, reader)
-            found |= {"tissue_mm2": survey.tissue_mm2, "n_tiles": len(survey.coords)}
-            found["reason"] = survey.reason and f"Slide {row.path!r}: {survey.reason}"
+            found |= {"tissue_mm2": survey.tissue_mm2, "n_tiles": len(survey.tiled)}
+            reason = survey.tiled.reason
+            found["reason"] = reason and f"Slide {row.path!r}: {reason}"
     except (OSError, ValueError) as error:
         found["reason"] = str(error)
     found["ok"] = not found["reason"]
@@ -70,20 +70,19 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
     """
     Report on slides: whether they can be tiled, into how many tiles, or why not.
 
-    A bad slide is a row of the report, never an error.
+    A bad slide is a row of the report and never raises an error.
 
     Parameters
     ----------
     X : list of path-like, Series, or DataFrame with the column ``slide``
-        Slides, as :class:`SlideTiler` takes them, with the optional columns ``mpp`` and
-        ``tissue``.
+        Slides, as for :class:`SlideTiler`, with the optional columns ``mpp`` and ``tissue``.
     tiler : SlideTiler, default=None
-        How they are to be tiled; None stands for ``SlideTiler()``.
+        How the slides are tiled; None stands for ``SlideTiler()``.
     header_only : bool, default=False
-        Whether to leave out the search for tissue. It reads an overview of each slide, which
-        takes a second or so; opening a slide takes milliseconds.
+        Whether to skip the search for tissue. The search reads an overview of each slide, which
+        takes about a second; opening a slide takes milliseconds.
     n_jobs : int, default=None
-        Number of slides to work on at once, as joblib takes it.
+        Number of slides processed at the same time, as in joblib.
     verbose : int, default=0
         1 shows a progress bar on a terminal.
 
@@ -93,29 +92,29 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
         Index of X if it is a DataFrame or Series, and the columns:
 
         - ``slide``: path;
-        - ``ok``: whether it gives tiles (with `header_only`, whether it can be read);
-        - ``reason``: why not, else empty;
-        - ``vendor``: who wrote the file; ``reader``: library that reads it;
-        - ``mpp``: um/px of level 0, NaN where there is no plausible one;
-        - ``objective_power``: magnification the file states;
+        - ``ok``: whether it has tiles (with `header_only`, whether it can be read);
+        - ``reason``: why not, otherwise empty;
+        - ``vendor``: format of the file; ``reader``: library that reads it;
+        - ``mpp``: um/px of level 0, NaN if there is no plausible value;
+        - ``objective_power``: magnification that the file states;
         - ``width``, ``height``: level-0 pixels; ``n_levels``: levels of the pyramid;
         - ``tissue_mm2``: area of the tissue mask in mm²;
-        - ``n_tiles``: tiles on tissue, before `max_tiles` of them are drawn;
+        - ``n_tiles``: number of tiles on tissue, before at most `max_tiles` are drawn;
         - ``size_bytes``: size of the file.
 
-        What could not be found out is missing.
+        Values that are not known are missing.
 
     Raises
     ------
     TypeError
-        If X is no list of paths.
+        If X is not a list of paths.
     ValueError
         If X is empty or a parameter is wrong.
 
     See Also
     --------
-    SlideTiler : Tiles the slides that are good.
-    sklearn_pk.plotting.SlideSheetDisplay : Shows tissue and tiles of many slides.
+    SlideTiler : Tiles the slides.
+    sklearn_pk.plotting.SlideSheetDisplay : Plots tissue and tiles of many slides.
 
     Examples
     --------
@@ -132,7 +131,7 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
     tiler = SlideTiler() if tiler is None else tiler
     tiler._validate_params()
     slides, params = tiler._check_slides(X), tiler._tiling_params()
-    tasks = [(*tiler._travelling(row, params), tiler.reader, header_only) for row in slides]
+    tasks = [(*tiler._make_absolute(row, params), tiler.reader, header_only) for row in slides]
     results = map_tasks(describe_slide, tasks, n_jobs=n_jobs, name=lambda at: slides[at].path)
     options = {"total": len(tasks), "desc": "Checking", "unit": "slide", "verbose": verbose}
     rows = [{}] * len(slides)

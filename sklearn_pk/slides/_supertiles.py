@@ -1,4 +1,4 @@
-"""SuperTileClusterer: from all tiles of a slide to a few super-tiles."""
+"""From all tiles of a slide to a few super-tiles."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -22,8 +22,8 @@ from ..utils import check_sample_names, progress, validate_bags
 from ..utils._bags import label_of_bag, read_bag
 from ..utils._parallel import map_in_order
 
-# With fewer components, or fewer tiles a cluster, k-means in the space of the leading
-# components lost more than half a percent of inertia on data without any structure.
+# With fewer components, or fewer tiles per cluster, the inertia of k-means in the space of the
+# leading components was more than half a percent higher on data without any structure.
 _N_COMPONENTS = 64
 _COMPONENTS_PER_CLUSTER = 1 / 4
 _MIN_TILES_PER_CLUSTER = 4
@@ -35,7 +35,7 @@ def _threads():
 
 
 def find_distinct(features):
-    """Find the distinct tiles of a slide."""
+    """Return the positions of the distinct tiles, the most frequent first."""
     features = np.ascontiguousarray(features)
     # Rows compared as bytes: np.unique(axis=0) compares number by number, which takes seconds.
     rows = features.view(np.dtype((np.void, features.itemsize * features.shape[1])))[:, 0]
@@ -44,7 +44,7 @@ def find_distinct(features):
 
 
 def project_tiles(features, n_clusters, seed):
-    """Project tiles on their leading principal components, where distances are cheap."""
+    """Project tiles on their leading principal components, where k-means is faster."""
     n_tiles, n_features = features.shape
     n_components = max(_N_COMPONENTS, int(n_clusters * _COMPONENTS_PER_CLUSTER))
     if n_features <= 2 * n_components or n_tiles <= _MIN_TILES_PER_CLUSTER * n_clusters:
@@ -57,7 +57,7 @@ def project_tiles(features, n_clusters, seed):
 def cluster_labels(features, n_clusters, seed):
     """Assign the tiles of one slide to k-means clusters."""
     seed = (seed + zlib.crc32(np.ascontiguousarray(features))) % 2**32
-    # One thread, so that sums are the same however many slides are worked on at a time.
+    # One thread, so that sums do not depend on the number of slides processed at a time.
     with warnings.catch_warnings(), _threads().limit(limits=1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct tiles than clusters
         projected = project_tiles(features, n_clusters, seed)
@@ -70,7 +70,7 @@ def cluster_means(features, n_clusters, seed):
     if len(features) <= n_clusters:
         means[: len(features)] = features
         return means
-    # Rows are at least as many as the values of one column, which is quick to look up.
+    # There are at least as many distinct rows as values in one column, which is fast to check.
     if len(np.unique(features[:, 0])) <= n_clusters:
         distinct = find_distinct(features)
         if len(distinct) <= n_clusters:
@@ -78,7 +78,7 @@ def cluster_means(features, n_clusters, seed):
             return means
     labels = cluster_labels(features, n_clusters, seed)
     counts = np.bincount(labels, minlength=n_clusters)
-    # Membership as a sparse matrix sums each cluster in float64 without a loop.
+    # The product with a sparse membership matrix sums each cluster in float64 without a loop.
     ones, columns = np.ones(len(labels)), np.arange(len(labels))
     membership = sparse.csr_array((ones, (labels, columns)), shape=(n_clusters, len(labels)))
     sums = membership @ features.astype(np.float64)
@@ -96,31 +96,31 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
     """
     Reduce the tiles of each slide to the means of clusters in feature space.
 
-    k-means runs on each slide by itself. The result has one shape for all slides:
-    where a slide has fewer tiles than clusters, it keeps its tiles and the rest are rows
-    of NaN, which stand for missing tiles. Bags that stay in files are read one by one, where
-    they are worked on, so their slides may be more than fit into memory.
+    k-means runs on each slide separately. The result has the same shape for all slides: a slide
+    with fewer tiles than clusters keeps its tiles, and the other rows are NaN, which stands for
+    missing tiles. Bags stored in files are read one by one, in the process that clusters them,
+    so a cohort may be larger than memory.
 
     Parameters
     ----------
     n_clusters : int, default=100
-        Number of super-tiles of a slide.
+        Number of super-tiles per slide.
 
     random_state : int, RandomState instance or None, default=None
-        Seed of k-means, mixed with the content of each slide, so that neither the order nor
-        the company of the slides matters.
+        Seed of k-means, combined with the content of each slide, so that the result of a slide
+        does not depend on the other slides or their order.
 
     n_jobs : int, default=None
-        Number of slides worked on at a time, as joblib takes it; 1 is this process, on a cluster
-        too.
+        Number of slides processed at the same time, as in joblib; 1 is this process, also on a
+        cluster.
 
     verbose : int, default=0
-        Whether to show a progress bar.
+        1 shows a progress bar on a terminal.
 
     Attributes
     ----------
     n_features_in_ : int
-        Width of the tile features.
+        Number of features per tile.
 
     seed_ : int
         Seed drawn from `random_state`.
@@ -131,8 +131,8 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
 
     See Also
     --------
-    FoundationFeaturizer : Makes the tile features.
-    sklearn_pk.regression.PriorKnowledgeRegressor : Takes the super-tiles.
+    FoundationFeaturizer : Computes the tile features.
+    sklearn_pk.regression.PriorKnowledgeRegressor : Is fitted on the super-tiles.
 
     Examples
     --------
@@ -161,16 +161,16 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """
-        Check the bags and remember their width.
+        Check the bags and the number of their features.
 
         Parameters
         ----------
         X : list of array-like of shape (tiles_i, n_features), or array-like
             Bags. An array has shape (n, tiles, n_features), with NaN for missing tiles, or
-            (n, n_features), which is one tile a slide.
+            (n, n_features), which is one tile per slide.
         y : array-like or DataFrame of n samples, default=None
             Expression. Only the names of its rows are compared with those of the slides, which
-            the result does not carry any more.
+            are lost in the result.
 
         Returns
         -------
@@ -180,11 +180,11 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         Raises
         ------
         TypeError
-            If X holds slides or something else that is no number.
+            If X holds slides or anything else that is not numeric.
         ValueError
-            If the width differs between slides, if a tile is partly NaN or holds infinity (in
-            bags that stay in files, :meth:`transform` notices that), or if y has other samples
-            than X.
+            If the number of features differs between slides, if a tile is partly NaN or holds
+            infinity (in bags stored in files, :meth:`transform` checks this), or if y has other
+            samples than X.
         """
         validate_bags(self, X, reset=True, allow_empty=True, lazy=True)
         if y is not None:
@@ -204,16 +204,16 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         Returns
         -------
         supertiles : ndarray of shape (n, n_clusters, n_features), float32
-            Cluster means; rows of NaN where there are fewer.
+            Cluster means; rows of NaN if there are fewer.
 
         Raises
         ------
         FileNotFoundError
-            If the file of a bag is gone.
+            If the file of a bag does not exist any more.
         TypeError, ValueError
             As in :meth:`fit`, or if the file of a bag is damaged or has changed.
         RuntimeError
-            If a worker is killed by each attempt at a slide.
+            If each attempt to process a slide killed its worker.
         """
         check_is_fitted(self)
         bags = validate_bags(self, X, reset=False, allow_empty=True, lazy=True)
@@ -233,7 +233,7 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         return supertiles
 
     def __sklearn_tags__(self):
-        """Tell scikit-learn that X may have three dimensions."""
+        """Declare that X may have three dimensions."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]

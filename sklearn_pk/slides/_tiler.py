@@ -1,15 +1,20 @@
-"""From slide files to the places of their tiles."""
+"""From slide files to the coordinates of their tiles."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
 from collections import OrderedDict
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Hashable
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import (
@@ -22,30 +27,422 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 
 from ..utils import check_expression, check_sample_names, progress
 from ..utils._parallel import map_in_order, map_tasks
-from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
-from ._tile_memory import cache_key, outcome, tile_known
-from ._tiled import TiledSlide
-from ._tiling import check_row, inspect_row, split_tiled
-from ._tissue._masks import absolute_tissue, check_tissue
+from ._grid import fraction_inside, mask_resolution, tile_geometry, tile_grid
+from ._inputs import (
+    CANNOT_WRITE,
+    check_coords,
+    check_slide_list,
+    describe_space,
+    failures_frame,
+    raise_failures,
+    warn_failures,
+)
+from ._tissue._masks import (
+    absolute_tissue,
+    check_tissue,
+    choose_tissue,
+    describe_source,
+    draw_mask,
+    is_given,
+    sample_mask,
+)
+from ._tissue._methods import compute_mask, low_contrast, tissue_fractions
+from ._wsi._reader import (
+    SlideInfo,
+    check_slide,
+    file_state,
+    fingerprint,
+    open_slide,
+    read_overview,
+    read_tile,
+    slide_info,
+)
 
 _CACHE_SIZE = 4096
 _cache = OrderedDict()
 
 
-def _remember(key, tiled):
-    if key is None or isinstance(tiled, Exception):
-        return
-    _cache[key] = tiled
-    while len(_cache) > _CACHE_SIZE:
-        _cache.popitem(last=False)
+@dataclass(frozen=True, eq=False, repr=False)
+class TiledSlide:
+    """
+    A slide file and the coordinates of its tiles.
+
+    It holds no pixels: :meth:`iter_tiles` opens the file and reads them. The object is
+    therefore small and can be pickled.
+
+    Parameters
+    ----------
+    path : str
+        Path of the slide file.
+    coords : ndarray of shape (n, 2), int64, default=()
+        Upper left corner (x, y) of each tile, in level-0 pixels.
+    tile_size : int, default=0
+        Edge in pixels of the tiles that :meth:`iter_tiles` yields.
+    mpp : float, default=nan
+        Requested resolution in um/px.
+    slide_mpp : float, default=nan
+        Resolution of level 0, in um/px.
+    slide_size : tuple of int, default=(0, 0)
+        Width and height of level 0 in pixels.
+    objective_power : float, default=nan
+        Magnification of level 0 that the file states, NaN if it states none. It is only
+        passed on to the feature store; nothing is computed from it.
+    level : int, default=0
+        Pyramid level that is read.
+    level_downsample : float, default=1.0
+        Level-0 pixels per pixel of that level.
+    read_size : int, default=0
+        Edge in pixels that is read at that level, then resampled to `tile_size`.
+    size_level0 : int, default=0
+        Edge of a tile in level-0 pixels.
+    tile_edge_um : float, default=nan
+        Edge of the region that is read for a tile, in um.
+    params : tuple, default=()
+        Pairs of name and value that describe how the slide was tiled.
+    reason : str, default=""
+        Why there are no tiles; empty if there are tiles.
+    reader : {"auto", "openslide", "tifffile"}, default="auto"
+        Library that reads the slide. SlideTiler sets the one that it used.
+    content : str, default=""
+        Fingerprint of the file that was tiled. If it is not empty, :meth:`check_content` refuses
+        another file under the same name.
+
+    See Also
+    --------
+    SlideTiler : Makes tiled slides.
+    FeatureBag : The features of its tiles.
+
+    Examples
+    --------
+    >>> from sklearn_pk.datasets import load_cmu_slide
+    >>> from sklearn_pk.slides import SlideTiler
+    >>> [slide] = SlideTiler().fit_transform([load_cmu_slide().path])
+    >>> slide.name, next(slide.iter_tiles()).shape
+    ('cmu_small_region', (256, 256, 3))
+    """
+
+    path: str
+    coords: np.ndarray = ()
+    tile_size: int = 0
+    mpp: float = np.nan
+    slide_mpp: float = np.nan
+    slide_size: tuple = (0, 0)
+    objective_power: float = np.nan
+    level: int = 0
+    level_downsample: float = 1.0
+    read_size: int = 0
+    size_level0: int = 0
+    tile_edge_um: float = np.nan
+    params: tuple = ()
+    reason: str = ""
+    reader: str = "auto"
+    content: str = ""
+
+    def __post_init__(self):
+        """Check the coordinates."""
+        object.__setattr__(self, "path", str(self.path))
+        object.__setattr__(self, "coords", check_coords(self.coords, self.path))
+
+    @property
+    def name(self):
+        """Name of the slide: its file name without the extension."""
+        return Path(self.path).stem
+
+    def __len__(self):
+        """Return the number of tiles."""
+        return len(self.coords)
+
+    def __repr__(self):
+        """Show the slide and the number of its tiles."""
+        known = [f"path={self.path!r}", f"n_tiles={len(self)}"]
+        known += [f"{name}={getattr(self, name)!r}" for name in ("tile_size", "mpp")]
+        known += [f"reason={self.reason!r}"] if self.reason else []
+        return f"TiledSlide({', '.join(known)})"
+
+    def check_content(self):
+        """
+        Check that the file is still the one that was tiled.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError
+            If the file cannot be opened.
+        ValueError
+            If its content has changed.
+        """
+        if self.content and fingerprint(self.path) != self.content:
+            raise ValueError(
+                f"Slide {self.path!r} is not the file that was tiled: its content has changed. "
+                "Tile it again."
+            )
+
+    def iter_tiles(self):
+        """
+        Read the tiles one by one.
+
+        Yields
+        ------
+        tile : ndarray of shape (tile_size, tile_size, 3), uint8
+            RGB pixels, with transparent pixels on white.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError, ValueError
+            If the slide cannot be read; the error names it.
+        """
+        if not len(self):
+            return
+        with self.open_tiles() as read:
+            for position in range(len(self)):
+                yield read(position, position + 1)[0]
+
+    @contextmanager
+    def open_tiles(self):
+        """
+        Open the slide for reading some of its tiles.
+
+        Yields
+        ------
+        read : callable
+            Function of (start, stop) that returns the tiles at these positions as an array of
+            shape (stop - start, tile_size, tile_size, 3), uint8.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError, ValueError
+            If the slide cannot be opened, or, within the block, read; the error names it.
+        """
+        with open_slide(self.path, self.reader) as slide:
+
+            def read(start, stop):
+                corners = self.coords[start:stop].tolist()
+                tiles = np.empty((len(corners), self.tile_size, self.tile_size, 3), dtype=np.uint8)
+                for tile, (x, y) in zip(tiles, corners, strict=True):
+                    tile[:] = read_tile(slide, x, y, self.level, self.read_size, self.tile_size)
+                return tiles
+
+            yield read
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """All tiles on the tissue of one slide, and how they were found."""
+
+    tiled: TiledSlide
+    info: SlideInfo
+    source: object
+    mask: np.ndarray  # None: all of the slide is tiled
+    overview: np.ndarray  # None where the mask is given
+    scale: float  # level-0 pixels per pixel of mask and overview
+
+    @property
+    def tissue_mm2(self):
+        """Area of the mask."""
+        if self.mask is None:
+            return np.prod(np.array(self.info.size) * self.info.mpp) / 1e6
+        return self.mask.sum() * (self.scale * self.info.mpp) ** 2 / 1e6
+
+
+def check_row(row, params, reader):
+    """Check that a slide can be tiled, without searching for its tissue."""
+    info = check_slide(row.path, row.mpp, reader)
+    tile_geometry(info, params["tile_size"], float(params["mpp"]))
+    source = choose_tissue(params["tissue"], row)
+    if is_given(source):
+        with open_slide(row.path, reader) as slide:
+            draw_mask(source, slide, info, (1, 1), max(info.size))
+
+
+def _find_mask(slide, info, source, mpp):
+    """Return the mask, the overview it was computed from, and level-0 pixels per pixel of both."""
+    if source is None:
+        return None, None, 1.0
+    if is_given(source):
+        scale = max(1.0, mpp / info.mpp)
+        width, height = (int(np.ceil(length / scale)) for length in info.size)
+        return draw_mask(source, slide, info, (height, width), scale), None, scale
+    overview, scale = read_overview(slide, info, mpp)
+    return compute_mask(overview, source, info.path), overview, scale
+
+
+def _select_tiles(survey, min_tissue_fraction):
+    """Return the coordinates of tiles on tissue, and the reason if there are none."""
+    tiled, mask, scale = survey.tiled, survey.mask, survey.scale
+    coords, size = tiled.coords, tiled.size_level0
+    if not len(coords):
+        return coords, (
+            f"The slide of {tiled.slide_size[0]} x {tiled.slide_size[1]} pixels is smaller than "
+            f"one tile of {size} pixels; pad=True would fill it up."
+        )
+    if mask is None:
+        return coords, ""
+    if not mask.any():
+        given = is_given(survey.source)
+        return coords[:0], (
+            "The tissue mask is empty." if given else "No tissue was found on the overview."
+        )
+    fractions = tissue_fractions(mask, coords / scale, size / scale)
+    # Padding is not tissue.
+    fractions *= fraction_inside(coords, size, tiled.slide_size)
+    coords = coords[fractions > min_tissue_fraction]
+    if not len(coords):
+        return coords, (
+            f"No tile has more than min_tissue_fraction={min_tissue_fraction:g} tissue; "
+            f"the largest fraction is {fractions.max():.3f}."
+        )
+    if survey.overview is None:
+        return coords, ""
+    coords = coords[~low_contrast(survey.overview, coords / scale, size / scale)]
+    return coords, "" if len(coords) else "All tiles on tissue are flat (low contrast)."
+
+
+def survey_slide(row, params, reader):
+    """Find all tiles on the tissue of one slide."""
+    source = choose_tissue(params["tissue"], row)
+    tile_size, mpp = params["tile_size"], float(params["mpp"])
+    with open_slide(row.path, reader) as slide:
+        content, reader = fingerprint(row.path), slide.name
+        info = slide_info(slide, row.path, row.mpp)
+        level, read_size, size_level0 = tile_geometry(info, tile_size, mpp)
+        edge_um = read_size * info.level_downsamples[level] * info.mpp
+        found = _find_mask(slide, info, source, mask_resolution(edge_um))
+    step = max(1, round((tile_size - params["overlap"]) * size_level0 / tile_size))
+    tiled = TiledSlide(
+        path=info.path,
+        coords=tile_grid(info, level, read_size, size_level0, step, pad=params["pad"]),
+        tile_size=tile_size,
+        mpp=mpp,
+        slide_mpp=info.mpp,
+        slide_size=info.size,
+        objective_power=info.objective_power,
+        level=level,
+        level_downsample=info.level_downsamples[level],
+        read_size=read_size,
+        size_level0=size_level0,
+        tile_edge_um=edge_um,
+        reader=reader,
+        content=content,
+    )
+    survey = Survey(tiled, info, source, *found)
+    coords, reason = _select_tiles(survey, params["min_tissue_fraction"])
+    return replace(survey, tiled=replace(tiled, coords=coords, reason=reason))
+
+
+def draw_tiles(survey, params, seed):
+    """Draw at most `max_tiles` of the tiles on tissue."""
+    tiled, limit = survey.tiled, params["max_tiles"]
+    coords = tiled.coords
+    if limit is not None and len(coords) > limit:
+        sequence = np.random.SeedSequence([seed, int(tiled.content, 16)])
+        kept = np.random.default_rng(sequence).choice(len(coords), limit, replace=False)
+        coords = coords[np.sort(kept)]
+    params = params | {"tissue": describe_source(survey.source), "seed": seed}
+    return replace(tiled, coords=coords, params=tuple(params.items()))
+
+
+def tile_slide(row, params, seed, reader):
+    """Tile one slide."""
+    return draw_tiles(survey_slide(row, params, reader), params, seed)
+
+
+def result_or_error(function, *args):
+    """Return the result of a function, or the error that a bad slide causes."""
+    try:
+        return function(*args)
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _cache_key(row, params, seed, reader):
+    """Return what identifies the tiles of one slide, None where they must not be cached."""
+    try:
+        source = choose_tissue(params["tissue"], row)
+        mask = source if callable(source) else describe_source(source)
+        state = file_state(row.path)
+    except (OSError, ValueError):
+        return None
+    params = params | {"tissue": mask}
+    key = (state, row.path, row.mpp, *params.values(), seed, reader)
+    return key if all(isinstance(value, Hashable) for value in key) else None
+
+
+@cache
+def _versions():
+    names = ("sklearn_pk", "openslide-bin", "openslide-python", "tifffile", "imagecodecs", "pillow")
+    return tuple(map(version, names))
+
+
+class _BadSlideError(Exception):
+    """Separates the error of a slide from errors of the cache."""
+
+
+def _tile_for_cache(state, row, params, seed, reader):
+    """Tile a slide; `state` is only an additional part of joblib's key."""
+    try:
+        return tile_slide(row, params, seed, reader)
+    except (OSError, ValueError) as error:
+        raise _BadSlideError(error) from error
+
+
+def tile_or_load(row, params, seed, reader, memory):
+    """Tile a slide, or load its tiles from the cache of an earlier run."""
+    key = None if memory is None else _cache_key(row, params, seed, reader)
+    # joblib identifies a function by its name, so a changed one would get old results.
+    if key is None or callable(params["tissue"]) or callable(row.tissue):
+        return result_or_error(tile_slide, row, params, seed, reader)
+    try:
+        state = (_versions(), fingerprint(row.path), key)
+        return memory.cache(_tile_for_cache)(state, row, params, seed, reader)
+    except _BadSlideError as error:
+        return error.args[0]
+    except OSError as error:
+        folder = getattr(memory, "location", None) or "."
+        raise OSError(
+            f"Tiles of slide {row.path!r} cannot be kept in memory={str(folder)!r} "
+            f"({error}){describe_space(folder)}. {CANNOT_WRITE}, or choose another folder."
+        ) from error
+
+
+def _inspect_row(row, tiled, params, seed, reader, size):
+    """Make a thumbnail of one slide, with its tissue mask and its tiles."""
+    survey = survey_slide(row, params, reader)
+    if tiled is None:
+        return *_make_thumbnail(survey, size), draw_tiles(survey, params, seed)
+    current = describe_source(survey.source)
+    former = dict(tiled.params).get("tissue", current)
+    if former != current:
+        raise ValueError(
+            f"Slide {tiled.path!r} was tiled with the tissue mask {former!r}, this tiler has "
+            f"{current!r}. Pass the row of X instead of the tiled slide."
+        )
+    return *_make_thumbnail(survey, size), tiled
+
+
+def _make_thumbnail(survey, size):
+    """Return a thumbnail, the mask on the same pixels, and level-0 pixels per pixel."""
+    info, overview, scale = survey.info, survey.overview, survey.scale
+    downsample = max(1.0, max(info.size) / size)
+    if overview is None or scale > downsample:
+        with open_slide(info.path, survey.tiled.reader) as slide:
+            overview, scale = read_overview(slide, info, info.mpp * downsample)
+    shape = [max(1, round(length / downsample)) for length in info.size]
+    # The last pixels of an overview may extend beyond the slide.
+    limits = overview.shape[1::-1]
+    box = [min(side * downsample / scale, limit) for side, limit in zip(shape, limits, strict=True)]
+    image = Image.fromarray(overview)
+    thumbnail = np.asarray(image.resize(shape, Image.Resampling.BICUBIC, box=(0, 0, *box)))
+    if survey.mask is None:
+        return thumbnail, np.ones(thumbnail.shape[:2], dtype=bool), downsample
+    step = downsample / survey.scale
+    return thumbnail, sample_mask(survey.mask, thumbnail.shape[:2], (step, step)), downsample
 
 
 class SlideTiler(TransformerMixin, BaseEstimator):
     """
     Find the tiles of tissue on whole slide images.
 
-    Tiles are asked for in um/px, read from the best level of the pyramid and resampled
-    to exactly `tile_size` pixels. No tile leaves its slide unless `pad` says so.
+    Tiles are read from the best level of the pyramid and resampled to exactly `tile_size`
+    pixels at `mpp`. Unless `pad` is True, no tile extends beyond its slide.
 
     Parameters
     ----------
@@ -53,67 +450,66 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Edge of a tile in pixels at `mpp`.
 
     mpp : float, default=0.5
-        Resolution in um/px; 0.5 is what is often called 20x. A level within 1 % of it is
-        read as it is; the edge that is really read is kept in `TiledSlide.tile_edge_um`.
+        Resolution in um/px; 0.5 is often called 20x. A level within 1 % of it is read without
+        resampling; `TiledSlide.tile_edge_um` is the exact edge of the tiles.
 
     tissue : {"otsu", "saturation", "entropy"}, callable, array, path-like or None, default="otsu"
-        What tells the tissue:
+        How tissue is found:
 
-        - "otsu": Otsu's thresholds of colour and saturation, the published way;
-        - "saturation": more saturated than the glass. For slides with ink or dark pigment, which
-          take Otsu's thresholds away from pale tissue (the ink itself is tiled as well);
-        - "entropy": texture, whatever its colour. For pale or grey tissue, and to leave out the
-          inside of pen strokes; what is out of focus is lost;
-        - a function from RGB pixels (height, width, 3) uint8 to a mask (height, width) bool. It
-          must depend on its input alone, since results are remembered;
+        - "otsu": Otsu's thresholds of colour and saturation, as published [1]_;
+        - "saturation": more saturated than the background. For slides with ink or dark pigment,
+          which shift Otsu's thresholds so that pale tissue is lost. The ink itself is tiled too;
+        - "entropy": texture of any colour. For pale or grey tissue, and to exclude the
+          inside of pen strokes. Regions out of focus are lost;
+        - a function from RGB pixels (height, width, 3), uint8, to a mask (height, width), bool.
+          It must depend only on its input, since results are cached;
         - a mask (height, width) of bool or whole numbers over the whole slide, at any
           resolution;
-        - the path of a mask image, or of a GeoJSON file with the areas drawn in QuPath, where
-          the class ``Ignore*`` is cut out;
-        - the path of a folder that holds such a file for each slide, named after it:
-          ``S1.geojson`` or ``S1.png`` for ``S1.svs``;
+        - the path of a mask image, or of a GeoJSON file with the areas drawn in QuPath. Areas of
+          the class ``Ignore*`` are cut out;
+        - the path of a folder with one such file per slide, named after it: ``S1.geojson`` or
+          ``S1.png`` for ``S1.svs``;
         - None for no mask: all tiles are kept.
 
-        Methods and functions work on an overview of at most 8 um/px. The column ``tissue`` of
-        X, where there is one, says it for single slides.
+        Methods and functions work on an overview of 8 um/px or finer. The optional column
+        ``tissue`` of X replaces this parameter for single slides.
 
     min_tissue_fraction : float, default=0.2
-        A tile is kept if more than this share of it is tissue. Where tissue was found by a
-        method or a function, flat tiles are left out too: those whose 1st and 99th percentile
-        of luminance on the overview lie less than 5 % of the range apart. Of a mask that is
-        given, they are kept.
+        A tile is kept if more than this fraction of it is tissue. If tissue is found by a
+        method or a function, flat tiles are left out too: those whose 1st and 99th percentiles
+        of luminance on the overview differ by less than 5 % of the range. With a given mask,
+        they are kept.
 
     max_tiles : int or None, default=4000
-        Largest number of tiles of a slide. More are drawn at random; which ones depends on
-        `random_state` and the content of that slide alone.
+        Largest number of tiles per slide. If there are more, this many are drawn at random. The
+        draw depends only on `random_state` and the content of that slide.
 
     overlap : int, default=0
-        Pixels at `mpp` that neighbours share.
+        Pixels at `mpp` by which neighbouring tiles overlap.
 
     pad : bool, default=False
-        Whether tiles may stick out at the right and the lower border, filled up with white,
-        so that no strip of the slide is left over. Of `min_tissue_fraction`, the white counts as
-        no tissue.
+        Whether tiles may extend beyond the right and the lower border, padded with white, so
+        that they cover the whole slide. For `min_tissue_fraction`, padding is not tissue.
 
     reader : {"auto", "openslide", "tifffile"}, default="auto"
-        Library that reads the slides. "auto" takes tifffile, which is faster, where it gives
-        the same pixels as OpenSlide.
+        Library that reads the slides. "auto" takes tifffile, which is faster, for tiled TIFF
+        files of 8-bit RGB of which it returns the same pixels as OpenSlide.
 
     errors : {"raise", "empty"}, default="raise"
-        What to do with a slide that cannot be used: raise one error that names all of them,
-        or warn, give a :class:`TiledSlide` without tiles and note the reason in `failures_`.
+        What to do with slides that cannot be used: raise one error that names all of them, or
+        warn, return a :class:`TiledSlide` without tiles and list the reason in `failures_`.
 
     memory : str, path-like, joblib.Memory or None, default=None
-        Folder that keeps the tiles of each slide between runs, so that a run that was killed
-        goes on where it was. Whoever can write there can run code here: the folder must be
-        yours. What a function says of the tissue is not kept.
+        Folder, or joblib cache, that stores the tile coordinates of each slide, so that a run
+        that was killed continues where it stopped. Its files are pickles: use a folder that only
+        you can write to. Tiles on tissue that is found by a function are not stored.
 
     n_jobs : int, default=None
-        Number of slides to work on at once, as joblib takes it; 1 is this process, on a
-        cluster too.
+        Number of slides processed at the same time, as in joblib; 1 is this process, also on a
+        cluster.
 
     random_state : int, RandomState instance or None, default=None
-        Seed of the draw of tiles. Pass an int, so that the same tiles are drawn each time.
+        Seed of the draw of tiles. Pass an int for reproducible results.
 
     verbose : int, default=0
         1 shows a progress bar on a terminal.
@@ -129,18 +525,18 @@ class SlideTiler(TransformerMixin, BaseEstimator):
     See Also
     --------
     FoundationFeaturizer : Encodes the tiles.
-    check_slides : Says of each slide whether it can be tiled, and into how many tiles.
+    check_slides : Reports for each slide whether it can be tiled, and into how many tiles.
     sklearn_pk.plotting.TissueMaskDisplay : Shows mask and tiles on a slide.
 
     Notes
     -----
-    QuPath counts pixels from the corner of the scanned area, where a slide states one
-    (``openslide.bounds-x``, MIRAX for example); this is taken into account.
+    QuPath counts pixels from the corner of the scanned area if a slide states one
+    (``openslide.bounds-x``, for example MIRAX); this is taken into account.
 
-    :meth:`fit` opens each slide and checks its um/px, which takes milliseconds a slide, so
+    :meth:`fit` opens each slide and checks its um/px, which takes milliseconds per slide, so
     that bad slides are reported before any work starts. Results of :meth:`transform` are
-    remembered in the process until the file or a parameter changes, since a search asks for
-    the same slides many times.
+    cached in the process until the file or a parameter changes, since a search transforms the
+    same slides many times.
 
     References
     ----------
@@ -212,12 +608,11 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : list of path-like, Series, or DataFrame with the column ``slide``
-            Slides. The um/px in the optional column ``mpp`` replaces what the file says, and
-            what tells the tissue in the optional column ``tissue`` replaces the parameter;
-            NaN and None replace nothing.
+            Slides. The optional column ``mpp`` (um/px) replaces what the file states, and the
+            optional column ``tissue`` replaces the parameter; NaN and None replace nothing.
         y : array-like or DataFrame of shape (n_slides,) or (n_slides, n_genes), default=None
             Expression. It is only checked, so that a pipeline refuses a table that does not
-            belong to the slides before it encodes them.
+            match the slides before it encodes them.
 
         Returns
         -------
@@ -227,7 +622,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Raises
         ------
         TypeError
-            If X is no list of paths.
+            If X is not a list of paths.
         FileNotFoundError, PermissionError, ValueError
             If a slide cannot be used and `errors` is "raise"; all such slides are named. Also
             if y has other samples than X, NaN, or a gene twice.
@@ -237,8 +632,8 @@ class SlideTiler(TransformerMixin, BaseEstimator):
             check_expression(y, estimator_name=type(self).__name__)
             check_sample_names(X, y)
         params = self._tiling_params()
-        outcomes = [outcome(check_row, row, params, self.reader) for row in slides]
-        self._report(slides, outcomes)
+        results = [result_or_error(check_row, row, params, self.reader) for row in slides]
+        self._report(slides, results)
         self.seed_ = self._draw_seed()
         return self
 
@@ -254,24 +649,27 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Returns
         -------
         tiled : list of TiledSlide
-            One a slide, in order. A slide without tissue has no tiles and says why in
+            One per slide, in order. A slide without tissue has no tiles and states why in
             `reason`.
 
         Raises
         ------
         TypeError
-            If X is no list of paths.
+            If X is not a list of paths.
         FileNotFoundError, PermissionError, ValueError
             If a slide cannot be used and `errors` is "raise"; all such slides are named.
         """
         check_is_fitted(self)
         slides, params = self._check_slides(X), self._tiling_params()
-        keys = [cache_key(row, params, self.seed_, self.reader) for row in slides]
+        keys = [_cache_key(row, params, self.seed_, self.reader) for row in slides]
         found = [None if key is None else _cache.get(key) for key in keys]
         todo = [position for position, tiled in enumerate(found) if tiled is None]
         for position, tiled in self._tile(slides, params, todo):
             found[position] = tiled
-            _remember(keys[position], tiled)
+            if keys[position] is not None and isinstance(tiled, TiledSlide):
+                _cache[keys[position]] = tiled
+        while len(_cache) > _CACHE_SIZE:
+            _cache.popitem(last=False)
         self._report(slides, found)
         return [
             self._make_empty(row, tiled) if isinstance(tiled, Exception) else tiled
@@ -279,17 +677,17 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         ]
 
     def _tile(self, slides, params, positions):
-        """Tile some of the slides, as they are done; a bad one gives its error."""
+        """Yield the position of each slide as it is done, with its tiles or its error."""
         memory = self.memory
         if memory is not None:
             is_path = isinstance(memory, str | os.PathLike)
             memory = check_memory(os.path.abspath(memory) if is_path else memory)
         tasks = [
-            (*self._travelling(slides[at], params), self.seed_, self.reader, memory)
+            (*self._make_absolute(slides[at], params), self.seed_, self.reader, memory)
             for at in positions
         ]
         name = [slides[at].path for at in positions].__getitem__
-        results = map_tasks(tile_known, tasks, n_jobs=self.n_jobs, name=name)
+        results = map_tasks(tile_or_load, tasks, n_jobs=self.n_jobs, name=name)
         options = {"total": len(tasks), "desc": "Tiling", "unit": "slide", "verbose": self.verbose}
         with closing(results):
             for number, tiled in progress(results, **options):
@@ -298,22 +696,22 @@ class SlideTiler(TransformerMixin, BaseEstimator):
                     tiled = replace(tiled, path=slides[position].path)
                 yield position, tiled
 
-    def _travelling(self, row, params):
-        """Name files so that a worker in another folder finds them."""
+    def _make_absolute(self, row, params):
+        """Make paths absolute, so that a worker in another folder finds the files."""
         path, tissue = os.path.abspath(row.path), absolute_tissue(row.tissue)
         params = params | {"tissue": absolute_tissue(params["tissue"])}
         return row._replace(path=path, tissue=tissue), params
 
     def inspect_slide(self, slide, *, size=1200):
         """
-        Make a picture of one slide, with its tissue mask and its tiles.
+        Make a thumbnail of one slide, with its tissue mask and its tiles.
 
         Parameters
         ----------
         slide : path-like, DataFrame of one row, or TiledSlide
-            Slide, as a row of X in :meth:`fit`. A slide that was tiled keeps its tiles.
+            Slide, as a row of X in :meth:`fit`. A TiledSlide keeps its tiles.
         size : int, default=1200
-            Longer side of the picture in pixels; a smaller slide is not enlarged.
+            Longer side of the thumbnail in pixels; a smaller slide is not enlarged.
 
         Returns
         -------
@@ -334,59 +732,62 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         X = slide if isinstance(slide, pd.DataFrame) else [slide]
         if len(X) != 1:
             raise ValueError(f"slide must be one slide, got {len(X)}.")
-        ((_, outcome),) = self._inspect(X, size)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        [(_, found)] = self._inspect(X, size)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def inspect_slides(self, X, *, size=300):
         """
-        Make a picture of each slide, with its tissue mask and its tiles.
+        Make a thumbnail of each slide, with its tissue mask and its tiles.
 
         Parameters
         ----------
         X : list of path-like, Series, DataFrame with the column ``slide``, or list of TiledSlide
-            Slides, as in :meth:`fit`. Slides that were tiled keep their tiles.
+            Slides, as in :meth:`fit`. TiledSlides keep their tiles.
         size : int, default=300
-            Longer side of a picture in pixels; a smaller slide is not enlarged.
+            Longer side of a thumbnail in pixels; a smaller slide is not enlarged.
 
         Returns
         -------
-        pictures : list of tuple
-            Thumbnail, mask, downsample and tiled slide of each, as from :meth:`inspect_slide`.
-            Of a slide that cannot be used, the first three are None, and `reason` of the last
-            says why.
+        inspected : list of tuple
+            Thumbnail, mask, downsample and TiledSlide of each, as from :meth:`inspect_slide`.
+            For a slide that cannot be used, the first three are None, and `reason` of the last
+            states why.
 
         Raises
         ------
         TypeError
-            If X is no list of slides.
+            If X is not a list of slides.
         ValueError
             If a parameter is wrong.
         """
         return [
-            (None, None, None, self._make_empty(row, outcome))
-            if isinstance(outcome, Exception)
-            else outcome
-            for row, outcome in self._inspect(X, size)
+            (None, None, None, self._make_empty(row, found))
+            if isinstance(found, Exception)
+            else found
+            for row, found in self._inspect(X, size)
         ]
 
     def _inspect(self, X, size):
-        """Return each slide with its picture, or with the error that says why there is none."""
+        """Return each slide with its thumbnail, mask and tiles, or with its error."""
         self._validate_params()
-        frame, tiled = split_tiled(X)
-        slides, params = self._check_slides(frame), self._tiling_params()
+        tiled = None
+        if isinstance(X, list | tuple) and X and all(isinstance(each, TiledSlide) for each in X):
+            tiled = X
+            columns = {"slide": [each.path for each in X], "mpp": [each.slide_mpp for each in X]}
+            X = pd.DataFrame(columns)
+        slides, params = self._check_slides(X), self._tiling_params()
         seed = getattr(self, "seed_", None)
         seed = self._draw_seed() if seed is None else seed
         tasks = [
-            (inspect_row, row, each, params, seed, self.reader, size)
+            (_inspect_row, row, each, params, seed, self.reader, size)
             for row, each in zip(slides, tiled or [None] * len(slides), strict=True)
         ]
-        results = map_in_order(outcome, tasks, n_jobs=self.n_jobs, name=lambda at: slides[at].path)
-        bar = progress(
-            results, total=len(slides), desc="Drawing", verbose=self.verbose, unit="slide"
-        )
-        return list(zip(slides, bar, strict=True))
+        name = [row.path for row in slides].__getitem__
+        results = map_in_order(result_or_error, tasks, n_jobs=self.n_jobs, name=name)
+        options = {"total": len(slides), "desc": "Drawing", "unit": "slide"}
+        return list(zip(slides, progress(results, verbose=self.verbose, **options), strict=True))
 
     def _make_empty(self, row, error):
         tile_size, mpp = self.tile_size, float(self.mpp)
@@ -395,7 +796,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         )
 
     def _check_slides(self, X):
-        """Check X, and the parameters that its slides or another parameter restrict."""
+        """Check X, and the parameters that depend on X or on another parameter."""
         slides = check_slide_list(X)
         check_tissue(self.tissue, slides)
         if self.overlap >= self.tile_size:
@@ -413,22 +814,21 @@ class SlideTiler(TransformerMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _report(self, slides, outcomes):
-        """Raise or warn about bad slides, and note those without tiles."""
-        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    def _report(self, slides, results):
+        """Raise or warn about bad slides, and list slides without tiles in `failures_`."""
         if self.errors == "raise":
-            raise_failures(errors)
+            raise_failures([result for result in results if isinstance(result, Exception)])
         failures = [
-            (row.path, str(outcome) if isinstance(outcome, Exception) else outcome.reason)
-            for row, outcome in zip(slides, outcomes, strict=True)
-            if isinstance(outcome, Exception) or (outcome is not None and not len(outcome))
+            (row.path, str(result) if isinstance(result, Exception) else result.reason)
+            for row, result in zip(slides, results, strict=True)
+            if isinstance(result, Exception) or (result is not None and not len(result))
         ]
         self.failures_ = failures_frame(failures)
         if self.errors == "empty":
             warn_failures(failures, "tiles")
 
     def __sklearn_tags__(self):
-        """Tell scikit-learn that X is a list of files."""
+        """Declare that X is a list of files."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True

@@ -1,4 +1,4 @@
-"""check_slides: a report on slides before hours are spent on them."""
+"""check_slides reports on slides before they are processed."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -65,7 +65,7 @@ def test_bad_slides_lose_no_other(bad_slides, cmu_slide, white_slide, n_jobs):
     }
     for name, text in expected.items():
         assert re.search(text, report.reason[name])
-    # What the header says is told in spite of it.
+    # The rest of the header is reported.
     assert report.width[["no_mpp", "wrong_mpp"]].tolist() == [200, 200]
     assert report.mpp[["no_mpp", "wrong_mpp"]].isna().all()
     assert report.width[["missing", "text"]].isna().all()
@@ -145,7 +145,7 @@ def test_columns_of_X(bad_slides, small_slides):
 
 
 def test_header_only(small_slides, bad_slides, monkeypatch):
-    monkeypatch.setattr("sklearn_pk.slides._tiling.read_overview", None)
+    monkeypatch.setattr("sklearn_pk.slides._tiler.read_overview", None)
     X = pd.Series([small_slides[0], bad_slides["zero"]], index=[7, 8])
     report = check_slides(X, header_only=True)
     assert report.ok.to_dict() == {7: True, 8: False}

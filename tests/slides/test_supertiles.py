@@ -176,7 +176,7 @@ def test_means_are_those_of_the_labels():
     np.testing.assert_allclose(means, expected, atol=1e-5)
 
 
-def test_wide_duplicates_are_told_apart_exactly():
+def test_wide_duplicates_are_found_exactly():
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(9, 500)).astype(np.float32)
     kinds[:, 0] = 0  # as rectified features often are

@@ -1,4 +1,4 @@
-"""Tiles that are kept between runs."""
+"""The joblib cache of tiles between runs."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 import pytest
 
-from sklearn_pk.slides import SlideTiler, _tile_memory, _tiler
+from sklearn_pk.slides import SlideTiler, _tiler
 
 
 @pytest.fixture
@@ -19,15 +19,15 @@ def slides(tmp_path, small_slides):
 
 @pytest.fixture
 def tile(tmp_path, monkeypatch):
-    """Tile as a new process would; return what was tiled anew, and the slides."""
+    """Tile as a new process would; return which slides were tiled again, and the result."""
     done = []
-    original = _tile_memory.tile_slide
+    original = _tiler.tile_slide
 
     def note(row, *rest):
         done.append(Path(row.path).name)
         return original(row, *rest)
 
-    monkeypatch.setattr(_tile_memory, "tile_slide", note)
+    monkeypatch.setattr(_tiler, "tile_slide", note)
 
     def tile(slides, memory=tmp_path / "memory", **params):
         _tiler._cache.clear()
@@ -58,7 +58,7 @@ def test_a_second_run_finds_the_tiles(slides, tile, tmp_path):
     assert tile(slides, memory=memory)[0] == []
 
 
-def test_what_changes_the_tiles_is_told_apart(slides, tile, monkeypatch):
+def test_changes_that_change_the_tiles(slides, tile, monkeypatch):
     tile(slides)
     for params in ({"tile_size": 32}, {"overlap": 8}, {"random_state": 1}, {"tissue": None}):
         assert tile(slides, **params)[0] == names(slides), params
@@ -67,11 +67,11 @@ def test_what_changes_the_tiles_is_told_apart(slides, tile, monkeypatch):
     done, [slide, other] = tile(slides[:2])
     assert done == names(slides[:1])
     np.testing.assert_array_equal(slide.coords, other.coords)
-    monkeypatch.setattr(_tile_memory, "_versions", lambda: "another")
+    monkeypatch.setattr(_tiler, "_versions", lambda: "another")
     assert tile(slides)[0] == names(slides)
 
 
-def test_masks_are_told_apart_and_functions_not_kept(slides, tile):
+def test_masks_are_distinguished_and_functions_not_cached(slides, tile):
     one = slides[:1]
     mask = np.zeros((401, 333), dtype=bool)
     mask[:200] = True
@@ -93,7 +93,7 @@ def test_a_failure_is_tried_again(slides, tile, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 100])
-def test_a_damaged_memory_is_computed_again(slides, tile, tmp_path, kept, caplog):
+def test_a_damaged_cache_is_computed_again(slides, tile, tmp_path, kept, caplog):
     _, expected = tile(slides)
     for path in (tmp_path / "memory").rglob("output.pkl"):
         path.write_bytes(path.read_bytes()[:kept])
@@ -125,14 +125,14 @@ class Full:
 
 
 @pytest.mark.parametrize("errors", ["raise", "empty"])
-def test_a_memory_that_cannot_be_written_is_no_bad_slide(slides, tile, errors):
+def test_a_cache_that_cannot_be_written_is_not_a_bad_slide(slides, tile, errors):
     with pytest.raises(OSError, match=r"a\.tiff' cannot be kept in memory='somewhere'") as caught:
         tile(slides, memory=Full(), errors=errors)
     assert "No space left on device" in str(caught.value)
     assert "MB are free there" in str(caught.value)
 
 
-def test_a_memory_in_a_file(slides, tile, tmp_path):
+def test_a_cache_in_a_file(slides, tile, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"choose another folder|File exists|Not a directory"):
         tile(slides, memory=tmp_path / "file")

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from .._inputs import CANNOT_WRITE, describe_space
-from .._tiled import TiledSlide
+from .._tiler import TiledSlide
 from .._wsi._reader import fingerprint
 from ._feature_bag import FileBag
 from ._formats import open_features

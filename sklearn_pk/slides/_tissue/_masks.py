@@ -1,10 +1,9 @@
-"""Where the mask of a slide comes from: a method, an array, an image or a drawing."""
+"""Where the mask of a slide comes from: a method, an array, an image or drawn areas."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import hashlib
 import os
-import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -14,22 +13,17 @@ import tifffile
 from PIL import Image
 from sklearn.utils._param_validation import InvalidParameterError
 
-from .._wsi._reader import file_state
-from ._annotations import fill_polygons, place_polygons, read_polygons
+from .._wsi._tiff import BAD_TIFF
+from ._annotations import draw_areas
 from ._methods import METHODS
 
 _DRAWINGS = (".geojson", ".json")
 _ENDINGS = (*_DRAWINGS, ".png")
-# Pillow knows others for which it starts programs (EPS), or which are no pictures.
-_PICTURES = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")
+# Pillow has other formats for which it starts programs (EPS), or which are not images.
+_IMAGES = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_PIXELS = 1 << 27
-# What Pillow and tifffile raise on images that are damaged.
-_BAD_IMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
-    *(AttributeError, EOFError, MemoryError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-)
+_BAD_IMAGE = (*BAD_TIFF, SyntaxError, zlib.error, Image.DecompressionBombError)
 _TAKES = (
     f"{', '.join(map(repr, METHODS))}, a function, a mask array, the path of a GeoJSON file or "
     "a mask image, a folder of such files, or None"
@@ -46,7 +40,7 @@ def check_tissue(tissue, slides):
         if not os.path.exists(tissue):
             raise InvalidParameterError(
                 f"The 'tissue' parameter of SlideTiler must be {_TAKES}. Got {tissue!r}, which is "
-                "no method and no file or folder that exists."
+                "neither a method nor an existing file or folder."
             )
     else:
         return
@@ -55,7 +49,7 @@ def check_tissue(tissue, slides):
         raise InvalidParameterError(
             f"The 'tissue' parameter of SlideTiler is one mask, but {len(users)} slides have no "
             "mask of their own. Pass X as a DataFrame with the columns 'slide' and 'tissue', or a "
-            "folder with one file a slide."
+            "folder with one file per slide."
         )
 
 
@@ -74,7 +68,7 @@ def check_mask_array(mask, owner):
 
 
 def choose_tissue(tissue, slide):
-    """Find what tells the tissue of one slide."""
+    """Return the source of the mask of one slide: a method, a function, an array or a path."""
     chosen = tissue if slide.tissue is None else slide.tissue
     if not isinstance(chosen, str | os.PathLike) or chosen in METHODS:
         return chosen
@@ -90,7 +84,7 @@ def choose_tissue(tissue, slide):
 
 
 def absolute_tissue(tissue):
-    """Name a file or folder of masks so that a process in any folder finds it."""
+    """Make the path of a file or folder of masks absolute, for workers in other folders."""
     is_path = isinstance(tissue, str | os.PathLike) and tissue not in METHODS
     return os.path.abspath(tissue) if is_path else tissue
 
@@ -114,25 +108,16 @@ def _find_in_folder(folder, slide):
     return found[0]
 
 
-def is_drawn(source):
-    """Tell a mask that is given from one that is found on the overview."""
+def is_given(source):
+    """Return whether a mask is given, not computed from the overview."""
     return isinstance(source, np.ndarray | Path)
 
 
-def source_key(source):
-    """Return what changes when a source of masks changes."""
-    if isinstance(source, np.ndarray):
-        return _digest(np.ascontiguousarray(source), source.shape, source.dtype)
-    if isinstance(source, Path):
-        # Tools may keep size and time of modification of a file, not the time of this change.
-        return (*file_state(source), os.stat(source).st_ctime_ns)
-    return source
-
-
 def describe_source(source):
-    """Describe a source of masks for the record of how a slide was tiled."""
+    """Describe a source of masks; another mask has another description, a function its name."""
     if isinstance(source, np.ndarray):
-        return f"mask {source.shape} {source_key(source)}"
+        digest = _digest(np.ascontiguousarray(source), source.shape, source.dtype)
+        return f"mask {source.shape} {digest}"
     if isinstance(source, Path):
         return f"{source.name} {_digest(source.read_bytes())}"
     return getattr(source, "__qualname__", repr(source)) if callable(source) else source
@@ -146,53 +131,50 @@ def read_mask_image(path, slide):
     """Read a mask from an image."""
     owner = f"Slide {slide!r}: its tissue mask {str(path)!r}"
     try:
-        pixels, is_gray = _read_image(path)
+        channels = _read_image(path)
     except _BAD_IMAGE as error:
         raise ValueError(
             f"{owner} is neither GeoJSON ({' or '.join(_DRAWINGS)}) nor an image that can be read "
             f"({error})."
         ) from error
-    if not is_gray:
-        raise ValueError(f"{owner} is a picture in colour. Expected a mask of one channel.")
-    if pixels.dtype.kind not in "bui":
-        raise ValueError(f"{owner} holds {pixels.dtype}. Expected a mask of whole numbers.")
-    return pixels
+    # Two channels are grey and alpha, the fourth is alpha.
+    others = channels[1:3] if len(channels) > 2 else []
+    if not all(np.array_equal(channels[0], each) for each in others):
+        raise ValueError(f"{owner} is a colour image. Expected a mask of one channel.")
+    if channels[0].dtype.kind not in "bui":
+        raise ValueError(f"{owner} holds {channels[0].dtype}. Expected a mask of whole numbers.")
+    return channels[0]
 
 
 def _read_image(path):
-    """Return the first channel of an image, and whether the others hold the same."""
+    """Return the channels of an image."""
     with open(path, "rb") as file:
         is_tiff = file.read(4) in _TIFF_MAGIC
     if is_tiff:
         return _read_tiff(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a bound below
-        with Image.open(path, formats=_PICTURES) as image:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit below
+        with Image.open(path, formats=_IMAGES) as image:
             _check_pixels(image.width, image.height)
-            bands = image.getbands()
-            if len(bands) == 1:
-                return np.asarray(image), True
-            # One by one, for the memory.
-            first = np.asarray(image.getchannel(0))
-            others = bands[1:3] if len(bands) > 2 else ()
-            return first, all(np.array_equal(first, image.getchannel(each)) for each in others)
+            if len(image.getbands()) == 1:
+                return [np.asarray(image)]
+            return [np.asarray(image.getchannel(each)) for each in image.getbands()]
 
 
 def _read_tiff(path):
-    """Read the first image of a TIFF; Pillow would let its library write to the terminal."""
+    """Return the channels of the first image; Pillow would let libtiff print its messages."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         if page.axes not in ("YX", "YXS", "SYX"):
-            raise ValueError(f"it is no picture, but has the axes {page.axes}")
+            raise ValueError(f"expected an image, found the axes {page.axes}")
         _check_pixels(max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength))
         pixels = page.asarray(maxworkers=1)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = ~pixels
     channels = [pixels] if page.axes == "YX" else np.moveaxis(pixels, page.axes.index("S"), 0)
-    first, others = channels[0], channels[1:3] if len(channels) > 2 else ()
-    if first.ndim != 2 or not first.size:
-        raise ValueError(f"it is no picture, but has the shape {first.shape}")
-    return first, all(np.array_equal(first, each) for each in others)
+    if channels[0].ndim != 2 or not channels[0].size:
+        raise ValueError(f"expected an image, found the shape {channels[0].shape}")
+    return channels
 
 
 def _check_pixels(width, height):
@@ -212,10 +194,9 @@ def sample_mask(mask, shape, steps):
 def draw_mask(source, slide, info, shape, scale):
     """Draw a given mask on a grid of pixels over a slide."""
     if isinstance(source, Path) and source.suffix.lower() in _DRAWINGS:
+        # QuPath counts from the corner of the scanned area.
         origin = [float(slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy"]
-        polygons = read_polygons(source, info.path)
-        polygons = place_polygons(polygons, origin, info.size, source, info.path)
-        return fill_polygons(polygons, shape, scale)
+        return draw_areas(source, info.path, origin, info.size, shape, scale)
     if isinstance(source, Path):
         mask, owner = read_mask_image(source, info.path), f"its tissue mask {str(source)!r}"
     else:

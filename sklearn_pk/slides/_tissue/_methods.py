@@ -1,18 +1,19 @@
-"""Where the tissue is on an overview of a slide."""
+"""Find the tissue on an overview of a slide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import numpy as np
 from scipy import ndimage
 
-# Background differs from tissue by more than this share of the range of saturation.
+# Background differs from tissue by more than this fraction of the range of saturation.
 _MIN_SATURATION_GAP = 0.05
-# By how much tissue is more saturated than the glass, of 255: above the noise of JPEG.
-_ABOVE_GLASS = 8
-_MAX_GLASS_SATURATION = 40
+# How much more saturated than the background tissue is, of 255: above the noise of JPEG.
+_ABOVE_BACKGROUND = 8
+_MAX_BACKGROUND_SATURATION = 40
 _WINDOW = 5
-# Mean entropy of texture and glass differs by more than this share of the largest possible; the
-# noise of a scanner alone gives at most 0.08, tissue as pale as an eighth of the usual 0.2.
+# The mean entropies of tissue and background differ by more than this fraction of the largest
+# possible entropy. The noise of a scanner alone gives at most 0.08; tissue an eighth as dark as
+# usual gives 0.2.
 _MIN_ENTROPY_GAP = 0.12
 
 
@@ -54,7 +55,7 @@ def otsu_mask(rgb):
     upper = saturated > cut
     if not upper.any():
         return upper
-    # Otsu parts noise as readily as tissue. The gap between the two classes, unlike a
+    # Otsu splits noise as readily as tissue. The gap between the two classes, unlike a
     # percentile, does not depend on how little of the slide a biopsy covers.
     if saturated[upper].mean() - saturated[~upper].mean() < _MIN_SATURATION_GAP * 255:
         return np.zeros(rgb.shape[:2], dtype=bool)
@@ -71,11 +72,11 @@ def _close(mask):
 
 
 def saturation_mask(rgb):
-    """Find tissue as what is more saturated than the glass."""
+    """Find tissue as what is more saturated than the background."""
     saturated, light = saturation(rgb), luminance(rgb).astype(np.uint8)
     bright = saturated[light > otsu_threshold(light)]
-    counts = np.bincount(bright[bright <= _MAX_GLASS_SATURATION], minlength=1)
-    upper = saturated > counts.argmax() + _ABOVE_GLASS
+    counts = np.bincount(bright[bright <= _MAX_BACKGROUND_SATURATION], minlength=1)
+    upper = saturated > counts.argmax() + _ABOVE_BACKGROUND
     # The majority of a window is the median filter of a mask.
     return _close(window_counts(upper, _WINDOW) > _WINDOW**2 // 2)
 
@@ -93,8 +94,8 @@ def window_counts(mask, size):
 def local_entropy(rgb):
     """Compute the entropy of luminance in a window around each pixel."""
     light = luminance(rgb).astype(np.uint8)
-    # The commonest value, that of the glass, is put into the middle of a level: at the border of
-    # two, the least noise would look like texture.
+    # The most common value, the background, is put into the middle of a level: at the border of
+    # two levels, the slightest noise would look like texture.
     shift = 256 + 4 - int(np.bincount(light.ravel()).argmax())
     levels = (light.astype(np.uint16) + shift) >> 3
     # With c pixels of a level among n, the entropy is log n - sum(c log c) / n.
@@ -113,7 +114,7 @@ def entropy_mask(rgb):
     upper = entropy > otsu_threshold(entropy)
     if not upper.any() or (entropy[upper].mean() - entropy[~upper].mean() < _MIN_ENTROPY_GAP * 255):
         return np.zeros(rgb.shape[:2], dtype=bool)
-    # A window that holds an edge has texture, so the mask reaches half a window too far.
+    # A window that contains an edge has texture, so the mask extends half a window too far.
     reach = _WINDOW // 2
     return ndimage.binary_erosion(_close(upper), iterations=reach, border_value=1)
 
@@ -122,7 +123,7 @@ METHODS = {"otsu": otsu_mask, "saturation": saturation_mask, "entropy": entropy_
 
 
 def compute_mask(rgb, tissue, slide):
-    """Mask the tissue of an overview by the method asked for."""
+    """Mask the tissue of an overview by a method or a function."""
     if not callable(tissue):
         return METHODS[tissue](rgb)
     mask = np.asarray(tissue(rgb))
@@ -135,7 +136,7 @@ def compute_mask(rgb, tissue, slide):
 
 
 def tissue_fractions(mask, corners, edge):
-    """Compute the share of tissue in square windows."""
+    """Compute the fraction of tissue in square windows."""
     sums = np.pad(np.cumsum(np.cumsum(mask, axis=0), axis=1), ((1, 0), (1, 0)))
     limits = np.array(mask.shape[::-1])
     start = np.minimum(np.round(corners).astype(int), limits - 1)
@@ -149,8 +150,8 @@ def tissue_fractions(mask, corners, edge):
     return inside / np.prod(stop - start, axis=1)
 
 
-def low_contrast(rgb, corners, edge, *, share=0.05):
-    """Find windows in which hardly anything varies."""
+def low_contrast(rgb, corners, edge, *, threshold=0.05):
+    """Find windows of nearly uniform luminance."""
     gray = luminance(rgb)
     offsets = np.arange(max(1, int(edge)))
     flat = np.empty(len(corners), dtype=bool)
@@ -160,5 +161,5 @@ def low_contrast(rgb, corners, edge, *, share=0.05):
         columns = np.minimum(start[:, :1] + offsets, gray.shape[1] - 1)
         windows = gray[rows[:, :, np.newaxis], columns[:, np.newaxis, :]]
         low, high = np.percentile(windows.reshape(len(start), -1), (1, 99), axis=1)
-        flat[first : first + 4096] = (high - low) / 255 < share
+        flat[first : first + 4096] = (high - low) / 255 < threshold
     return flat

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import openslide
+from PIL import Image
 
-from ._overview import to_rgb
-from ._tiff_header import check_tiff_header
+from ._tiff import check_tiff_header
 
 
 class OpenSlideReader:
@@ -22,7 +22,7 @@ class OpenSlideReader:
             check_tiff_header(path)
         except ValueError as error:
             raise self._damaged(error) from error
-        with self._named():
+        with self._name_slide():
             self._slide = openslide.OpenSlide(path)
             self.size = self._slide.dimensions
             self.level_sizes = self._slide.level_dimensions
@@ -39,7 +39,7 @@ class OpenSlideReader:
         self._slide.close()
 
     @contextmanager
-    def _named(self):
+    def _name_slide(self):
         path = self._path
         try:
             yield
@@ -58,7 +58,11 @@ class OpenSlideReader:
         )
 
     def read(self, x, y, level, width, height):
-        """Read a rectangle of one level."""
-        with self._named():
+        """Read a rectangle of one level; (x, y) is its corner in level-0 pixels."""
+        with self._name_slide():
             image = self._slide.read_region((x, y), level, (width, height))
-        return np.asarray(to_rgb(image))
+        if image.getextrema()[3][0] == 255:
+            return np.asarray(image.convert("RGB"))
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return np.asarray(white)

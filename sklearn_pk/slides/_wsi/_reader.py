@@ -1,11 +1,9 @@
-"""Open slide files, with OpenSlide or tifffile behind one interface."""
+"""Open slides with OpenSlide or tifffile: levels, um/px, tiles, overview and fingerprint."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import hashlib
-import math
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,23 +12,20 @@ import numpy as np
 from PIL import Image
 
 from ._openslide import OpenSlideReader
-from ._overview import read_reduced
-from ._tiff import TiffSlide
+from ._tiff import TiffSlide, stated_mpp, to_float
 
 MPP_RANGE = (0.1, 2.0)
-# A level this close to the resolution asked for is read as it is: resampling by a fraction of a
-# percent would blur every tile and change nothing else.
+# A level this close to the requested resolution is not resampled: a change of a fraction of a
+# percent would only blur every tile.
 SAME_RESOLUTION = 0.01
 MAX_UPSAMPLING = 1.25
-# Other scanners leave tiles out, let them overlap or write several files.
-_FAST_VENDORS = {"aperio", "generic-tiff"}
-_PROBE = 256
+_BLOCK = 2048
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """What the header of a slide says."""
+    """The header of a slide."""
 
     path: str
     size: tuple
@@ -40,37 +35,9 @@ class SlideInfo:
     objective_power: float
 
 
-def _stated_mpp(slide):
-    return [_to_float(slide.properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
-
-
-def _same_levels(slide, tiff):
-    """Compare the headers; OpenSlide sees but one level of OME-TIFF and not its um/px."""
-    n_levels = len(slide.level_sizes)
-    stated = _stated_mpp(slide)
-    return (
-        slide.level_sizes == tiff.level_sizes[:n_levels]
-        and (n_levels == 1 or len(tiff.level_sizes) == n_levels)
-        and np.allclose(slide.level_downsamples, tiff.level_downsamples[:n_levels], rtol=1e-9)
-        and (np.isnan(stated).all() or np.allclose(stated, _stated_mpp(tiff), rtol=1e-6))
-    )
-
-
-def _same_pixels(slide, tiff):
-    """Compare one tile of each level."""
-    for level, (width, height) in enumerate(slide.level_sizes):
-        # Where a corner falls between two pixels OpenSlide interpolates, so lower levels are
-        # compared at the origin.
-        corner = (0, 0) if level else (width // 2, height // 2)
-        size = min(_PROBE, width), min(_PROBE, height)
-        if not np.array_equal(slide.read(*corner, level, *size), tiff.read(*corner, level, *size)):
-            return False
-    return True
-
-
 @lru_cache(maxsize=65536)
 def _prefer_tifffile(state):
-    """Decide whether tifffile may read a slide, once for each content of the file."""
+    """Return whether tifffile may read a slide; determined once for each content of the file."""
     path = state[0]
     try:
         tiff = TiffSlide(path)
@@ -81,18 +48,12 @@ def _prefer_tifffile(state):
             slide = OpenSlideReader(path)
         except ValueError:
             return True
-        with slide, suppress(ValueError):
-            return (
-                slide.vendor in _FAST_VENDORS
-                and not tiff.is_sparse
-                and _same_levels(slide, tiff)
-                and _same_pixels(slide, tiff)
-            )
-    return False
+        with slide:
+            return tiff.agrees_with(slide)
 
 
 def open_slide(path, reader="auto"):
-    """Open a slide and turn every failure to read it into an error that names it."""
+    """Open a slide; every error names it."""
     path = os.fspath(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"Slide not found: {path!r}. Check the path.")
@@ -102,35 +63,27 @@ def open_slide(path, reader="auto"):
         raise PermissionError(f"Slide may not be read: {path!r}. Check its permissions.")
     if os.path.getsize(path) == 0:
         raise ValueError(f"Slide is empty (0 bytes): {path!r}. Copy or download it again.")
-    if reader == "tifffile":
+    if reader == "tifffile" or (reader == "auto" and _prefer_tifffile(file_state(path))):
         return TiffSlide(path)
-    fast = reader == "auto" and _prefer_tifffile(file_state(path))
-    return TiffSlide(path) if fast else OpenSlideReader(path)
-
-
-def _to_float(value):
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+    return OpenSlideReader(path)
 
 
 def resolve_mpp(path, properties, override=None):
     """Find the um/px of a slide and refuse an implausible value."""
     low, high = MPP_RANGE
     if override is not None and override == override:
-        mpp = _to_float(override)
+        mpp = to_float(override)
         if not low <= mpp <= high:
             raise ValueError(
                 f"Slide {path!r}: the column 'mpp' must hold um/px from {low} to {high}, got "
                 f"{override!r}."
             )
         return mpp
-    found = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-    x, y = (_to_float(value) for value in found)
-    # Anisotropic pixels mean that one of both is wrong. NaN fails these comparisons too.
+    x, y = stated_mpp(properties)
+    # If both differ, one of them is wrong. NaN fails these comparisons too.
     if low <= (x + y) / 2 <= high and abs(x - y) <= 0.1 * x:
         return (x + y) / 2
+    found = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
     shown = found[0] if found[0] == found[1] else tuple(found)
     raise ValueError(
         f"Slide {path!r} states no plausible resolution: expected {low} to {high} um/px, found "
@@ -147,12 +100,12 @@ def slide_info(slide, path, mpp=None):
         level_sizes=slide.level_sizes,
         level_downsamples=slide.level_downsamples,
         mpp=resolve_mpp(path, slide.properties, mpp),
-        objective_power=_to_float(slide.properties.get("openslide.objective-power")),
+        objective_power=to_float(slide.properties.get("openslide.objective-power")),
     )
 
 
 def check_slide(path, mpp=None, reader="auto"):
-    """Check in milliseconds that a slide opens, has pixels and a plausible um/px."""
+    """Check in milliseconds that a slide can be opened and read, and has a plausible um/px."""
     with open_slide(path, reader) as slide:
         info = slide_info(slide, path, mpp)
         # The header of a truncated file may be whole; its last pixels are not.
@@ -164,7 +117,7 @@ def check_slide(path, mpp=None, reader="auto"):
 
 
 def best_level(info, mpp):
-    """Find the pyramid level with the largest downsample that is not coarser than asked."""
+    """Find the coarsest pyramid level that is not coarser than `mpp`."""
     limit = mpp * (1 + SAME_RESOLUTION)
     fine = [
         (downsample, level)
@@ -184,20 +137,26 @@ def read_tile(slide, x, y, level, read_size, tile_size):
 
 
 def read_overview(slide, info, mpp):
-    """Read the whole slide at a low resolution, in blocks."""
+    """Read the whole slide at a low resolution; return level-0 pixels per pixel as well."""
     level = best_level(info, mpp)
     downsample = info.level_downsamples[level]
     factor = max(1, int(mpp * (1 + SAME_RESOLUTION) / (info.mpp * downsample)))
-
-    def read(x, y, size):
-        return Image.fromarray(slide.read(x, y, level, *size))
-
-    overview = read_reduced(read, info.level_sizes[level], downsample, factor)
+    width, height = info.level_sizes[level]
+    overview = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
+    # Block by block, each reduced before the next one is read, which bounds the memory.
+    step = max(1, _BLOCK // factor) * factor
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            size = (min(step, width - left), min(step, height - top))
+            corner = (round(left * downsample), round(top * downsample))
+            block = Image.fromarray(slide.read(*corner, level, *size)).reduce(factor)
+            row, column = top // factor, left // factor
+            overview[row : row + block.height, column : column + block.width] = block
     return overview, factor * downsample
 
 
 def file_state(path):
-    """Return what changes when a file changes: its resolved path, size and time."""
+    """Return the resolved path, size and time of modification of a file."""
     path = os.path.realpath(path)
     status = os.stat(path)
     return path, status.st_size, status.st_mtime_ns
@@ -213,7 +172,7 @@ def _fingerprint(path, size, mtime_ns):
             for position in np.linspace(0, size - _MIB, 5, dtype=np.int64).tolist():
                 file.seek(position)
                 digest.update(file.read(_MIB))
-    # MIRAX keeps its pixels in a folder beside the file.
+    # MIRAX stores its pixels in a folder next to the file.
     folder = Path(path).with_suffix("")
     if path.lower().endswith(".mrxs") and folder.is_dir():
         for part in sorted(folder.iterdir()):

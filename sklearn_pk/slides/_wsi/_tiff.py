@@ -1,72 +1,86 @@
-"""Read tiled TIFF slides with tifffile, several times as fast as OpenSlide does."""
+"""Read tiled TIFF slides with tifffile, several times as fast as OpenSlide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import logging
+import math
 import struct
 from collections import OrderedDict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
-from ._tiff_header import check_tiles
-
-# What tifffile and imagecodecs raise on files that are damaged or no TIFF: they check little
-# before they compute with what a header says.
-_BAD_FILE = (
-    RuntimeError,
-    ValueError,
-    OSError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
+# What tifffile and imagecodecs raise on damaged files and on files that are not TIFF.
+BAD_TIFF = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError),
+    *(TypeError, ValueError, struct.error, ElementTree.ParseError),
     ImportError,  # a codec that imagecodecs was built without
-    MemoryError,  # which a header can ask for any amount of
-    struct.error,
-    ElementTree.ParseError,
+    MemoryError,  # the header declares sizes that do not exist
 )
-# Tiles overlap several tiles of the file unless both grids agree; what the neighbours need again
-# is kept up to this size.
+# Where both grids differ, a tile overlaps several tiles of the file, which its neighbours need too.
 _CACHE_BYTES = 64 << 20
-# It logs whatever is odd about a file, and what is logged where nobody listens is printed. What
-# matters is raised.
+_MAX_TILE_BYTES = 64 << 20
+_PROBE = 256
+# Other scanners leave tiles out, let them overlap or write several files.
+_FAST_VENDORS = {"aperio", "generic-tiff"}
+_UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+# Without a handler its messages would be printed; what matters is raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
+def to_float(value):
+    """Return a number that a file states, NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def stated_mpp(properties):
+    """Return the um/px along x and y that a slide states."""
+    return [to_float(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+
+
 class TiffSlide:
-    """Pixels of a tiled TIFF or SVS file."""
+    """Pixels of a TIFF or SVS file whose levels are 8-bit RGB or YCbCr in tiles."""
 
     name = "tifffile"
 
     def __init__(self, path):
         self._path = path
         self._decoded = OrderedDict()
-        self._held = 0
-        with ExitStack() as stack, self._named("Not a tiled TIFF that tifffile can read"):
+        self._decoded_bytes = 0
+        with ExitStack() as stack, self._name_slide("Not a tiled TIFF that tifffile can read"):
             self._file = stack.enter_context(tifffile.TiffFile(path))
             self._read_header()
             self._close = stack.pop_all().close
 
     def _read_header(self):
-        self._pages = self._find_pages()
-        size = self._file.filehandle.size
+        file = self._file
+        levels = [level.keyframe for level in file.series[0].levels]
+        self._pages = [page for page in levels if page.is_tiled]
+        if not self._pages or self._pages[0] is not levels[0]:
+            raise ValueError("its pixels are not stored in tiles")
         for page in self._pages:
-            _check_page(page, size)
-        following = _next_offset(self._file, self._file.pages[-1])
-        if following >= size:
-            raise ValueError(f"the file ends at byte {size}, its next image is at {following}")
+            _check_level(page, file.filehandle.size)
+        # tifffile stops without an error where the next image is cut off.
+        file.filehandle.seek(file.pages.next_page_offset)
+        link = file.filehandle.read(file.tiff.offsetsize)
+        (following,) = struct.unpack(file.tiff.offsetformat, link)
+        if following:
+            raise ValueError(
+                f"the file ends at byte {file.filehandle.size}, its next image is at {following}"
+            )
         self.level_sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
         self.size = self.level_sizes[0]
         # As OpenSlide computes them.
         self.level_downsamples = tuple(
             (self.size[0] / width + self.size[1] / height) / 2 for width, height in self.level_sizes
         )
-        self.vendor = "aperio" if self._file.is_svs else "generic-tiff"
-        self.properties = _read_properties(self._file, self._pages[0])
+        self.vendor = "aperio" if file.is_svs else "generic-tiff"
+        self.properties = _read_properties(file, self._pages[0])
 
     def __enter__(self):
         """Return the slide itself."""
@@ -77,26 +91,13 @@ class TiffSlide:
         self._close()
 
     @contextmanager
-    def _named(self, problem):
-        """Turn whatever a bad file causes into an error that names the slide."""
+    def _name_slide(self, problem):
         try:
             yield
-        except _BAD_FILE as error:
+        except BAD_TIFF as error:
             raise ValueError(
                 f"{problem}: {self._path!r} ({error}). Copy or download it again."
             ) from error
-
-    def _find_pages(self):
-        levels = [level.keyframe for level in self._file.series[0].levels]
-        tiled = [page for page in levels if page.is_tiled]
-        if not tiled or tiled[0] is not levels[0]:
-            raise ValueError("its pixels are not stored in tiles")
-        return tiled
-
-    @property
-    def is_sparse(self):
-        """Whether tiles are left out of the file."""
-        return any(0 in page.databytecounts for page in self._pages)
 
     def _tile(self, level, index):
         """Return the pixels of one tile of the file, None where it is left out."""
@@ -108,20 +109,20 @@ class TiffSlide:
         count = page.databytecounts[index]
         if not count:
             return None
-        with self._named("Slide is damaged or truncated"):
+        with self._name_slide("Slide is damaged or truncated"):
             file = self._file.filehandle
             file.seek(page.dataoffsets[index])
             # Before decode is looked up: tifffile reads tags from the same file when it needs them.
             data = file.read(count)
             tile = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
         self._decoded[key] = tile
-        self._held += tile.nbytes
-        while self._held > _CACHE_BYTES:
-            self._held -= self._decoded.popitem(last=False)[1].nbytes
+        self._decoded_bytes += tile.nbytes
+        while self._decoded_bytes > _CACHE_BYTES:
+            self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
         return tile
 
     def read(self, x, y, level, width, height):
-        """Read a rectangle of one level."""
+        """Read a rectangle of one level; (x, y) is its corner in level-0 pixels."""
         page = self._pages[level]
         left, top = (round(value / self.level_downsamples[level]) for value in (x, y))
         rows = _overlaps(top, height, page.tilelength, page.imagelength)
@@ -132,8 +133,35 @@ class TiffSlide:
             for column, inside_x, target_x in columns:
                 tile = self._tile(level, row * per_row + column)
                 if tile is not None:
-                    pixels[target_y, target_x] = tile[inside_y, inside_x, :3]
+                    pixels[target_y, target_x] = tile[inside_y, inside_x]
         return pixels
+
+    def agrees_with(self, slide):
+        """Return whether OpenSlide finds the same levels, um/px and pixels."""
+        is_sparse = any(0 in page.databytecounts for page in self._pages)
+        if is_sparse or slide.vendor not in _FAST_VENDORS or not self._same_header(slide):
+            return False
+        with suppress(ValueError):
+            return all(self._same_pixels(slide, level) for level in range(len(slide.level_sizes)))
+        return False
+
+    def _same_header(self, slide):
+        # Of OME-TIFF, OpenSlide sees only one level and no um/px.
+        n_levels = len(slide.level_sizes)
+        expected, found = stated_mpp(slide.properties), stated_mpp(self.properties)
+        return (
+            slide.level_sizes == self.level_sizes[:n_levels]
+            and n_levels in (1, len(self.level_sizes))
+            and (np.isnan(expected).all() or np.allclose(expected, found, rtol=1e-6))
+        )
+
+    def _same_pixels(self, slide, level):
+        width, height = slide.level_sizes[level]
+        # Where a corner falls between two pixels OpenSlide interpolates, so lower levels are
+        # compared at the origin.
+        corner = (0, 0) if level else (width // 2, height // 2)
+        region = (*corner, level, min(_PROBE, width), min(_PROBE, height))
+        return np.array_equal(slide.read(*region), self.read(*region))
 
 
 def _overlaps(start, length, edge, limit):
@@ -147,30 +175,57 @@ def _overlaps(start, length, edge, limit):
     return overlaps
 
 
-def _check_page(page, file_size):
-    """Refuse a level that is no 8-bit RGB in tiles, or that is cut off."""
-    if page.samplesperpixel not in (3, 4) or page.planarconfig != 1 or page.dtype != np.uint8:
+def _check_level(page, file_size):
+    """Refuse a level that is not 8-bit RGB in tiles, or that is cut off."""
+    is_color = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    is_chunky = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+    if not is_color or page.samplesperpixel != 3 or not is_chunky or page.dtype != np.uint8:
         raise ValueError(
-            f"expected 8-bit RGB, got {page.samplesperpixel} samples of {page.dtype} a pixel"
+            f"expected 8-bit RGB, got {page.samplesperpixel} samples of {page.dtype} per pixel"
         )
-    sides = (page.imagewidth, page.imagelength, page.tilewidth, page.tilelength)
-    check_tiles(*sides, min(len(page.dataoffsets), len(page.databytecounts)), file_size)
+    _check_tiles(page)
     ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.int64)
     if ends.max() > file_size:
         raise ValueError(f"the file ends at byte {file_size}, its last tile at {ends.max()}")
 
 
-def _next_offset(file, page):
-    """Return where the image after a page starts, 0 for the last; tifffile stops without a word."""
-    layout, handle = file.tiff, file.filehandle
-    handle.seek(page.offset)
-    (n_tags,) = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))
-    handle.seek(page.offset + layout.tagnosize + n_tags * layout.tagsize)
-    return struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))[0]
+class _HeaderError(ValueError):
+    """A header that declares tiles which cannot exist."""
+
+
+def _check_tiles(page):
+    width, height = page.imagewidth, page.imagelength
+    tile_width, tile_height = page.tilewidth, page.tilelength
+    if not all((width, height, tile_width, tile_height)):
+        raise _HeaderError(
+            f"{width} x {height} pixels in tiles of {tile_width} x {tile_height} are declared"
+        )
+    if 4 * tile_width * tile_height > _MAX_TILE_BYTES:
+        raise _HeaderError(f"tiles of {tile_width} x {tile_height} pixels are too large")
+    tags = [page.tags.get(name) for name in ("TileOffsets", "TileByteCounts")]
+    n_listed = min(0 if tag is None else tag.count for tag in tags)
+    expected = -(-width // tile_width) * -(-height // tile_height)
+    if n_listed < expected:
+        raise _HeaderError(f"{n_listed} tiles are listed, expected {expected}")
+
+
+def check_tiff_header(path):
+    """Refuse a damaged TIFF header before OpenSlide reads it."""
+    # OpenSlide ends the process where it gets no memory for a tile, and reads tiles that are not
+    # listed as white.
+    try:
+        with tifffile.TiffFile(path) as file:
+            for page in file.pages:
+                if page.is_tiled:
+                    _check_tiles(page)
+    except _HeaderError:
+        raise
+    except BAD_TIFF:
+        return  # Not a TIFF, or OpenSlide reports what is wrong with it.
 
 
 def _read_properties(file, page):
-    """Find the um/px and the magnification."""
+    """Find the um/px and the magnification, under the names that OpenSlide gives them."""
     properties = {}
     if file.is_svs:
         stated = tifffile.tifffile.svs_description_metadata(page.description)
@@ -178,28 +233,20 @@ def _read_properties(file, page):
         properties["openslide.objective-power"] = stated.get("AppMag")
     elif file.is_ome:
         mpp = _ome_mpp(file.ome_metadata)
+    elif page.resolutionunit in (2, 3) and "XResolution" in page.tags:
+        mpp = [1 / value if value else None for value in page.get_resolution("MICROMETER")]
     else:
-        mpp = _tag_mpp(page)
+        mpp = (None, None)
     properties["openslide.mpp-x"], properties["openslide.mpp-y"] = mpp
     return {name: str(value) for name, value in properties.items() if value is not None}
 
 
 def _ome_mpp(text):
     """Read the um/px of the first image of OME-XML; um is the unit where none is stated."""
-    factors = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
     pixels = ElementTree.fromstring(text).find(".//{*}Pixels")
     sizes = []
     for axis in "XY":
         value = None if pixels is None else pixels.get(f"PhysicalSize{axis}")
-        factor = (
-            None if pixels is None else factors.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        )
-        sizes.append(None if value is None or factor is None else float(value) * factor)
-    return tuple(sizes)
-
-
-def _tag_mpp(page):
-    """Read the um/px from the tags of the resolution."""
-    if page.resolutionunit not in (2, 3) or "XResolution" not in page.tags:
-        return None, None
-    return tuple(1 / value if value else None for value in page.get_resolution("MICROMETER"))
+        factor = value and _UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        sizes.append(float(value) * factor if factor else None)
+    return sizes

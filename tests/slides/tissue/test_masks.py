@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from sklearn_pk.slides import SlideTiler, _tile_memory
+from sklearn_pk.slides import SlideTiler, _tiler
 from sklearn_pk.slides._inputs import SlideRow
-from sklearn_pk.slides._tissue._masks import choose_tissue, draw_mask, sample_mask, source_key
+from sklearn_pk.slides._tissue._masks import choose_tissue, describe_source, draw_mask, sample_mask
 from sklearn_pk.slides._wsi._reader import SlideInfo
 
 # The slides a, b and c of small_slides are 333 x 401, 399 x 357 and 517 x 401 pixels.
@@ -107,7 +107,7 @@ def test_what_is_drawn_is_kept_even_if_flat(white_slide, tmp_path):
 
 
 def test_drawing_needs_no_pixel_of_the_slide(small_slides, left_file, monkeypatch):
-    monkeypatch.setattr("sklearn_pk.slides._tiling.read_overview", None)
+    monkeypatch.setattr("sklearn_pk.slides._tiler.read_overview", None)
     assert len(tiles_of(left_file, small_slides[:1])[0])
 
 
@@ -196,8 +196,11 @@ def test_one_mask_is_for_one_slide(drawn, small_slides, left_file):
 @pytest.mark.parametrize(
     ("tissue", "text"),
     [
-        ("ostu", "'otsu', 'saturation', 'entropy', a function.*Got 'ostu', which is no method"),
-        (Path("nowhere/masks"), "nowhere/masks.*no file or folder that exists"),
+        (
+            "ostu",
+            "'otsu', 'saturation', 'entropy', a function.*Got 'ostu', which is neither",
+        ),
+        (Path("nowhere/masks"), "nowhere/masks.*existing file or folder"),
         (np.zeros((4, 5)), "dtype float64. Pass mask > threshold"),
         (np.zeros((4, 5, 3), dtype=bool), r"array of shape \(4, 5, 3\)"),
         (np.zeros((0, 5), dtype=bool), r"array of shape \(0, 5\)"),
@@ -227,7 +230,7 @@ def test_wrong_mask_of_one_slide_is_named(tissue, text, small_slides):
 
 
 def test_bad_files_are_found_before_any_work(small_slides, tmp_path, monkeypatch):
-    monkeypatch.setattr(_tile_memory, "tile_slide", None)
+    monkeypatch.setattr(_tiler, "tile_slide", None)
     text = tmp_path / "text.png"
     text.write_text("no image")
     color = tmp_path / "color.png"
@@ -242,7 +245,7 @@ def test_bad_files_are_found_before_any_work(small_slides, tmp_path, monkeypatch
     far = write_geojson(tmp_path / "far.geojson", 5000, 5000, 6000, 6000)
     cases = {
         text: "neither GeoJSON .* nor an image that can be read",
-        color: "a picture in colour",
+        color: "a colour image",
         cut: "nor an image that can be read",
         real: "holds float32",
         broken: "is not JSON",
@@ -267,7 +270,7 @@ def test_changed_drawing_is_read_again(small_slides, left_file):
     assert (before.coords[:, 0].max(), after.coords[:, 0].max()) == (128, 64)
     assert dict(before.params)["tissue"] != dict(after.params)["tissue"]
     os.remove(left_file)
-    with pytest.raises(ValueError, match="no file or folder that exists"):
+    with pytest.raises(ValueError, match="existing file or folder"):
         tiler.transform(small_slides[:1])
 
 
@@ -290,22 +293,22 @@ def test_file_added_to_a_folder_is_used(small_slides, tmp_path):
     assert (before.coords[0, 0], after.coords[0, 0]) == (0, 128)
 
 
-def test_given_masks_are_remembered(small_slides, left_file, monkeypatch):
+def test_given_masks_are_cached(small_slides, left_file, monkeypatch):
     slides = small_slides[:1]
     tilers = [
         SlideTiler(tile_size=64, tissue=tissue, random_state=0).fit(slides)
         for tissue in (left_file, left_half())
     ]
     first = [tiler.transform(slides)[0] for tiler in tilers]
-    monkeypatch.setattr(_tile_memory, "tile_slide", None)
+    monkeypatch.setattr(_tiler, "tile_slide", None)
     for tiler, slide in zip(tilers, first, strict=True):
         assert tiler.transform(slides)[0] is slide
 
 
-def test_key_tells_arrays_apart():
+def test_other_arrays_have_other_descriptions():
     mask = left_half()
     others = [mask.copy(), mask.astype(np.uint8), mask.T, ~mask]
-    keys = [source_key(each) for each in (mask, *others)]
+    keys = [describe_source(each) for each in (mask, *others)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
 
@@ -317,7 +320,7 @@ def test_name_of_a_method_comes_before_a_path(tmp_path, monkeypatch):
 
 
 class WithBounds:
-    """What a reader says of a slide whose scanned area does not start at its corner."""
+    """Reader of a slide whose scanned area does not start at its corner."""
 
     properties = {"openslide.bounds-x": "100", "openslide.bounds-y": "30"}
 
@@ -350,7 +353,11 @@ def test_name_of_the_mask_is_in_every_error(small_slides, tmp_path):
     tifffile.imwrite(
         volume, np.zeros((5, 40, 33), dtype=np.uint8), volumetric=True, tile=(1, 16, 16)
     )
-    cases = {cut: "Truncated", wide: "of 40 x 10 pixels does not have", volume: "has the axes ZYX"}
+    cases = {
+        cut: "Truncated",
+        wide: "of 40 x 10 pixels does not have",
+        volume: "found the axes ZYX",
+    }
     for path, message in cases.items():
         with pytest.raises(ValueError, match=rf"{path.name}.*{message}") as info:
             SlideTiler(tile_size=64, tissue=path).fit_transform(small_slides[:1])
@@ -393,22 +400,22 @@ def test_masks_in_tiff(compression, kind, small_slides, tmp_path):
     np.testing.assert_array_equal(slide.coords, expected.coords)
 
 
-def test_picture_in_color_in_tiff(small_slides, tmp_path):
+def test_colour_image_in_tiff(small_slides, tmp_path):
     path = tmp_path / "color.tif"
     rgb = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     rgb[5, 5, 2] = 1
     tifffile.imwrite(path, rgb, photometric="rgb")
-    with pytest.raises(ValueError, match=r"color\.tif.*is a picture in colour"):
+    with pytest.raises(ValueError, match=r"color\.tif.*is a colour image"):
         SlideTiler(tile_size=64, tissue=path).fit_transform(small_slides[:1])
 
 
-def test_damaged_tiff_says_nothing_on_the_terminal(small_slides, tmp_path, capfd):
+def test_damaged_tiff_prints_nothing(small_slides, tmp_path, capfd):
     path = tmp_path / "mask.tif"
     tifffile.imwrite(path, left_half().astype(np.uint8), compression="lzw", metadata=None)
     with tifffile.TiffFile(path) as file:
-        place = file.pages[0].tags["SamplesPerPixel"].valueoffset
+        start = file.pages[0].tags["SamplesPerPixel"].valueoffset
     content = bytearray(path.read_bytes())
-    content[place : place + 2] = b"\xff\xff"
+    content[start : start + 2] = b"\xff\xff"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"mask\.tif"):
         SlideTiler(tile_size=64, tissue=path).fit_transform(small_slides[:1])

@@ -28,7 +28,7 @@ from sklearn_pk.slides._tissue._methods import (
 PINK, PAPER = (200, 90, 150), (240, 240, 240)
 
 
-def picture(shape=(80, 100), tissue=np.s_[20:60, 30:70], color=PINK):
+def make_image(shape=(80, 100), tissue=np.s_[20:60, 30:70], color=PINK):
     rgb = np.full((*shape, 3), PAPER, dtype=np.uint8)
     rgb[tissue] = color
     noise = np.random.default_rng(0).integers(-3, 4, size=rgb.shape)
@@ -36,7 +36,7 @@ def picture(shape=(80, 100), tissue=np.s_[20:60, 30:70], color=PINK):
 
 
 def textured(alpha=1.0, saturation=1.0, ink=None, paper=240):
-    """Tissue with nuclei, 40 x 40 of 80 x 100 pixels, on noisy glass, with a stroke of ink."""
+    """Tissue with nuclei, 40 x 40 of 80 x 100 pixels, on noisy background, with a stroke of ink."""
     rng = np.random.default_rng(0)
     rgb = np.full((80, 100, 3), paper, dtype=float)
     nuclei = rng.random((40, 40, 1)) < 0.4
@@ -50,13 +50,13 @@ def textured(alpha=1.0, saturation=1.0, ink=None, paper=240):
 
 
 def overlap(mask):
-    """Return the shares of tissue that is found, and of what is found that is tissue."""
+    """Return the fractions of tissue that is found, and of the found pixels that are tissue."""
     tissue = np.zeros(mask.shape, dtype=bool)
     tissue[20:60, 30:70] = True
     return (mask & tissue).sum() / tissue.sum(), (mask & tissue).sum() / max(1, mask.sum())
 
 
-def test_otsu_parts_two_heaps():
+def test_otsu_separates_two_modes():
     rng = np.random.default_rng(0)
     dark, bright = rng.normal(60, 5, 3000), rng.normal(180, 8, 1000)
     threshold = otsu_threshold(np.rint(np.r_[dark, bright]).astype(np.uint8))
@@ -126,7 +126,7 @@ def test_ink_hides_pale_tissue_from_otsu_alone(ink):
     assert overlap(otsu_mask(rgb))[0] < 0.1
     assert overlap(saturation_mask(rgb))[0] > 0.95
     assert overlap(entropy_mask(rgb))[0] > 0.9
-    # Colour cannot tell ink from tissue, texture can.
+    # Colour does not separate ink from tissue, texture does.
     assert saturation_mask(rgb)[:14].all()
     assert not entropy_mask(rgb)[:10].any()
 
@@ -145,25 +145,25 @@ def test_saturation_finds_dark_tissue():
     assert min(overlap(saturation_mask(rgb))) > 0.95
 
 
-def test_glass_may_be_yellow():
+def test_background_may_be_yellow():
     rgb = (textured() * np.array([1, 0.97, 0.86])).astype(np.uint8)
     assert min(overlap(saturation_mask(rgb))) > 0.95
 
 
 def test_mask_finds_a_tiny_biopsy():
     # 0.2 % of the slide: any percentile of the overview sees background only.
-    mask = otsu_mask(picture((400, 400), np.s_[100:120, 100:116]))
+    mask = otsu_mask(make_image((400, 400), np.s_[100:120, 100:116]))
     assert mask[102:118, 102:114].all()
     assert mask.sum() < 500
 
 
 def test_mask_reaches_the_border():
-    mask = otsu_mask(picture(tissue=np.s_[40:, :50]))
+    mask = otsu_mask(make_image(tissue=np.s_[40:, :50]))
     assert mask[42:, :48].all()
 
 
 def test_mask_leaves_out_black_ink():
-    rgb = picture()
+    rgb = make_image()
     rgb[:10, :10] = (5, 5, 40)
     assert not otsu_mask(rgb)[:8, :8].any()
 
@@ -189,7 +189,7 @@ def test_tiny_overview(shape, method):
 
 
 def test_compute_mask():
-    rgb = picture()
+    rgb = make_image()
     for method, function in METHODS.items():
         np.testing.assert_array_equal(compute_mask(rgb, method, "s"), function(rgb))
     assert compute_mask(rgb, lambda image: image[..., 1] < 150, "s").sum() == 1600

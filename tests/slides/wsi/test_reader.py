@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sklearn_pk.slides._wsi import _overview, _reader
+from sklearn_pk.slides._wsi import _reader
 from sklearn_pk.slides._wsi._openslide import OpenSlideReader
 from sklearn_pk.slides._wsi._reader import (
     best_level,
@@ -114,7 +114,7 @@ def overview_of(path, mpp):
 
 def test_overview_does_not_depend_on_the_blocks(small_slides, monkeypatch):
     whole, scale = overview_of(small_slides[1], 2.0)
-    monkeypatch.setattr(_overview, "_BLOCK", 32)
+    monkeypatch.setattr(_reader, "_BLOCK", 32)
     blocks, same_scale = overview_of(small_slides[1], 2.0)
     assert scale == same_scale
     np.testing.assert_array_equal(whole, blocks)
@@ -131,7 +131,7 @@ def test_overview_reads_no_large_region(cmu_slide, monkeypatch, kind):
 
     with kind(cmu_slide) as slide:
         monkeypatch.setattr(kind, "read", recorded)
-        monkeypatch.setattr(_overview, "_BLOCK", 512)
+        monkeypatch.setattr(_reader, "_BLOCK", 512)
         overview, _ = read_overview(slide, slide_info(slide, cmu_slide), 8.0)
     assert np.max(sizes) <= 512
     assert np.sum(np.prod(sizes, axis=1)) == 2220 * 2967

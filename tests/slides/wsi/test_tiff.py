@@ -1,4 +1,4 @@
-"""tifffile behind the interface of the readers: the pixels of OpenSlide, sooner."""
+"""tifffile reads the same pixels as OpenSlide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -38,14 +38,14 @@ def test_real_slide_read_whole(cmu_slide):
     same_tiles(cmu_slide, [(0, 0, 0, 2220, 2967)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(-50, 2300), st.integers(-50, 3050), st.integers(1, 600), st.integers(1, 600))
 def test_any_rectangle_of_a_real_slide(cmu_slide, x, y, width, height):
     same_tiles(cmu_slide, [(x, y, 0, width, height)])
 
 
 def test_levels_on_the_grid(small_slides):
-    # Odd sizes: levels are no exact halves, and OpenSlide interpolates but at the origin.
+    # Odd sizes: levels are not exact halves, and OpenSlide interpolates except at the origin.
     for path in small_slides:
         with TiffSlide(path) as slide:
             regions = [(0, 0, level, 100, 90) for level in range(len(slide.level_sizes))]
@@ -86,7 +86,7 @@ def test_auto_takes_tifffile_where_it_reads_the_same(cmu_slide, small_slides):
             assert slide.name == "openslide"
 
 
-def test_both_readers_say_the_same_of_a_slide(cmu_slide, small_slides):
+def test_both_readers_read_the_same_header(cmu_slide, small_slides):
     for path in (cmu_slide, *small_slides):
         infos = []
         for name in ("openslide", "tifffile"):
@@ -144,7 +144,7 @@ def write_plain(path, pixels, **kwargs):
         ({"photometric": "minisblack"}, "expected 8-bit RGB"),
     ],
 )
-def test_what_is_no_slide_for_tifffile(tmp_path, tissue_rgb, change, text):
+def test_tiff_that_tifffile_refuses(tmp_path, tissue_rgb, change, text):
     pixels = tissue_rgb[:200, :200].astype(change.pop("dtype", np.uint8))
     if "photometric" in change:
         pixels = pixels[..., 0]
@@ -212,34 +212,8 @@ def test_headers_that_declare_too_much(small_slides, tmp_path, changes, text, re
         check_slide(source, 0.5, reader)
 
 
-@pytest.mark.parametrize("bigtiff", [False, True])
-@pytest.mark.parametrize("byteorder", ["<", ">"])
-@pytest.mark.parametrize("reader", ["tifffile", "openslide"])
-def test_slide_that_is_all_left_out(tmp_path, bigtiff, byteorder, reader):
-    path = tmp_path / "empty.tiff"
-    tile = {"tile": (2048, 2048), "photometric": "rgb", "compression": "deflate"}
-    shape = (60_000, 60_000, 3)
-    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as tiff:
-        tiff.write((b"" for _ in range(30 * 30)), shape=shape, dtype=np.uint8, **tile)
-    with pytest.raises(ValueError, match=r"empty\.tiff.*60000 x 60000 pixels .* cannot hold"):
-        check_slide(str(path), 0.5, reader)
-
-
 @pytest.mark.parametrize("reader", ["tifffile", "openslide", "auto"])
-def test_levels_in_no_order_say_nothing_on_the_terminal(tmp_path, tissue_rgb, reader, capfd):
-    path = tmp_path / "order.tiff"
-    options = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg"}
-    with tifffile.TiffWriter(path) as tiff:
-        tiff.write(tissue_rgb[:400, :400], **options)
-        tiff.write(tissue_rgb[:50, :200], subfiletype=1, **options)
-        tiff.write(tissue_rgb[:380, :190], subfiletype=1, **options)
-    with pytest.raises(ValueError, match=r"order\.tiff"):
-        check_slide(str(path), 0.5, "openslide")
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("reader", ["tifffile", "openslide", "auto"])
-def test_damaged_headers_say_nothing_on_the_terminal(cmu_slide, tmp_path, reader, capfd):
+def test_damaged_headers_print_nothing(cmu_slide, tmp_path, reader, capfd):
     path = tmp_path / "cut.svs"
     path.write_bytes(Path(cmu_slide).read_bytes()[:1_000_000])
     with pytest.raises(ValueError, match=r"cut\.svs"):

@@ -51,7 +51,7 @@ def test_fewer_tiles_than_asked_for(cmu_slide):
     display.figure_.canvas.draw()
 
 
-def test_sheet_without_tiles_says_why(white_slide):
+def test_sheet_without_tiles_shows_the_reason(white_slide):
     display = TileSheetDisplay.from_estimator(SlideTiler(tile_size=64), white_slide)
     assert len(display.axes_) == 0
     [reason] = [text.get_text() for sub in display.figure_.subfigs for text in sub.texts]
@@ -96,7 +96,7 @@ def test_slides_good_and_bad(small_slides, bad_slides, white_slide, n_jobs):
     assert display.reasons[:3] == ["", "", ""]
     for panel, slide in zip(display.panels, tiled, strict=False):
         np.testing.assert_array_equal(panel.tiles, slide.coords)
-    # Eight places for six slides.
+    # Eight axes for six slides.
     assert len(display.figure_.axes) == 8
     assert not any(ax.axison for ax in display.figure_.axes[6:])
     display.figure_.canvas.draw()

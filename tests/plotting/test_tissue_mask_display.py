@@ -18,7 +18,7 @@ def test_real_slide(cmu_slide):
     assert display.ax_.get_title() == "cmu_small_region: 45 tiles"
     corners = [path.vertices[0] * display.downsample for path in display.tiles_.get_paths()]
     np.testing.assert_allclose(corners, slide.coords)
-    # 1,200 pixels along the longer side, whatever the resolution of the mask.
+    # 1,200 pixels along the longer side, at any resolution of the mask.
     assert display.ax_.get_xlim() == (0, 898)
     assert display.ax_.get_ylim() == (1200, 0)
     assert "200 µm" in [text.get_text() for text in display.ax_.texts]
@@ -35,10 +35,10 @@ def test_tiled_slide_keeps_its_tiles(cmu_slide):
     assert display.thumbnail.shape == (300, 224, 3)
 
 
-def test_veil_covers_what_is_no_tissue():
+def test_veil_covers_the_background():
     mask = np.zeros((10, 15), dtype=bool)
     mask[5:8, 3:] = True
-    # The mask may have another resolution than the picture.
+    # The mask may have another resolution than the image.
     display = TissueMaskDisplay(np.zeros((20, 30, 3), np.uint8), mask=mask).plot()
     alpha = display.veil_.get_array()[..., 3]
     np.testing.assert_array_equal(alpha == 0, mask)
@@ -94,7 +94,7 @@ def test_scale_bar_is_round(width, length):
     assert scale_bar_length(width) == length
 
 
-def test_scale_bar_is_as_long_as_it_says():
+def test_length_of_the_scale_bar():
     image = np.zeros((50, 100, 3), np.uint8)
     display = TissueMaskDisplay(image, downsample=4.0, mpp=0.25).plot()
     [label] = [text.get_text() for text in display.ax_.texts]
