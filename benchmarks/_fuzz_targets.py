@@ -16,7 +16,7 @@ from sklearn_pk.prior._aliases import load_aliases
 from sklearn_pk.prior._gene_sets import load_edges
 from sklearn_pk.regression import load_sequoia
 from sklearn_pk.slides import SlideTiler, SuperTileClusterer, check_slides, read_features
-from sklearn_pk.slides._encoders._lookup import Encoder
+from sklearn_pk.slides._encoders._encoder import Encoder
 from sklearn_pk.slides._encoders._weights import load_encoder
 from sklearn_pk.slides._features._store import open_stored
 from sklearn_pk.slides._wsi._reader import open_slide

@@ -22,7 +22,7 @@ from sklearn_pk.slides import (
     SlideTiler,
     SuperTileClusterer,
     TiledSlide,
-    _featurizer,
+    _encoding,
     read_features,
 )
 
@@ -48,13 +48,13 @@ def tiled(small_slides):
 def encoded(monkeypatch):
     """Names of the slides that are encoded and written to a store."""
     names = []
-    write = _featurizer.write_features
+    write = _encoding.write_features
 
     def noted(path, slide, *args):
         names.append(getattr(slide, "name", "tiles"))
         return write(path, slide, *args)
 
-    monkeypatch.setattr(_featurizer, "write_features", noted)
+    monkeypatch.setattr(_encoding, "write_features", noted)
     return names
 
 
@@ -94,7 +94,7 @@ def test_second_run_computes_nothing(tiled, tmp_path, encoded, monkeypatch):
     store = tmp_path / "new" / "store"
     first = FoundationFeaturizer(mean_colours(), store=store).fit_transform(tiled)
     assert len(encoded) == len(list(store.iterdir())) == 3
-    monkeypatch.setattr(_featurizer, "load_encoder", None)  # The model must not even be built.
+    monkeypatch.setattr(_encoding, "load_encoder", None)  # The model must not even be built.
     again = FoundationFeaturizer(mean_colours(), store=str(store)).fit_transform(tiled[::-1])
     assert len(encoded) == 3
     for one, other in zip(first, again[::-1], strict=True):
@@ -241,7 +241,7 @@ def test_full_store_is_no_bad_slide(tiled, tmp_path, monkeypatch):
     ("params", "error", "text"),
     [
         ({"encoder": "unni"}, ValueError, "Unknown encoder 'unni'"),
-        ({"encoder": "uni"}, ValueError, "nothing is downloaded"),
+        ({"encoder": "uni"}, ValueError, "HF_HUB_OFFLINE forbids downloads"),
         ({"encoder": "uni", "weights": "none.bin"}, FileNotFoundError, "none.bin does not exist"),
         ({"encoder": 3}, ValueError, "'encoder' parameter"),
         ({"encoder": mean_colours(), "weights": "w.bin"}, ValueError, "Load them into the module"),

@@ -17,11 +17,10 @@ import pytest
 import torch
 
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, read_features
-from sklearn_pk.slides._job import EncodingJob
+from sklearn_pk.slides._encoders._inference import apply_transform
+from sklearn_pk.slides._encoding import FEW_BATCHES, EncodingRun
 from sklearn_pk.slides._loading import (
-    FEW_BATCHES,
     TileBatches,
-    apply_transform,
     count_workers,
     load_batches,
     read_ahead,
@@ -221,26 +220,19 @@ class Patchy:
 @pytest.mark.parametrize("fail_fast", [False, True])
 def test_rest_of_a_bad_slide_is_left_out(fail_fast, batch_size):
     whole = np.full((3, 8, 8, 3), 5, dtype=np.uint8)
-    job = EncodingJob(
-        [whole, Patchy(), whole],
-        look_up=lambda slide, position: (None, None),
-        keep=lambda slide, position, features, place: features,
-        batch_size=batch_size,
-        fail_fast=fail_fast,
-    )
-    job.run(
-        lambda: lambda tiles: tiles.float().mean(dim=(1, 2)),
-        transform=None,
-        num_workers=0,
-        device="cpu",
-    )
-    assert {position: str(error) for position, error in job.errors.items()} == {1: "damaged tile"}
-    assert list(job.results) == ([0] if fail_fast else [0, 2])
-    for features in job.results.values():
-        np.testing.assert_array_equal(features, np.full((3, 3), 5))
-    figures = job.throughput.summary()
-    assert figures["n_encoded"] == len(job.results)
-    assert figures["n_tiles"] == 3 * len(job.results)
+    featurizer = FoundationFeaturizer(mean_colours(), batch_size=batch_size, device="cpu")
+    featurizer.fit([whole])
+    slides = list(enumerate([whole, Patchy(), whole]))
+    run = EncodingRun(featurizer._make_slide_encoder(), slides, fail_fast=fail_fast)
+    run.run()
+    assert {position: str(error) for position, error in run.errors.items()} == {1: "damaged tile"}
+    assert list(run.bags) == ([0] if fail_fast else [0, 2])
+    [expected] = featurizer.transform([whole])
+    for bag in run.bags.values():
+        np.testing.assert_array_equal(bag.features, expected.features)
+    figures = run.throughput.summary()
+    assert figures["n_encoded"] == len(run.bags)
+    assert figures["n_tiles"] == 3 * len(run.bags)
 
 
 def test_own_tiles_are_not_copied_unless_they_must_not_be_written_to():
@@ -332,7 +324,9 @@ def test_worker_that_is_killed(tiled, tmp_path):
         encoder, store=tmp_path, batch_size=4, num_workers=1, errors="empty"
     )
     before = set(multiprocessing.active_children())  # those of joblib, from other tests
-    with pytest.raises(RuntimeError, match=r"(?s)read tiles was killed.*In work were: .*a\.tiff"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)read tiles was killed.*being processed: .*a\.tiff"
+    ):
         featurizer.fit(tiled).transform(tiled)
     assert set(multiprocessing.active_children()) <= before
     featurizer.set_params(num_workers=0)

@@ -11,7 +11,6 @@ import torch
 
 from sklearn_pk.slides import FoundationFeaturizer
 from sklearn_pk.slides._features import _hdf5
-from sklearn_pk.slides._spread import pack
 
 TILES = [np.full((6, 8, 8, 3), 40 * number, dtype=np.uint8) for number in range(4)]
 
@@ -19,9 +18,9 @@ TILES = [np.full((6, 8, 8, 3), 40 * number, dtype=np.uint8) for number in range(
 def test_what_is_sent_is_the_same_in_each_call():
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     featurizer = FoundationFeaturizer(module, device="cpu").fit(TILES)
-    first = pack(featurizer)
+    first = featurizer._make_slide_encoder().pack()
     featurizer.transform(TILES)
-    assert np.array_equal(pack(featurizer), first)
+    assert np.array_equal(featurizer._make_slide_encoder().pack(), first)
     assert featurizer.n_jobs is None
     assert featurizer.throughput_["n_encoded"] == 4
 

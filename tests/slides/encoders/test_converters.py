@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from sklearn_pk.slides import Encoder
-from sklearn_pk.slides._encoders._converters import convert_state
-from sklearn_pk.slides._encoders._lookup import find_encoder
+from sklearn_pk.slides._encoders._registry import find_encoder
 from sklearn_pk.slides._encoders._weights import load_encoder
 
 WIDTH, HEADS, DEPTH, PATCH, EDGE = 32, 4, 2, 8, 32
@@ -352,12 +351,6 @@ def test_files_of_today_are_left_as_they_are(tmp_path):
     assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_tensors_that_a_model_has_are_no_sign_of_a_layout():
-    state = {"mask_token": torch.zeros(1)}
-    assert convert_state(state, {"mask_token"}) is state
-    assert convert_state(state, {"cls_token"}) == {}
-
-
 def test_unknown_tensors_are_not_dropped(tmp_path):
     state = draw_ctranspath() | {"layers.1.downsample.surprise": torch.zeros(1)}
     save_file(state, tmp_path / "model.safetensors")
@@ -370,5 +363,5 @@ def test_unknown_tensors_are_not_dropped(tmp_path):
     state["encoder.layer.0.surprise.weight"] = torch.zeros(1)
     save_file(state, tmp_path / "other.safetensors")
     size = {"img_size": EDGE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 1, "num_heads": 4}
-    with pytest.raises(ValueError, match=r"(?s)Unexpected.*encoder\.layer\.0\.surprise"):
+    with pytest.raises(ValueError, match=r"(?s)Unexpected.*blocks\.0\.surprise"):
         load_encoder(Encoder("s", PLAIN, arguments=size), tmp_path / "other.safetensors", "cpu")

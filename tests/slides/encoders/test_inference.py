@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler
 from sklearn_pk.slides._encoders._inference import TileEncoder, prepare_tiles
-from sklearn_pk.slides._throughput import Throughput
+from sklearn_pk.slides._encoding import Throughput
 from sklearn_pk.utils._device import pick_dtype
 
 
@@ -247,17 +247,17 @@ def test_bottleneck(tiled):
     assert featurizer.throughput_["bottleneck"] == "reading"
 
 
-def test_looking_into_the_store_is_no_reading():
+def test_looking_into_the_store_is_not_reading():
     throughput = Throughput(1)
 
-    def found():
+    def batches():
         yield 1
-        time.sleep(0.2)
+        with throughput.measure("seconds_looking_up"):
+            time.sleep(0.2)
         yield 2
 
-    planned = throughput.plan(found())
-    assert list(throughput.watch(iter(lambda: next(planned, None), None))) == [1, 2]
-    assert throughput.seconds_planning > 0.2
+    assert list(throughput.watch(batches())) == [1, 2]
+    assert throughput.seconds_looking_up > 0.2
     assert throughput.seconds_waiting < 0.1
 
 

@@ -15,11 +15,10 @@ import torch
 from torchvision import transforms
 
 from sklearn_pk.slides import Encoder, list_encoders
-from sklearn_pk.slides._encoders._lookup import (
+from sklearn_pk.slides._encoders._encoder import measure_width
+from sklearn_pk.slides._encoders._registry import (
     as_encoder,
-    describe_module,
     find_encoder,
-    measure_width,
 )
 
 NAMES = list_encoders().index.tolist()
@@ -185,7 +184,7 @@ def test_repository_described_in_one_level(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        (None, r"'hf-hub:some-one/new' is not one of list_encoders\(\).*Nothing is downloaded"),
+        (None, r"'hf-hub:some-one/new' is not one of list_encoders\(\).*forbids downloads"),
         ("{", r"config\.json is not JSON"),
         ("[1]", "does not describe a model of timm.*got None"),
         ('{"model_type": "dinov2"}', r"timm.*got None. Load the model yourself .* Encoder\("),
@@ -207,11 +206,11 @@ def test_no_repository(name):
 
 def test_module_of_the_user():
     plain = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    encoder = describe_module(plain)
+    encoder = as_encoder(plain)
     assert encoder.input_size is None
-    assert measure_width(encoder) == measure_width(encoder, plain) == 12
+    assert measure_width(encoder) == 12
     with pytest.raises(ValueError, match=r"must give features of shape .* got \(1, 3, 2, 2\)"):
-        measure_width(describe_module(plain[0]))
+        measure_width(as_encoder(plain[0]))
     # A copy, so that the one of the user keeps its mode and device.
     built = encoder.build()
     assert built is not plain
@@ -219,7 +218,7 @@ def test_module_of_the_user():
 
 
 def test_module_with_a_configuration():
-    encoder = describe_module(timm.create_model("resnet10t", num_classes=0))
+    encoder = as_encoder(timm.create_model("resnet10t", num_classes=0))
     assert (encoder.input_size, encoder.fixed_size) == (176, False)
 
 
@@ -280,7 +279,7 @@ def test_key_tells_apart_what_changes_features():
 
 
 def test_key_is_the_same_in_every_process():
-    imported = "from sklearn_pk.slides._encoders._lookup import find_encoder"
+    imported = "from sklearn_pk.slides._encoders._registry import find_encoder"
     code = f"{imported}; print(find_encoder('virchow').key)"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -343,7 +342,7 @@ def test_registers_are_counted():
     name = "vit_small_patch14_reg4_dinov2"
     known = {"input_size": 28, "pooling": "token+mean", "arguments": arguments}
     assert measure_width(Encoder("x", name, prefix_tokens=5, **known)) == 768
-    with pytest.raises(ValueError, match="5 tokens stand before .*got prefix_tokens=1"):
+    with pytest.raises(ValueError, match="has 5 tokens before .*got prefix_tokens=1"):
         Encoder("x", name, **known).build()
 
 
