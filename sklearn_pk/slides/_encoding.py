@@ -274,7 +274,8 @@ class EncodingRun:
                 self.throughput.count(len(tiles), model.batch_size)
                 if start + len(tiles) == len(self.slides[position]):
                     self._keep(position, torch.cat(parts).cpu().numpy())
-            if self._stopped():
+            # Slides before one that cannot be looked up are still encoded.
+            if position in self.errors and self.fail_fast:
                 return
 
     def _keep(self, position, features):
