@@ -244,16 +244,18 @@ class EncodingRun:
         device = pick_device(self.slide_encoder.device)
         first = list(islice(plan, FEW_BATCHES))
         edges = [each.tile_size for each in self.slides.values() if isinstance(each, TiledSlide)]
+        num_workers = 0
         # Tiles in memory need no reading.
         if edges and len(first) == FEW_BATCHES:
             tile_bytes = max(edges) ** 2 * 3 * (1 if transform is None else 4)
-            self.throughput.num_workers = count_workers(
+            num_workers = count_workers(
                 self.slide_encoder.num_workers, device, self.slide_encoder.batch_size * tile_bytes
             )
+        self.throughput.figures["num_workers"] = num_workers
         return load_batches(
             TileBatches(self.slides, transform),
             chain(first, plan),
-            num_workers=self.throughput.num_workers,
+            num_workers=num_workers,
             pin_memory=device.startswith("cuda"),
         )
 
@@ -319,7 +321,7 @@ class EncodingRun:
                 self._receive(positions[number], result)
                 if self._stopped():
                     return
-        used, requested = self.throughput.batch_size, self.slide_encoder.batch_size
+        used, requested = self.throughput.figures["batch_size"], self.slide_encoder.batch_size
         if used is not None and used < requested:
             warn_user(
                 f"batch_size={requested} did not fit into the memory of a worker, which continued "
@@ -367,63 +369,60 @@ class Throughput:
     """Figures of a run, its progress bar and its lines on standard error."""
 
     def __init__(self, n_slides, verbose=0):
-        self.n_slides = n_slides
+        self.figures = dict.fromkeys(("n_stored", "n_encoded", "n_tiles", "num_workers"), 0)
+        self.figures |= {"n_slides": n_slides, "n_jobs": 1, "batch_size": None}
+        self.figures |= {"seconds_model": 0.0, "seconds_waiting": 0.0, "seconds_looking_up": 0.0}
         self.verbose = verbose
-        self.num_workers = 0
-        self.n_jobs = 1
-        self.batch_size = None
-        self.n_stored = self.n_encoded = self.n_tiles = 0
-        self.seconds_waiting = self.seconds_model = self.seconds_looking_up = 0.0
         self._start = self._shown = time.perf_counter()
         self._start_of_workers = None
         self._bar = progress(total=n_slides, desc="Encoding", verbose=verbose, unit="slide")
 
     @contextmanager
     def measure(self, name):
-        """Add the duration of a block to an attribute."""
+        """Add the duration of a block to a figure."""
         start = time.perf_counter()
         yield
-        setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+        self.figures[name] += time.perf_counter() - start
 
     def watch(self, batches):
         """Yield batches and measure the time of waiting for them."""
         # Before the first batch there is nothing that could have been read ahead.
         yield from islice(batches, 1)
         while True:
-            looking_up = self.seconds_looking_up
+            looking_up = self.figures["seconds_looking_up"]
             with self.measure("seconds_waiting"):
                 batch = next(batches, None)
             # The store is looked into in between, which is not reading.
-            self.seconds_waiting -= self.seconds_looking_up - looking_up
+            self.figures["seconds_waiting"] -= self.figures["seconds_looking_up"] - looking_up
             if batch is None:
                 return
             yield batch
 
     def count(self, n_tiles, batch_size):
         """Count the tiles of a batch."""
-        self.n_tiles += n_tiles
-        self.batch_size = batch_size
+        self.figures["n_tiles"] += n_tiles
+        self.figures["batch_size"] = batch_size
         if time.perf_counter() - self._shown > 1:
             self._shown = time.perf_counter()
             self._bar.set_postfix_str(self._rate())
 
     def start_workers(self, n_jobs):
         """Note that workers start to encode."""
-        self.n_jobs = n_jobs
+        self.figures["n_jobs"] = n_jobs
         self._start_of_workers = time.perf_counter()
 
     def add(self, figures):
         """Add the figures of a worker."""
         for name in ("n_tiles", "seconds_model", "seconds_waiting"):
-            setattr(self, name, getattr(self, name) + figures[name])
-        sizes = [size for size in (self.batch_size, figures["batch_size"]) if size is not None]
-        self.batch_size = min(sizes, default=None)
+            self.figures[name] += figures[name]
+        sizes = {self.figures["batch_size"], figures["batch_size"]} - {None}
+        self.figures["batch_size"] = min(sizes, default=None)
         self._bar.set_postfix_str(self._rate())
 
     def finish(self, slide, n_tiles, *, stored=False, reason=""):
         """Count a slide."""
-        self.n_stored += stored
-        self.n_encoded += not stored and not reason
+        self.figures["n_stored"] += stored
+        self.figures["n_encoded"] += not stored and not reason
         self._bar.update()
         if self.verbose > 1:
             tell(f"{slide}: {reason or f'{n_tiles} tiles' + ' from the store' * stored}")
@@ -432,37 +431,33 @@ class Throughput:
         """Remove the bar and write a summary."""
         self._bar.close()
         if self.verbose:
-            figures = f", {self.n_tiles} tiles, {self._rate()}" if self.n_tiles else ""
+            n_tiles = self.figures["n_tiles"]
+            rate = f", {n_tiles} tiles, {self._rate()}" if n_tiles else ""
             tell(
-                f"Encoded {self.n_encoded} of {self.n_slides} slides ({self.n_stored} in the "
-                f"store){figures}"
+                "Encoded {n_encoded} of {n_slides} slides ({n_stored} in the store)".format(
+                    **self.figures
+                )
+                + rate
             )
 
     def _rate(self):
         figures = self.summary()
-        busy = self.seconds_waiting + self.seconds_model
+        busy = figures["seconds_waiting"] + figures["seconds_model"]
         return (
             f"tiles/s={figures['tiles_per_second']:.0f}, waiting for tiles "
-            f"{self.seconds_waiting / (busy or 1):.0%}, bottleneck={figures['bottleneck']}"
+            f"{figures['seconds_waiting'] / (busy or 1):.0%}, bottleneck={figures['bottleneck']}"
         )
 
     def summary(self):
         """Return all figures."""
-        now = time.perf_counter()
-        busy = self.seconds_waiting + self.seconds_model
-        seconds = busy if self._start_of_workers is None else now - self._start_of_workers
-        is_reading = self.seconds_waiting > _WAITING * busy
-        return {
-            "n_slides": self.n_slides,
-            "n_stored": self.n_stored,
-            "n_encoded": self.n_encoded,
-            "n_tiles": self.n_tiles,
-            "n_jobs": self.n_jobs,
-            "num_workers": self.num_workers,
-            "batch_size": self.batch_size,
+        now, figures = time.perf_counter(), dict(self.figures)
+        del figures["seconds_looking_up"]
+        busy = figures["seconds_waiting"] + figures["seconds_model"]
+        encoding = busy if self._start_of_workers is None else now - self._start_of_workers
+        limit = "reading" if figures["seconds_waiting"] > _WAITING * busy else "model"
+        n_tiles = figures["n_tiles"]
+        return figures | {
             "seconds": now - self._start,
-            "seconds_model": self.seconds_model,
-            "seconds_waiting": self.seconds_waiting,
-            "tiles_per_second": self.n_tiles / seconds if self.n_tiles else 0.0,
-            "bottleneck": ("reading" if is_reading else "model") if self.n_tiles else "",
+            "tiles_per_second": n_tiles / encoding if n_tiles else 0.0,
+            "bottleneck": limit if n_tiles else "",
         }

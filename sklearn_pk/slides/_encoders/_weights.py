@@ -134,44 +134,12 @@ def hash_module(module):
     return digest.hexdigest()
 
 
-def _rename_all(state, rules):
-    """Rename tensors by regular expressions."""
-    renamed = {}
-    for key, tensor in state.items():
-        for pattern, name in rules:
-            key = re.sub(pattern, name, key)
-        renamed[key] = tensor
-    return renamed
-
-
-_LITE0 = (
-    (r"^_conv_stem\.", "conv_stem."),
-    (r"^_bn0\.", "bn1."),
-    (r"^_conv_head\.", "conv_head."),
-    (r"^_bn1\.", "bn2."),
-    # The first stage does not expand, so its layers are numbered differently.
-    (r"^(blocks\.0\..*)\._bn1\.", r"\1.bn1."),
-    (r"^(blocks\.0\..*)\._bn2\.", r"\1.bn2."),
-    (r"^(blocks\.0\..*)\._project_conv\.", r"\1.conv_pw."),
-    (r"\._bn0\.", ".bn1."),
-    (r"\._bn1\.", ".bn2."),
-    (r"\._bn2\.", ".bn3."),
-    (r"\._depthwise_conv\.", ".conv_dw."),
-    (r"\._expand_conv\.", ".conv_pw."),
-    (r"\._project_conv\.", ".conv_pwl."),
-)
-_LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)
-
-
-def _convert_lite0(state):
+def _convert_lite0(state, model):
     """Convert EfficientNet-lite0 as efficientnet-lite-pytorch saves it."""
-    blocks = [
-        f"blocks.{stage}.{index}."
-        for stage, repeats in enumerate(_LITE0_REPEATS)
-        for index in range(repeats)
-    ]
-    rules = ((r"^_blocks\.(\d+)\.", lambda match: blocks[int(match[1])]), *_LITE0)
-    return _rename_all({k: state[k] for k in state if not k.startswith("_fc.")}, rules)
+    # The same tensors in the same order. In another one, such as that of the alphabet, shapes
+    # differ: num_batches_tracked stands between those of each normalisation.
+    values = [tensor for key, tensor in state.items() if not key.startswith("_fc.")]
+    return dict(zip(model.state_dict(), values, strict=True))
 
 
 _HUGGINGFACE_VIT = (
@@ -201,7 +169,12 @@ def _convert_huggingface_vit(state):
             kept[key.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
         elif not re.search(r"attention\.(key|value)\.|^pooler\.|mask_token$", key):
             kept[key] = tensor
-    return _rename_all(kept, _HUGGINGFACE_VIT)
+    renamed = {}
+    for key, tensor in kept.items():
+        for pattern, name in _HUGGINGFACE_VIT:
+            key = re.sub(pattern, name, key)
+        renamed[key] = tensor
+    return renamed
 
 
 # Tensors that timm resamples silently where a file is for another patch, image or window size.
@@ -247,7 +220,7 @@ def _fit_state(state, model, encoder):
     if state.keys() <= expected:
         return state
     if "_conv_stem.weight" in state:
-        return _convert_lite0(state)
+        return _convert_lite0(state, model)
     if any(key.endswith("embeddings.cls_token") for key in state):
         return _convert_huggingface_vit(state)
     return _convert_by_timm(state, model, encoder.architecture)
