@@ -207,6 +207,29 @@ def test_vision_transformers(tmp_path, write, arguments, mlp):
         torch.testing.assert_close(model(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "value"), [("img_size", EDGE * 2), ("patch_size", PATCH * 2)])
+@pytest.mark.parametrize("arguments", [SCALED, REGISTERS])
+def test_weights_for_another_size_are_not_resampled(tmp_path, arguments, name, value):
+    size = {"img_size": EDGE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 0, "num_heads": 4}
+    shared = {
+        "cls": torch.zeros(1, 1, WIDTH),
+        "position": torch.zeros(1, 1 + N_PATCHES, WIDTH),
+        "patch.weight": torch.zeros(WIDTH, 3, PATCH, PATCH),
+        "patch.bias": torch.zeros(WIDTH),
+        "norm.weight": torch.zeros(WIDTH),
+        "norm.bias": torch.zeros(WIDTH),
+    }
+    if arguments is REGISTERS:
+        shared["registers"] = torch.zeros(1, 3, WIDTH)
+    save_file(name_dinov2(shared, []), tmp_path / "model.safetensors")
+    load_encoder(
+        Encoder("fits", PLAIN, arguments=size | arguments), tmp_path / "model.safetensors", "cpu"
+    )
+    other = Encoder("other", PLAIN, arguments=size | arguments | {name: value})
+    with pytest.raises(ValueError, match=r"does not fit .*'other'.*(?s:.*)size mismatch"):
+        load_encoder(other, tmp_path / "model.safetensors", "cpu")
+
+
 SWIN_DEPTHS, SWIN_HEADS, WINDOW = (2, 2, 6, 2), (3, 6, 12, 24), 7
 
 

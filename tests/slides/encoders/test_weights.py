@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torchvision.models import resnet50
 
@@ -171,6 +172,29 @@ def test_repository_in_the_cache(cache, state):
     encoder = find_encoder("hf-hub:some-one/new")
     assert encoder.mean == (0.1, 0.2, 0.3)
     assert load_encoder(encoder, find_weights(encoder, None), "cpu").num_features == 512
+
+
+def test_weights_are_downloaded_if_that_is_allowed(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, filename, revision, local_files_only):
+        asked.append((repository, filename, revision, local_files_only))
+        if local_files_only or filename == "model.safetensors":
+            raise LocalEntryNotFoundError("not there")
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    encoder = find_encoder("hf-hub:MahmoodLab/UNI@v1")
+    with pytest.raises(ValueError, match=r"MahmoodLab/UNI@v1, and HF_HUB_OFFLINE forbids"):
+        find_weights(encoder, None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    n_offline = len(asked)
+    assert find_weights(encoder, None) == tmp_path / "pytorch_model.bin"
+    names = ("model.safetensors", "pytorch_model.bin")
+    assert asked[:n_offline] == [("MahmoodLab/UNI", name, "v1", True) for name in names]
+    assert asked[n_offline:] == [
+        ("MahmoodLab/UNI", name, "v1", cached) for cached in (True, False) for name in names
+    ]
 
 
 def test_file_known_to_be_missing(cache, state):

@@ -20,6 +20,7 @@ from sklearn_pk.slides._encoders._registry import (
     as_encoder,
     find_encoder,
 )
+from sklearn_pk.slides._encoders._weights import find_weights
 
 NAMES = list_encoders().index.tolist()
 WIDTHS = {
@@ -171,6 +172,18 @@ def test_repository_described_beside_its_weights(tmp_path):
         assert encoder.source == "https://huggingface.co/some-one/a.model_1"
         assert measure_width(encoder) == 192
         assert len(encoder.build().blocks) == 2
+
+
+def test_folder_as_timm_saves_it(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path.parent)
+    encoder = find_encoder(f"local-dir:{tmp_path.name}")
+    assert encoder.name == f"local-dir:{tmp_path}"
+    assert encoder.key == find_encoder("hf-hub:some-one/new", tmp_path).key
+    assert find_weights(encoder, None) == tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"none': .*config\.json does not exist"):
+        find_encoder("local-dir:none")
 
 
 def test_repository_described_in_one_level(tmp_path):
