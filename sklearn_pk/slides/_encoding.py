@@ -218,10 +218,8 @@ class EncodingRun:
         for position, slide in self.slides.items():
             with self.throughput.measure("seconds_looking_up"):
                 location, bag, error = next(found)
-            if error is not None:
-                self._fail(position, error)
-            elif bag is not None:
-                self._finish(position, bag, stored=True)
+            if error is not None or bag is not None:
+                self._finish(position, bag, error, stored=error is None)
             else:
                 self._unfinished[position] = location
                 for start in range(0, len(slide), batch_size):
@@ -268,7 +266,7 @@ class EncodingRun:
             if position in self.errors:
                 continue
             if isinstance(tiles, Exception):
-                self._fail(position, tiles)
+                self._finish(position, error=tiles)
             else:
                 model = self.slide_encoder.load_model()
                 with self.throughput.measure("seconds_model"):
@@ -285,22 +283,19 @@ class EncodingRun:
         try:
             bag = self.slide_encoder.keep(slide, position, features, location)
         except ValueError as error:
-            self._fail(position, error)
+            self._finish(position, error=error)
         else:
             self._finish(position, bag)
 
-    def _finish(self, position, bag, *, stored=False):
-        self.bags[position] = bag
-        self._end(position, stored=stored)
-
-    def _fail(self, position, error):
-        self.errors[position] = error
-        self._end(position, reason=str(error))
-
-    def _end(self, position, **outcome):
+    def _finish(self, position, bag=None, error=None, *, stored=False):
+        """Record the bag or the error of a slide."""
+        if error is None:
+            self.bags[position] = bag
+        else:
+            self.errors[position] = error
         self._unfinished.pop(position, None)
-        slide = self.slides[position]
-        self.throughput.finish(label(slide, position), len(slide), **outcome)
+        slide, reason = self.slides[position], "" if error is None else str(error)
+        self.throughput.finish(label(slide, position), len(slide), stored=stored, reason=reason)
 
     def _run_in_workers(self, n_jobs):
         """Have workers of joblib encode, one slide per task."""
@@ -330,22 +325,20 @@ class EncodingRun:
             )
 
     def _receive(self, position, result):
-        """Store what a worker returned for a slide."""
+        """Record what a worker returned for a slide."""
         if isinstance(result, LostWorkerError):
-            self._fail(position, result)
+            self._finish(position, error=result)
             return
-        bag, figures = result
+        bag, error, figures = result
         self.throughput.add(figures)
-        slide = self.slides[position]
-        if isinstance(bag, Exception):
-            self._fail(position, bag)
-            return
-        # The worker knows the slide by its absolute path.
-        if bag.path is None:
-            bag = make_bag(slide, position, bag.features)
-        else:
-            bag = FileBag(bag.file, label(slide, position))
-        self._finish(position, bag, stored=bool(figures["n_stored"]))
+        if error is None:
+            # The worker knows the slide by its absolute path.
+            slide = self.slides[position]
+            if bag.path is None:
+                bag = make_bag(slide, position, bag.features)
+            else:
+                bag = FileBag(bag.file, label(slide, position))
+        self._finish(position, bag, error, stored=bool(figures["n_stored"]))
 
 
 # The last SlideEncoder of each thread with its model; one only, because it may fill a device.
@@ -353,16 +346,15 @@ _worker = threading.local()
 
 
 def _encode_slide(packed, digest, slide, position):
-    """Encode a slide in a worker; return its bag or error, and the figures."""
+    """Encode a slide in a worker; return its bag, its error and the figures."""
     if getattr(_worker, "digest", None) != digest:
         _worker.digest = _worker.slide_encoder = None
         _worker.slide_encoder = pickle.loads(packed)
         _worker.digest = digest
     run = EncodingRun(_worker.slide_encoder, [(position, slide)], fail_fast=True)
     run.run()
-    error = run.errors.get(position)
-    bag = run.bags[position] if error is None else plain_error(error)
-    return bag, run.throughput.summary()
+    error = plain_error(run.errors[position]) if run.errors else None
+    return run.bags.get(position), error, run.throughput.summary()
 
 
 class Throughput:

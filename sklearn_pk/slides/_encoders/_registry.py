@@ -26,6 +26,7 @@ _BIOPTIMUS = {
     "gated": True,
 }
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+_TOKEN = {"img_size": 224, "init_values": 1e-5, "global_pool": "token"}
 _VIRCHOW = {
     "img_size": 224,
     "init_values": 1e-5,
@@ -139,13 +140,7 @@ _TABLE = (
         "repository": "prov-gigapath/prov-gigapath",
         "gated": True,
         "mpp": 0.5,
-        "arguments": {
-            "img_size": 224,
-            "patch_size": 16,
-            "init_values": 1e-5,
-            "mlp_ratio": 5.33334,
-            "global_pool": "token",
-        },
+        "arguments": _TOKEN | {"patch_size": 16, "mlp_ratio": 5.33334},
     },
     *(
         {
@@ -155,7 +150,7 @@ _TABLE = (
             "licence": licence,
             "repository": f"bioptimus/{name}",
             "mpp": 0.5,
-            "arguments": {"img_size": 224, "init_values": 1e-5, "global_pool": "token"},
+            "arguments": _TOKEN,
         }
         | _BIOPTIMUS
         for name, licence in (("H-optimus-0", "Apache-2.0"), ("H-optimus-1", "CC-BY-NC-ND-4.0"))
@@ -166,13 +161,7 @@ _TABLE = (
         "width": 768,
         "licence": "CC-BY-NC-ND-4.0",
         "repository": "bioptimus/H0-mini",
-        "arguments": {
-            "img_size": 224,
-            "init_values": 1e-5,
-            "mlp_ratio": 5.33334,
-            "global_pool": "token",
-        }
-        | _SWIGLU,
+        "arguments": _TOKEN | _SWIGLU | {"mlp_ratio": 5.33334},
     }
     | _BIOPTIMUS,
     {
