@@ -1,4 +1,4 @@
-"""Encoding by workers: what is sent to them, and what they tell."""
+"""Encoding in workers: what is sent to them, and what they return."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -25,8 +25,8 @@ def test_what_is_sent_is_the_same_in_each_call():
     assert featurizer.throughput_["n_encoded"] == 4
 
 
-def test_a_worker_without_memory_is_told_here():
-    # Workers that were small: joblib replaces them, and says so, once torch is imported there.
+def test_smaller_batches_of_a_worker_are_reported():
+    # Workers that were small: joblib replaces them with a warning once torch is imported there.
     joblib.Parallel(n_jobs=2)(joblib.delayed(time.sleep)(0.1) for _ in range(30))
 
     class Hungry(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or out of disk, and runs side by side."""
+"""Runs that are killed, interrupted or out of disk space, and concurrent runs."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -102,7 +102,7 @@ def contents(store):
     return {path.name: path.read_bytes() for path in store.iterdir() if path.suffix == ".h5"}
 
 
-def test_killed_run_is_taken_up_where_it_ended(folder, tiled, tmp_path, wait_for_files):
+def test_killed_run_is_resumed(folder, tiled, tmp_path, wait_for_files):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     featurizer = FoundationFeaturizer(
         make_encoder(), store=undisturbed, batch_size=4, num_workers=1
@@ -158,7 +158,7 @@ def test_two_runs_at_once(folder, tiled, tmp_path, wait_for_files):
 
 @contextlib.contextmanager
 def largest_file(n_bytes):
-    """Let no file of this process grow beyond a size, as a full disk would."""
+    """Limit the size of files of this process, like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
@@ -167,7 +167,7 @@ def largest_file(n_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# h5py fails once more, in a destructor, when it lets go of a file that it could not write.
+# h5py fails again in a destructor when it releases a file that it could not write.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk(tiled, tmp_path):
     small, large = tiled[0], tiled[3]

@@ -35,7 +35,7 @@ def mean_colours():
 
 
 def scaled(image):
-    """A transform as users bring it along."""
+    """A transform as users pass it."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
@@ -47,7 +47,7 @@ def deadly(image):
 
 
 def faulty(image):
-    """A transform with a fault of its own."""
+    """A transform that raises."""
     raise RuntimeError("no stain vector")
 
 
@@ -90,7 +90,7 @@ def test_read_ahead_is_bounded_and_runs_beside_the_caller():
     results.close()
 
 
-def test_read_ahead_hands_on_errors():
+def test_read_ahead_raises_errors_in_order():
     def function(item):
         if item == 2:
             raise ValueError("damaged tile")
@@ -129,7 +129,7 @@ def test_plan_is_followed_lazily(tiled, num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_slide_ends_no_other(tiled, tmp_path, num_workers):
+def test_bad_slide_does_not_end_others(tiled, tmp_path, num_workers):
     path = shutil.copy(tiled[1].path, tmp_path / "gone.tiff")
     [bad] = SlideTiler(tile_size=64).fit_transform([path])
     (tmp_path / "gone.tiff").unlink()
@@ -235,7 +235,7 @@ def test_rest_of_a_bad_slide_is_left_out(fail_fast, batch_size):
     assert figures["n_tiles"] == 3 * len(run.bags)
 
 
-def test_own_tiles_are_not_copied_unless_they_must_not_be_written_to():
+def test_own_tiles_are_only_copied_if_read_only():
     tiles = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     assert np.shares_memory(TileBatches([tiles])[0, 1, 3][2].numpy(), tiles)
     tiles.flags.writeable = False
@@ -296,7 +296,7 @@ def test_number_of_workers_where_processes_may_have_no_children():
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_features_do_not_depend_on_who_reads(tiled, num_workers):
+def test_features_do_not_depend_on_num_workers(tiled, num_workers):
     expected = FoundationFeaturizer(mean_colours(), batch_size=5).fit_transform(tiled)
     featurizer = FoundationFeaturizer(mean_colours(), batch_size=5, num_workers=num_workers)
     bags = featurizer.fit_transform(tiled)
@@ -336,7 +336,7 @@ def test_worker_that_is_killed(tiled, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_fault_of_a_transform_is_no_killed_worker(tiled, num_workers):
+def test_error_of_a_transform_is_not_a_killed_worker(tiled, num_workers):
     encoder = Encoder("mine", mean_colours(), width=3, transform=faulty)
     featurizer = FoundationFeaturizer(encoder, batch_size=4, num_workers=num_workers).fit(tiled)
     before = set(multiprocessing.active_children())

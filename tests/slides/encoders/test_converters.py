@@ -1,4 +1,4 @@
-"""Published layouts of weights: each against its own forward pass, written out in full."""
+"""Published layouts of weights: each against its own forward pass."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 

@@ -30,7 +30,7 @@ def small_net():
 
 
 class Slow(torch.nn.Module):
-    """A model that takes its time."""
+    """A slow model."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -42,7 +42,7 @@ class Slow(torch.nn.Module):
 
 
 class Nothing(torch.nn.Module):
-    """A model that gives no number for dark tiles."""
+    """A model that returns infinity for dark tiles."""
 
     def forward(self, pixels):
         return pixels.mean(dim=(2, 3)).clamp(min=0).log()
@@ -135,7 +135,7 @@ def test_default_precision():
     assert pick_dtype("float16", "cpu") == "float16"
 
 
-def test_store_tells_precisions_apart(tiled, tmp_path):
+def test_store_keeps_precisions_apart(tiled, tmp_path):
     stored = {}
     for dtype in ("auto", "bfloat16", "float32", "bfloat16"):
         featurizer = FoundationFeaturizer(small_net(), store=tmp_path, dtype=dtype)
@@ -278,7 +278,7 @@ def test_silent_by_default(tiled, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_written(tiled, tmp_path, capfd):
+def test_lines_on_standard_error(tiled, tmp_path, capfd):
     featurizer = FoundationFeaturizer(small_net(), store=tmp_path, verbose=1)
     featurizer.fit_transform(tiled)
     out, err = capfd.readouterr()

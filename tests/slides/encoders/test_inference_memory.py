@@ -1,4 +1,4 @@
-"""A device whose memory does not suffice for a batch of tiles, or for the model."""
+"""Devices without enough memory for a batch of tiles or for the model."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -24,7 +24,7 @@ OutOfMemoryError = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfM
 
 
 class Picky(nn.Module):
-    """A model that has memory for a few tiles only."""
+    """A model with memory for a few tiles only."""
 
     def __init__(self, most):
         super().__init__()
@@ -58,7 +58,7 @@ def describe(model):
     return Encoder("mine", model, 3, input_size=None)
 
 
-def test_halves_give_the_same_features_and_say_so_once(slides):
+def test_halved_batches_give_the_same_features_and_warn_once(slides):
     expected = FoundationFeaturizer(Picky(99)).fit_transform(slides)
     model = Picky(3)
     featurizer = FoundationFeaturizer(describe(model), batch_size=8, device="cpu").fit(slides)
@@ -72,14 +72,14 @@ def test_halves_give_the_same_features_and_say_so_once(slides):
     assert "Pass batch_size=2 to start with it." in text
     for bag, other in zip(bags, expected, strict=True):
         np.testing.assert_allclose(bag.features, other.features, rtol=1e-6)
-    # What did not fit is not tried a second time; batches are read as they were planned.
+    # A size that did not fit is not tried again; batches are read as they were planned.
     assert model.seen == [8, 4, 2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         featurizer.set_params(batch_size=2).transform(slides)
 
 
-def test_it_is_said_once_though_memory_shrinks_again(slides):
+def test_a_second_reduction_does_not_warn(slides):
     model = Picky(4)
     encode = TileEncoder(model, describe(model), batch_size=8)
     assert encode.batch_size == 8
@@ -103,7 +103,7 @@ def test_without_a_batch_size(slides):
     assert encode.batch_size == 5
 
 
-def test_what_failed_is_let_go_of_before_the_next_attempt(slides):
+def test_tensors_of_a_failed_batch_are_released(slides):
     model = Picky(2)
     encode = TileEncoder(model, describe(model), batch_size=8)
     with pytest.warns(UserWarning, match="continues with 2 tiles at once"):
@@ -139,7 +139,7 @@ def test_a_tile_that_does_not_fit_ends_the_run_but_keeps_the_store(slides, tmp_p
     assert featurizer.throughput_["n_stored"] == 1
 
 
-def test_a_shorter_type_is_not_advised_twice(slides):
+def test_a_smaller_dtype_is_only_suggested_once(slides):
     encode = TileEncoder(Picky(0), describe(Picky(0)), dtype="bfloat16")
     with pytest.raises(MemoryError, match="A single tile does not fit .* Use another device or"):
         encode(torch.from_numpy(slides[0]))
@@ -202,7 +202,7 @@ def test_a_model_that_does_not_fit(slides):
         featurizer.fit(slides)
 
 
-def test_encoders_of_earlier_runs_make_room():
+def test_encoders_of_earlier_runs_are_released():
     known = find_encoder("efficientnet-lite0")
     load_encoder(known, find_weights(known, None), "cpu")
     assert weights_module._load.cache_info().currsize > 0

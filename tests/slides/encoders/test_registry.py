@@ -1,4 +1,4 @@
-"""What is known about encoders, and how it is found."""
+"""Encoders: the registry, look-up by name, keys and pooling."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -212,7 +212,7 @@ def test_repository_that_is_not_described(tmp_path, text, error):
 
 
 @pytest.mark.parametrize("name", ["hf-hub:uni", "hf-hub:", "hf-hub:a/b/c", "hf-hub:a b/c"])
-def test_no_repository(name):
+def test_invalid_repository(name):
     with pytest.raises(ValueError, match=f"'hf-hub:owner/name'.*got {name!r}"):
         find_encoder(name)
 
@@ -235,7 +235,7 @@ def test_module_with_a_configuration():
     assert (encoder.input_size, encoder.fixed_size) == (176, False)
 
 
-def test_all_that_may_be_given():
+def test_as_encoder():
     module = torch.nn.Flatten()
     encoder = Encoder("mine", module)
     assert as_encoder(encoder) is encoder
@@ -244,7 +244,7 @@ def test_all_that_may_be_given():
 
 
 class Brighten:
-    """A transform without a text that tells it apart."""
+    """A transform without an identifying text."""
 
     def __call__(self, image):
         return transforms.functional.to_tensor(image)
@@ -265,7 +265,7 @@ def test_module_with_a_transform():
         measure_width(Encoder("mine", module, transform=np.asarray))
 
 
-def test_key_tells_apart_what_changes_features():
+def test_key_depends_on_all_that_changes_features():
     base = {"architecture": "resnet18", "arguments": {"global_pool": "avg"}}
     changes = [
         {},
@@ -309,14 +309,14 @@ def test_key_is_the_same_in_every_process():
         transforms.Compose([transforms.Lambda(np.asarray), transforms.ToTensor()]),
     ],
 )
-def test_transform_that_cannot_be_told_apart(transform):
+def test_transform_that_cannot_be_identified(transform):
     with pytest.raises(ValueError, match="'mine': transform reads .*transform_name="):
         _ = Encoder("mine", torch.nn.Flatten(), transform=transform).key
     named = Encoder("mine", torch.nn.Flatten(), transform=transform, transform_name="v1")
     assert "v1" in named.key
 
 
-def test_arguments_that_cannot_be_told_apart():
+def test_arguments_that_cannot_be_identified():
     with pytest.raises(ValueError, match="arguments reads .*Give layers by their names"):
         _ = Encoder("mine", "resnet18", arguments={"norm_layer": Brighten()}).key
     assert "lambda_resnet26t" in find_encoder("lambda_resnet26t").key
