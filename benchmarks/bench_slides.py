@@ -23,7 +23,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from sklearn_pk.slides import FoundationFeaturizer, SlideTiler
-from sklearn_pk.slides._encoders._lookup import find_encoder
+from sklearn_pk.slides._encoders._registry import find_encoder
 from sklearn_pk.slides._encoders._weights import find_weights, load_encoder
 from sklearn_pk.slides._supertiles import cluster_labels
 

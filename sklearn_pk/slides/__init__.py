@@ -2,7 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from ._encoders._lookup import Encoder, list_encoders
+from ._encoders._encoder import Encoder
+from ._encoders._registry import list_encoders
 from ._features._feature_bag import FeatureBag
 from ._features._folder import FeatureBags, read_features
 from ._featurizer import FoundationFeaturizer

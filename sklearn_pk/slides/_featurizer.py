@@ -3,8 +3,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
-from functools import partial
-from hashlib import blake2b
 from numbers import Integral
 from pathlib import Path
 
@@ -15,29 +13,25 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..utils import pick_device
 from ..utils._device import pick_dtype
-from ..utils._warnings import warn_user
-from ._encoders._inference import TileEncoder
-from ._encoders._lookup import Encoder, as_encoder, measure_width
-from ._encoders._weights import find_weights, identify_weights, load_encoder
-from ._features._feature_bag import FeatureBag, FileBag
-from ._features._store import open_stored, store_key, store_path, write_features
+from ._encoders._encoder import Encoder, measure_width
+from ._encoders._registry import as_encoder
+from ._encoders._weights import find_weights, hash_weights
+from ._encoding import EncodingRun, SlideEncoder, label, make_bag
 from ._inputs import failures_frame, warn_failures
-from ._job import EncodingJob, label
-from ._spread import count_encoders, encode_slide, pack
 from ._tiler import TiledSlide
 
 _EXPECTED = (
-    "Expected a list of TiledSlide, as SlideTiler gives it, or of RGB tiles of shape (n_tiles, "
+    "Expected a list of TiledSlide, as SlideTiler returns it, or of RGB tiles of shape (n_tiles, "
     "height, width, 3) and dtype uint8"
 )
 
 
 def check_tiled(X):
-    """Check a list of tiled slides."""
+    """Check a list of tiled slides, and return it as a list."""
     if isinstance(X, str | TiledSlide) or not hasattr(X, "__len__"):
         raise TypeError(f"{_EXPECTED}, got {X!r}. Put a single slide into a list.")
     if not len(X):
-        raise ValueError(f"{_EXPECTED}, got no slide (n_samples=0, at least 1 is required).")
+        raise ValueError(f"{_EXPECTED}, got an empty list (n_samples=0, at least 1 is required).")
     slides = []
     for position, slide in enumerate(X):
         if not isinstance(slide, TiledSlide):
@@ -56,33 +50,9 @@ def check_tiled(X):
     return slides
 
 
-def _reason(slide):
-    return getattr(slide, "reason", "") or "It has no tiles."
-
-
 def _failures(slides, reasons):
     rows = [(label(slides[position], position), reasons[position]) for position in sorted(reasons)]
     return failures_frame(rows)
-
-
-def _make_bag(slide, position, features, reason=""):
-    if not isinstance(slide, TiledSlide):
-        return FeatureBag(features, slide=label(slide, position), reason=reason)
-    return FeatureBag(
-        features,
-        slide.coords[: len(features)],
-        slide.path,
-        slide.size_level0,
-        slide.tile_edge_um,
-        reason,
-    )
-
-
-def _adopt(slide, position, bag):
-    """Take a bag over from a worker, which knows the slide by its absolute path."""
-    if bag.path is None:
-        return _make_bag(slide, position, bag.features)
-    return FileBag(bag.file, label(slide, position))
 
 
 class FoundationFeaturizer(TransformerMixin, BaseEstimator):
@@ -92,104 +62,107 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     encoder : str, Encoder or torch.nn.Module, default="efficientnet-lite0"
-        A name of :func:`list_encoders`, any model name of timm, an :class:`Encoder` that
-        describes one, or a module that maps (batch, 3, height, width) to (batch, n_features).
-        A module is fed as its ``pretrained_cfg`` says, or else with tiles as they are,
-        normalised by ImageNet's mean and standard deviation. The default comes with pretrained
-        weights.
+        A name of :func:`list_encoders`, any model name of timm, "hf-hub:owner/name" or
+        "local-dir:path/of/folder" as timm writes them, an :class:`Encoder`, or a module that
+        maps (batch, 3, height, width) to (batch, n_features). The input of a module is
+        prepared as its ``pretrained_cfg`` says; without one, tiles keep their size and are
+        normalised by ImageNet's mean and standard deviation. The default is installed with
+        its weights.
 
     weights : str, path-like or None, default=None
         File with the weights, or a folder with one such file: safetensors, or a torch file
-        that holds tensors only. They have to fit exactly. Nothing is ever downloaded.
+        that holds tensors only. They have to fit exactly. None takes the files of the
+        repository at Hugging Face from the local cache and downloads them if they are not
+        there; the environment variable ``HF_HUB_OFFLINE=1`` forbids downloads.
 
     store : str, path-like or None, default=None
-        Folder that keeps the features, one HDF5 file a slide. What is there is not computed
-        again, and bags are backed by these files. Without one, every call of :meth:`transform`
-        computes all and keeps it in memory: a search, which transforms each slide many times,
-        wants a store.
+        Folder for the features, one HDF5 file per slide. Stored features are not computed
+        again, and bags are backed by these files. Without a store, every call of
+        :meth:`transform` computes all features and keeps them in memory: use one for a search,
+        which transforms each slide many times.
 
     device : str, default="auto"
-        Torch device. "auto" takes a CUDA device if there is one.
+        Torch device. "auto" is a CUDA device if there is one, else the CPU.
 
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Precision the model computes in; features are float32 always. "auto" is float32 on the
-        CPU, and on a CUDA device bfloat16 or, where it lacks that, float16, by torch's autocast.
-        It is part of what the store knows features by.
+        Precision of the model; features are always float32. "auto" is float32 on the CPU, and
+        bfloat16 on a CUDA device, or float16 where that lacks bfloat16, by torch's autocast.
+        The store keeps the features of each precision apart.
 
     batch_size : int, default=32
-        Number of tiles in a batch. Batches do not cross slides, so the features of a slide
-        do not depend on the others; another batch size changes them by rounding only. Where the
-        memory of the device does not suffice it is halved, with a warning.
+        Number of tiles per batch. Batches do not cross slides, so the features of a slide
+        do not depend on the others; another batch size changes them by rounding only. If the
+        memory of the device does not suffice, it is halved with a warning.
 
     compile : bool, default=False
-        Whether to compile the model by ``torch.compile``, which takes up to minutes and pays
-        for many tiles only. Smaller batches are filled up to `batch_size` then. It changes
+        Whether to compile the model by ``torch.compile``, which takes up to minutes and only
+        pays for many tiles. Smaller batches are then filled up to `batch_size`. It changes
         features by rounding only.
 
     num_workers : int or None, default=None
         Number of processes that read tiles ahead of the model, across slides; 0 reads in a
-        thread of this process. None is 0 for a model on the CPU, which has use for all cores
-        itself, and else one process a core, up to 8. Processes are not started for few tiles,
+        thread of this process. None is 0 for a model on the CPU, which uses all cores itself,
+        and otherwise one process per core, up to 8. Processes are not started for few tiles,
         nor within processes that may have no children, such as Dask's.
 
     errors : {"raise", "empty"}, default="raise"
-        What to do about slides without tiles: "raise" names all of them before any tile is
-        encoded; "empty" warns, gives a bag of shape (0, n_features) and notes the reason in
-        `failures_`, for slides that cannot be read as well.
+        What to do about slides without tiles and slides that cannot be read. "raise" raises
+        an error, which for slides without tiles names all of them before any tile is encoded.
+        "empty" warns, returns a bag of shape (0, n_features) and records the reason in
+        `failures_`.
 
     n_jobs : int, default=None
-        Number of workers that encode, one slide each at a time, as joblib takes it. Each loads
-        the model and picks its own `device`. None is 1, unless in a
-        ``joblib.parallel_config``, such as that of a Dask cluster; one that starts processes of
-        this machine is not followed where they would have to share its GPU. 1 is this process
-        always.
+        Number of joblib workers that encode, each one slide at a time. Each loads the model
+        and picks its own `device`. None is 1 unless in a ``joblib.parallel_config``, such as
+        that of a Dask cluster; one that starts processes on this machine is ignored where they
+        would have to share its GPU. 1 is always this process.
 
     verbose : int, default=0
-        1 shows a progress bar on a terminal, with tiles a second and what limits them, and
-        writes a line at the end to standard error; 2 writes a line a slide too.
+        1 shows a progress bar on a terminal, with tiles per second and the bottleneck, and
+        writes a line at the end to standard error; 2 also writes a line per slide.
 
     Attributes
     ----------
     encoder_ : Encoder
-        What is known about the encoder.
+        Description of the encoder.
 
     dtype_ : str
-        Precision the model computes in.
+        Precision of the model.
 
     weights_hash_ : str
-        Hash of its weights.
+        Hash of the weights.
 
     n_features_out_ : int
         Number of features.
 
     failures_ : DataFrame with the columns ``slide`` and ``reason``
-        Slides of the last call of :meth:`fit` or :meth:`transform` without features.
+        Slides without features in the last call of :meth:`fit` or :meth:`transform`.
 
     throughput_ : dict
-        Figures of the last call of :meth:`transform`: n_slides, of them n_stored (found in the
-        store) and n_encoded, n_tiles that were encoded, n_jobs, num_workers, batch_size that
-        fitted into memory, seconds, seconds_model and seconds_waiting (for tiles) of all workers
-        together, tiles_per_second while encoding, and bottleneck: "reading" if more than a
-        tenth of the time was spent waiting for tiles, else "model".
+        Figures of the last call of :meth:`transform`: n_slides, of which n_stored were found in
+        the store and n_encoded were encoded, n_tiles encoded, n_jobs, num_workers, the
+        batch_size that fitted into memory, seconds, seconds_model and seconds_waiting (for
+        tiles) summed over all workers, tiles_per_second while encoding, and bottleneck:
+        "reading" if more than a tenth of the time was spent waiting for tiles, else "model".
 
     See Also
     --------
     SlideTiler : Makes the tiles.
     SuperTileClusterer : Reduces the features of a slide to a few super-tiles.
-    list_encoders : The encoders known by name.
+    list_encoders : Lists the encoders known by name.
     read_features : Reads the files of the store.
 
     Notes
     -----
-    The store knows features again by the content of the slide, its tiles, the encoder, the
-    hash of its weights, `dtype` and the version of the format, so a changed file or parameter
-    is never served stale. Files are written under a temporary name and renamed: two processes
-    may share a store, and a killed run loses no more than the slide in work.
+    Stored features are identified by the content of the slide, its tiles, the encoder, the
+    hash of its weights, `dtype` and the version of the format, so features of a changed file
+    or parameter are never reused. Files are written under a temporary name and renamed: two
+    processes may share a store, and a killed run loses only the slide being processed.
 
-    Weights are loaded once in a process, and not at all if the store has all features.
+    Weights are loaded once per process, and not at all if all features are stored.
 
     On Linux, the processes that read are forked, so a script needs no
-    ``if __name__ == "__main__"``; elsewhere it does where `num_workers` is 1 or more.
+    ``if __name__ == "__main__"``; elsewhere it needs one if `num_workers` is 1 or more.
 
     Examples
     --------
@@ -246,7 +219,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """
-        Check that the encoder, its weights, the device and the tiles are there.
+        Check the encoder, its weights, the device and the tiles.
 
         Parameters
         ----------
@@ -263,30 +236,32 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         Raises
         ------
         FileNotFoundError
-            If the weights do not exist.
+            If the file or folder given as `weights` does not exist.
         MemoryError
-            If they do not fit into the memory of the device.
+            If the weights do not fit into the memory of the device.
         TypeError
-            If X is no list of tiled slides.
+            If X is not a list of tiled slides.
         ValueError
-            If the encoder is unknown, its weights are missing or do not fit, the device is not
-            there, or slides have no tiles and `errors` is "raise".
+            If the encoder is unknown, its weights cannot be found or downloaded or do not fit,
+            the device does not exist, or slides have no tiles and `errors` is "raise".
         """
         slides = check_tiled(X)
         device = pick_device(self.device)
         if self.store is not None and Path(self.store).exists() and not Path(self.store).is_dir():
             raise ValueError(f"store must be a folder, got the file {str(self.store)!r}.")
         self.encoder_ = as_encoder(self.encoder, self.weights)
-        self.weights_hash_ = identify_weights(self.encoder_, self.weights)
+        path = find_weights(self.encoder_, self.weights)
+        self.weights_hash_ = hash_weights(self.encoder_, path)
         self.n_features_out_ = measure_width(self.encoder_)
         self.dtype_ = pick_dtype(self.dtype, device)
-        reasons = self._check_empty(slides)
-        self.failures_ = _failures(slides, reasons)
+        self.failures_ = _failures(slides, self._check_empty(slides))
+        slide_encoder = self._make_slide_encoder()
         if self.store is None:
-            # Weights that do not fit show here; with a store they may never be needed.
-            self._load_model(device)
+            # Weights that do not fit raise here; with a store they may never be needed.
+            slide_encoder.load_model()
         else:
-            self._encoder_key()
+            # Raises if the encoder cannot be identified in a store.
+            _ = slide_encoder.key
         return self
 
     def transform(self, X):
@@ -301,12 +276,12 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         bags : list of FeatureBag
-            One a slide, in order.
+            One per slide, in order.
 
         Raises
         ------
         TypeError
-            If X is no list of tiled slides.
+            If X is not a list of tiled slides.
         ValueError
             If slides have no tiles or cannot be read and `errors` is "raise".
         OSError
@@ -315,78 +290,55 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         MemoryError
             If not even a single tile fits into the memory of the device.
         RuntimeError
-            If a process that reads tiles is killed, a worker is killed by each attempt at a slide
-            and `errors` is "raise", or the model cannot be compiled.
+            If a process that reads tiles is killed, if a slide kills its worker on each attempt
+            and `errors` is "raise", or if the model cannot be compiled.
         """
         check_is_fitted(self)
         slides = check_tiled(X)
         reasons = self._check_empty(slides)
-        job = EncodingJob(
-            slides,
-            look_up=self._look_up,
-            keep=self._keep,
-            batch_size=self.batch_size,
+        run = EncodingRun(
+            self._make_slide_encoder(),
+            list(enumerate(slides)),
             fail_fast=self.errors == "raise",
             verbose=self.verbose,
         )
         try:
-            self._encode(job)
+            run.run(self.n_jobs)
         finally:
-            self.throughput_ = job.throughput.summary()
-        if job.errors and self.errors == "raise":
-            raise job.errors[min(job.errors)]
-        reasons |= {position: str(error) for position, error in job.errors.items()}
+            self.throughput_ = run.throughput.summary()
+        if run.errors and self.errors == "raise":
+            raise run.errors[min(run.errors)]
+        reasons |= {position: str(error) for position, error in run.errors.items()}
         self.failures_ = _failures(slides, reasons)
         warn_failures(self.failures_.to_numpy().tolist(), "features")
-        nothing = np.empty((0, self.n_features_out_), dtype=np.float32)
+        empty = np.empty((0, self.n_features_out_), dtype=np.float32)
         return [
-            job.results[position]
-            if position in job.results
-            else _make_bag(slide, position, nothing, reasons[position])
+            run.bags[position]
+            if position in run.bags
+            else make_bag(slide, position, empty, reasons[position])
             for position, slide in enumerate(slides)
         ]
 
-    def _encode(self, job):
-        """Encode in this process, or in several where there are."""
-        device = self._pick_device()
-        if self._is_all_stored(job.slides) or count_encoders(self.n_jobs, device) == 1:
-            job.run(
-                partial(self._load_model, device),
-                transform=self.encoder_.transform,
-                num_workers=self.num_workers,
-                device=device,
-            )
-            return
-        packed = pack(self)
-        job.spread(encode_slide, (packed, blake2b(packed).hexdigest()), _adopt, self.n_jobs)
-        used = job.throughput.batch_size
-        if used is not None and used < self.batch_size:
-            warn_user(
-                f"batch_size={self.batch_size} did not fit into the memory of a worker, which went "
-                f"on with {used} at once. That changes features by rounding only. Pass "
-                f"batch_size={used} to start with that."
-            )
-
-    def _is_all_stored(self, slides):
-        """Whether each slide has a file in the store, good or not; workers have no part then."""
-        if self.store is None:
-            return False
-        try:
-            return all(self._place(slide)[0].exists() for slide in slides.values() if len(slide))
-        except OSError:
-            return False
-
-    def _place(self, slide):
-        key = store_key(slide, self._encoder_key())
-        return store_path(self.store, slide, key), key
-
-    def _pick_device(self):
-        return pick_device(self.device)
+    def _make_slide_encoder(self):
+        return SlideEncoder(
+            encoder=self.encoder_,
+            weights=self.weights,
+            weights_hash=self.weights_hash_,
+            n_features=self.n_features_out_,
+            store=self.store,
+            device=self.device,
+            dtype=self.dtype_,
+            compile=self.compile,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        )
 
     def _check_empty(self, slides):
-        """Refuse slides without tiles, or return position -> reason."""
+        """Return position -> reason for slides without tiles, or raise if `errors` says so."""
         reasons = {
-            position: _reason(slide) for position, slide in enumerate(slides) if not len(slide)
+            position: getattr(slide, "reason", "") or "It has no tiles."
+            for position, slide in enumerate(slides)
+            if not len(slide)
         }
         if reasons and self.errors == "raise":
             rows = _failures(slides, reasons).to_numpy().tolist()
@@ -397,66 +349,8 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
             )
         return reasons
 
-    def _look_up(self, slide, position):
-        """Return path and key of a slide in the store, and its bag, or None for either."""
-        if isinstance(slide, TiledSlide):
-            slide.check_content()
-        if self.store is None:
-            return None, None
-        path, key = self._place(slide)
-        shape = (len(slide), self.n_features_out_)
-        return (path, key), open_stored(path, key, shape, label(slide, position))
-
-    def _keep(self, slide, position, features, place):
-        """Put features into the store and a bag, or say why the slide is bad."""
-        n_bad = len(features) - int(np.isfinite(features).all(axis=1).sum())
-        if n_bad:
-            raise ValueError(
-                f"{label(slide, position)}: the encoder {self.encoder_.name!r} gave features that "
-                f"are not finite for {n_bad} of {len(features)} tiles, in {self.dtype_}. Check "
-                'the weights, or pass dtype="float32".'
-            )
-        bag = None
-        if isinstance(slide, TiledSlide) and not self._is_unchanged(slide, place):
-            raise ValueError(
-                f"Slide {slide.path!r} changed while it was read. Tile it again, once it is "
-                "written to its end."
-            )
-        if place is not None:
-            path, key = place
-            write_features(path, slide, features, key, self.encoder_.name, self.weights_hash_)
-            # Backed by the file, or the memory for many slides would not suffice.
-            bag = open_stored(path, key, features.shape, label(slide, position))
-        return _make_bag(slide, position, features) if bag is None else bag
-
-    def _is_unchanged(self, slide, place):
-        try:
-            slide.check_content()
-            return place is None or store_key(slide, self._encoder_key()) == place[1]
-        except (OSError, ValueError):
-            return False
-
-    def _encoder_key(self):
-        return repr((self.encoder_.key, self.weights_hash_, self.dtype_))
-
-    def _load_model(self, device):
-        if identify_weights(self.encoder_, self.weights) != self.weights_hash_:
-            raise ValueError(
-                f"The weights of the encoder {self.encoder_.name!r} have changed since fit. Call "
-                "fit again."
-            )
-        path = find_weights(self.encoder_, self.weights)
-        return TileEncoder(
-            load_encoder(self.encoder_, path, device),
-            self.encoder_,
-            device=device,
-            dtype=self.dtype_,
-            compile=self.compile,
-            batch_size=self.batch_size,
-        )
-
     def __sklearn_tags__(self):
-        """Tell scikit-learn that X is a list of slides."""
+        """Declare that X is a list of slides."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.no_validation = True

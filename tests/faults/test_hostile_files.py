@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from sklearn_pk.datasets import read_table
 from sklearn_pk.regression import PriorKnowledgeRegressor, load_sequoia
-from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, check_slides, read_features
-from sklearn_pk.slides._encoders._lookup import Encoder, find_encoder
+from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, check_slides, read_features
+from sklearn_pk.slides._encoders._registry import find_encoder
 from sklearn_pk.utils._tensor_files import read_state
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

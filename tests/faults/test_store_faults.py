@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sklearn_pk.datasets import make_slide_cohort
-from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, _featurizer, read_features
+from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, _encoding, read_features
 from sklearn_pk.slides._features import _store
 
 MEAN = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
@@ -74,7 +74,7 @@ def test_a_store_that_cannot_be_written(tiled, tmp_path, monkeypatch, number, st
 def test_a_full_store_is_read_without_permission_to_write(tiled, tmp_path, monkeypatch):
     featurizer = FoundationFeaturizer(MEAN, store=tmp_path, device="cpu").fit(tiled)
     expected = featurizer.transform(tiled)
-    monkeypatch.setattr(_featurizer, "write_features", None)
+    monkeypatch.setattr(_encoding, "write_features", None)
     for bag, other in zip(featurizer.transform(tiled), expected, strict=True):
         np.testing.assert_array_equal(bag.features, other.features)
     assert featurizer.throughput_["n_stored"] == 4

@@ -22,7 +22,7 @@ from sklearn_pk.slides import (
     SlideTiler,
     SuperTileClusterer,
     TiledSlide,
-    _featurizer,
+    _encoding,
     read_features,
 )
 
@@ -48,13 +48,13 @@ def tiled(small_slides):
 def encoded(monkeypatch):
     """Names of the slides that are encoded and written to a store."""
     names = []
-    write = _featurizer.write_features
+    write = _encoding.write_features
 
     def noted(path, slide, *args):
         names.append(getattr(slide, "name", "tiles"))
         return write(path, slide, *args)
 
-    monkeypatch.setattr(_featurizer, "write_features", noted)
+    monkeypatch.setattr(_encoding, "write_features", noted)
     return names
 
 
@@ -94,7 +94,7 @@ def test_second_run_computes_nothing(tiled, tmp_path, encoded, monkeypatch):
     store = tmp_path / "new" / "store"
     first = FoundationFeaturizer(mean_colours(), store=store).fit_transform(tiled)
     assert len(encoded) == len(list(store.iterdir())) == 3
-    monkeypatch.setattr(_featurizer, "load_encoder", None)  # The model must not even be built.
+    monkeypatch.setattr(_encoding, "load_encoder", None)  # The model must not even be built.
     again = FoundationFeaturizer(mean_colours(), store=str(store)).fit_transform(tiled[::-1])
     assert len(encoded) == 3
     for one, other in zip(first, again[::-1], strict=True):
@@ -159,7 +159,7 @@ def test_slide_that_cannot_be_read_any_more(small_slides, tmp_path):
 
 
 def damage(path):
-    """Overwrite the pixels of a slide, which opens all the same."""
+    """Overwrite the pixels of a slide, which can still be opened."""
     content = bytearray(path.read_bytes())
     content[len(content) // 3 : len(content) // 2] = b"\xff" * (
         len(content) // 2 - len(content) // 3
@@ -169,7 +169,7 @@ def damage(path):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("spoil", [Path.unlink, damage])
-def test_bad_slide_loses_no_other(small_slides, tmp_path, spoil, num_workers):
+def test_bad_slide_does_not_lose_others(small_slides, tmp_path, spoil, num_workers):
     paths = [shutil.copy(path, tmp_path) for path in small_slides]
     X = SlideTiler(tile_size=64, random_state=0).fit_transform(paths)
     spoil(tmp_path / "b.tiff")
@@ -217,7 +217,7 @@ def test_bags_of_a_store_are_backed_by_its_files(tiled, tmp_path):
             np.testing.assert_array_equal(bag.coords, slide.coords)
 
 
-def test_bad_weights_are_no_bad_slide(tiled, tmp_path):
+def test_bad_weights_are_not_a_bad_slide(tiled, tmp_path):
     torch.save({"surprise": torch.zeros(1)}, tmp_path / "w.pt")
     for store in (None, tmp_path / "store"):
         featurizer = FoundationFeaturizer(
@@ -227,7 +227,7 @@ def test_bad_weights_are_no_bad_slide(tiled, tmp_path):
             featurizer.fit_transform(tiled)
 
 
-def test_full_store_is_no_bad_slide(tiled, tmp_path, monkeypatch):
+def test_full_store_is_not_a_bad_slide(tiled, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -241,7 +241,7 @@ def test_full_store_is_no_bad_slide(tiled, tmp_path, monkeypatch):
     ("params", "error", "text"),
     [
         ({"encoder": "unni"}, ValueError, "Unknown encoder 'unni'"),
-        ({"encoder": "uni"}, ValueError, "nothing is downloaded"),
+        ({"encoder": "uni"}, ValueError, "HF_HUB_OFFLINE forbids downloads"),
         ({"encoder": "uni", "weights": "none.bin"}, FileNotFoundError, "none.bin does not exist"),
         ({"encoder": 3}, ValueError, "'encoder' parameter"),
         ({"encoder": mean_colours(), "weights": "w.bin"}, ValueError, "Load them into the module"),

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or out of disk, and runs side by side."""
+"""Runs that are killed, interrupted or out of disk space, and concurrent runs."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -13,17 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, read_features
+from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, read_features
 
-# Encodes the slides of a folder as a user's script, by the default encoder or by one that is stuck
-# once two slides are stored, and says so.
+# Encodes the slides of a folder as a user's script, by a slow encoder or by one that is stuck once
+# two slides are stored, and says so.
 SCRIPT = """
 import signal, sys, time
 from pathlib import Path
+import numpy as np
 import torch
 # A shell starts what is in the background with interrupts ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from sklearn_pk.slides import FoundationFeaturizer, SlideTiler
+from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler
+
+def slow(image):
+    time.sleep(0.01)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 class Stuck(torch.nn.Module):
     def forward(self, pixels):
@@ -32,15 +37,26 @@ class Stuck(torch.nn.Module):
             time.sleep(60)
         return pixels.mean(dim=(2, 3))
 
-folder, store, encoder, n_threads, num_workers = sys.argv[1:]
+folder, store, kind, n_threads, num_workers = sys.argv[1:]
+means = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 torch.set_num_threads(int(n_threads))
 paths = sorted(Path(folder).glob("*.tiff"))
 slides = SlideTiler(tile_size=64, tissue=None, random_state=0).fit_transform(paths)
 FoundationFeaturizer(
-    Stuck() if encoder == "stuck" else encoder,
+    Stuck() if kind == "stuck" else Encoder("means", means, 3, transform=slow, transform_name="t"),
     store=store, batch_size=4, num_workers=int(num_workers)
 ).fit_transform(slides)
 """
+
+
+def fast(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def make_encoder():
+    """Return the encoder of the script, without its delay."""
+    means = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    return Encoder("means", means, 3, transform=fast, transform_name="t")
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +77,9 @@ def tiled(folder):
 
 
 @contextlib.contextmanager
-def running(folder, store, encoder="efficientnet-lite0", num_workers=1):
+def running(folder, store, kind="slow", num_workers=1):
     """Run the script in a process group of its own."""
-    command = [sys.executable, "-c", SCRIPT, folder, store, encoder]
+    command = [sys.executable, "-c", SCRIPT, folder, store, kind]
     command += [torch.get_num_threads(), num_workers]
     process = subprocess.Popen(
         list(map(str, command)),
@@ -86,9 +102,11 @@ def contents(store):
     return {path.name: path.read_bytes() for path in store.iterdir() if path.suffix == ".h5"}
 
 
-def test_killed_run_is_taken_up_where_it_ended(folder, tiled, tmp_path, wait_for_files):
+def test_killed_run_is_resumed(folder, tiled, tmp_path, wait_for_files):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    featurizer = FoundationFeaturizer(store=undisturbed, batch_size=4, num_workers=1).fit(tiled)
+    featurizer = FoundationFeaturizer(
+        make_encoder(), store=undisturbed, batch_size=4, num_workers=1
+    ).fit(tiled)
     bags = featurizer.transform(tiled)
     with running(folder, killed) as process:
         wait_for_files(killed, 8, process)
@@ -115,7 +133,7 @@ def test_interrupted_run_ends_at_once_and_leaves_a_good_store(folder, tiled, tmp
         # To all processes, as a terminal does.
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=10)
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGINT, err
     assert err.rstrip().endswith("KeyboardInterrupt")
     assert err.count("Traceback") == 1
     assert len(contents(tmp_path)) == len(list(tmp_path.iterdir())) == 2
@@ -124,7 +142,8 @@ def test_interrupted_run_ends_at_once_and_leaves_a_good_store(folder, tiled, tmp
 
 
 def test_two_runs_at_once(folder, tiled, tmp_path, wait_for_files):
-    featurizer = FoundationFeaturizer(store=tmp_path, batch_size=4, num_workers=0).fit(tiled)
+    featurizer = FoundationFeaturizer(make_encoder(), store=tmp_path, batch_size=4, num_workers=0)
+    featurizer.fit(tiled)
     with running(folder, tmp_path, num_workers=0) as process:
         wait_for_files(tmp_path, 1, process)
         bags = featurizer.transform(tiled)
@@ -139,7 +158,7 @@ def test_two_runs_at_once(folder, tiled, tmp_path, wait_for_files):
 
 @contextlib.contextmanager
 def largest_file(n_bytes):
-    """Let no file of this process grow beyond a size, as a full disk would."""
+    """Limit the size of files of this process, like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
@@ -148,12 +167,13 @@ def largest_file(n_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# h5py fails once more, in a destructor, when it lets go of a file that it could not write.
+# h5py fails again in a destructor when it releases a file that it could not write.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk(tiled, tmp_path):
     small, large = tiled[0], tiled[3]
-    featurizer = FoundationFeaturizer(store=tmp_path, errors="empty").fit(tiled)
-    limit = 1280 * 4 * (len(small) + len(large)) // 2
+    wide = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(20), torch.nn.Flatten())
+    featurizer = FoundationFeaturizer(wide, store=tmp_path, errors="empty").fit(tiled)
+    limit = 1200 * 4 * (len(small) + len(large)) // 2
     with (
         largest_file(limit),
         pytest.raises(OSError, match=r"(?s)cannot be written.*03-\w+\.h5.*full"),

@@ -17,11 +17,10 @@ import pytest
 import torch
 
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, read_features
-from sklearn_pk.slides._job import EncodingJob
+from sklearn_pk.slides._encoders._inference import apply_transform
+from sklearn_pk.slides._encoding import FEW_BATCHES, EncodingRun
 from sklearn_pk.slides._loading import (
-    FEW_BATCHES,
     TileBatches,
-    apply_transform,
     count_workers,
     load_batches,
     read_ahead,
@@ -36,7 +35,7 @@ def mean_colours():
 
 
 def scaled(image):
-    """A transform as users bring it along."""
+    """A transform as users pass it."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
@@ -48,7 +47,7 @@ def deadly(image):
 
 
 def faulty(image):
-    """A transform with a fault of its own."""
+    """A transform that raises."""
     raise RuntimeError("no stain vector")
 
 
@@ -91,7 +90,7 @@ def test_read_ahead_is_bounded_and_runs_beside_the_caller():
     results.close()
 
 
-def test_read_ahead_hands_on_errors():
+def test_read_ahead_raises_errors_in_order():
     def function(item):
         if item == 2:
             raise ValueError("damaged tile")
@@ -130,7 +129,7 @@ def test_plan_is_followed_lazily(tiled, num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_slide_ends_no_other(tiled, tmp_path, num_workers):
+def test_bad_slide_does_not_end_others(tiled, tmp_path, num_workers):
     path = shutil.copy(tiled[1].path, tmp_path / "gone.tiff")
     [bad] = SlideTiler(tile_size=64).fit_transform([path])
     (tmp_path / "gone.tiff").unlink()
@@ -221,29 +220,22 @@ class Patchy:
 @pytest.mark.parametrize("fail_fast", [False, True])
 def test_rest_of_a_bad_slide_is_left_out(fail_fast, batch_size):
     whole = np.full((3, 8, 8, 3), 5, dtype=np.uint8)
-    job = EncodingJob(
-        [whole, Patchy(), whole],
-        look_up=lambda slide, position: (None, None),
-        keep=lambda slide, position, features, place: features,
-        batch_size=batch_size,
-        fail_fast=fail_fast,
-    )
-    job.run(
-        lambda: lambda tiles: tiles.float().mean(dim=(1, 2)),
-        transform=None,
-        num_workers=0,
-        device="cpu",
-    )
-    assert {position: str(error) for position, error in job.errors.items()} == {1: "damaged tile"}
-    assert list(job.results) == ([0] if fail_fast else [0, 2])
-    for features in job.results.values():
-        np.testing.assert_array_equal(features, np.full((3, 3), 5))
-    figures = job.throughput.summary()
-    assert figures["n_encoded"] == len(job.results)
-    assert figures["n_tiles"] == 3 * len(job.results)
+    featurizer = FoundationFeaturizer(mean_colours(), batch_size=batch_size, device="cpu")
+    featurizer.fit([whole])
+    slides = list(enumerate([whole, Patchy(), whole]))
+    run = EncodingRun(featurizer._make_slide_encoder(), slides, fail_fast=fail_fast)
+    run.run()
+    assert {position: str(error) for position, error in run.errors.items()} == {1: "damaged tile"}
+    assert list(run.bags) == ([0] if fail_fast else [0, 2])
+    [expected] = featurizer.transform([whole])
+    for bag in run.bags.values():
+        np.testing.assert_array_equal(bag.features, expected.features)
+    figures = run.throughput.summary()
+    assert figures["n_encoded"] == len(run.bags)
+    assert figures["n_tiles"] == 3 * len(run.bags)
 
 
-def test_own_tiles_are_not_copied_unless_they_must_not_be_written_to():
+def test_own_tiles_are_only_copied_if_read_only():
     tiles = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     assert np.shares_memory(TileBatches([tiles])[0, 1, 3][2].numpy(), tiles)
     tiles.flags.writeable = False
@@ -304,7 +296,7 @@ def test_number_of_workers_where_processes_may_have_no_children():
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_features_do_not_depend_on_who_reads(tiled, num_workers):
+def test_features_do_not_depend_on_num_workers(tiled, num_workers):
     expected = FoundationFeaturizer(mean_colours(), batch_size=5).fit_transform(tiled)
     featurizer = FoundationFeaturizer(mean_colours(), batch_size=5, num_workers=num_workers)
     bags = featurizer.fit_transform(tiled)
@@ -332,7 +324,9 @@ def test_worker_that_is_killed(tiled, tmp_path):
         encoder, store=tmp_path, batch_size=4, num_workers=1, errors="empty"
     )
     before = set(multiprocessing.active_children())  # those of joblib, from other tests
-    with pytest.raises(RuntimeError, match=r"(?s)read tiles was killed.*In work were: .*a\.tiff"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)read tiles was killed.*being processed: .*a\.tiff"
+    ):
         featurizer.fit(tiled).transform(tiled)
     assert set(multiprocessing.active_children()) <= before
     featurizer.set_params(num_workers=0)
@@ -342,7 +336,7 @@ def test_worker_that_is_killed(tiled, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_fault_of_a_transform_is_no_killed_worker(tiled, num_workers):
+def test_error_of_a_transform_is_not_a_killed_worker(tiled, num_workers):
     encoder = Encoder("mine", mean_colours(), width=3, transform=faulty)
     featurizer = FoundationFeaturizer(encoder, batch_size=4, num_workers=num_workers).fit(tiled)
     before = set(multiprocessing.active_children())

@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 
 from sklearn_pk.datasets import load_cmu_slide
 from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, _tiler
-from sklearn_pk.slides._encoders._lookup import find_encoder
+from sklearn_pk.slides._encoders._registry import find_encoder
 from sklearn_pk.slides._encoders._weights import find_weights, load_encoder
 from sklearn_pk.slides._supertiles import cluster_labels
 from sklearn_pk.slides._tissue._methods import otsu_mask

@@ -2,22 +2,16 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from timm.layers import PatchEmbed
 from torch import nn
 
 
-class ConvStem(nn.Module):
+class ConvStem(PatchEmbed):
     """Embed patches of 4 pixels by three convolutions instead of one."""
 
-    def __init__(
-        self, img_size=224, patch_size=4, in_chans=3, embed_dim=96, norm_layer=None, **kwargs
-    ):
-        super().__init__()
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.img_size, self.patch_size = (height, width), (patch_size, patch_size)
-        self.grid_size = (height // patch_size, width // patch_size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        widths = (in_chans, embed_dim // 8, embed_dim // 4)
-        layers = []
+    def __init__(self, img_size=224, in_chans=3, embed_dim=96, **kwargs):
+        super().__init__(img_size=img_size, in_chans=in_chans, embed_dim=embed_dim, **kwargs)
+        layers, widths = [], (in_chans, embed_dim // 8, embed_dim // 4)
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [
                 nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
@@ -25,8 +19,3 @@ class ConvStem(nn.Module):
                 nn.ReLU(inplace=True),
             ]
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
-        self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
-
-    def forward(self, pixels):
-        """Map (batch, in_chans, height, width) to (batch, height / 4, width / 4, embed_dim)."""
-        return self.norm(self.proj(pixels).permute(0, 2, 3, 1))

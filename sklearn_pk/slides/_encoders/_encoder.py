@@ -1,4 +1,4 @@
-"""What has to be known about a tile encoder to build and feed it."""
+"""Encoder: how a tile encoder is built, fed and pooled."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -7,6 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from ._inference import apply_transform
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _POOLINGS = ("model", "mean", "token", "token+mean")
 
@@ -14,60 +18,58 @@ _POOLINGS = ("model", "mean", "token", "token+mean")
 @dataclass(frozen=True)
 class Encoder:
     """
-    What has to be known about a tile encoder.
+    Description of a tile encoder: its model, its input and its output.
 
     Parameters
     ----------
     name : str
-        Name in the registry, or any other.
+        Name in errors and in the store.
     architecture : str or torch.nn.Module
-        Name of the model in timm, or a module with its weights, which maps (batch, 3, height,
+        Name of a model in timm, or a module with its weights that maps (batch, 3, height,
         width) to (batch, n_features).
     width : int or None
-        Number of features; None if the architecture decides.
+        Number of features; None to measure it.
     input_size : int or None
-        Edge of the input in pixels; None takes tiles as they are.
+        Edge of the input in pixels; None leaves tiles as they are.
     fixed_size : bool
         Whether smaller tiles are enlarged to `input_size`; larger ones are always reduced.
     mean, std : tuple of float
         Normalisation of R, G and B in [0, 1].
     pooling : {"model", "mean", "token", "token+mean"}
-        How features arise: the model's own pooling (a mean for convolutional ones), the mean
-        over a map of shape (channels, height, width), the class token, or that followed by
-        the mean of the patch tokens.
+        How features are pooled: by the model itself, by the mean over a map of shape
+        (channels, height, width), as the class token, or as the class token followed by the
+        mean of the patch tokens.
     licence : str
         Licence of the weights.
     source : str
         Where the weights come from.
     arguments : dict
-        Further arguments of ``timm.create_model``. The types `mlp_layer` and `embed_layer` may
-        be given as names in ``timm.layers``.
+        Further arguments of ``timm.create_model``. `mlp_layer` and `embed_layer` may be names
+        in ``timm.layers``.
     prefix_tokens : int
         Number of tokens before the patch tokens: the class token and registers.
     transform : callable or None
         Maps a tile, a ``PIL.Image.Image`` in RGB, to a float tensor of shape (3, height,
-        width), as transforms of torchvision and timm do. It then decides alone how tiles are
-        resized and normalised: `input_size`, `fixed_size`, `mean` and `std` have no effect.
+        width), as transforms of torchvision and timm do. It replaces the resizing and the
+        normalisation: `input_size`, `fixed_size`, `mean` and `std` have no effect.
     transform_name : str or None
-        What tells `transform` from others in the store of features; its ``repr`` by default.
-        Needed if that holds a memory address or a lambda, and advisable if it does not tell
+        Identifies `transform` in the store of features; its ``repr`` by default. Required if
+        the ``repr`` contains a memory address or a lambda, and advisable if it does not show
         all parameters.
     repository : str or None
-        Repository of the weights at Hugging Face, "owner/name". If it is in the local cache,
-        the weights are taken from there.
+        Repository of the weights at Hugging Face, "owner/name" or "owner/name@revision".
     gated : bool
-        Whether access to the weights has to be requested.
+        Whether access to the weights must be requested.
     mpp : float or None
-        Resolution in um/px of the tiles the encoder was trained on, where its authors print
-        one value.
+        Resolution in um/px of the training tiles, where the authors state one value.
 
     See Also
     --------
-    list_encoders : The encoders known by name.
+    list_encoders : Lists the encoders known by name.
 
     Examples
     --------
-    An architecture of timm with weights of one's own:
+    An architecture of timm with your own weights:
 
     >>> from sklearn_pk.slides import Encoder, FoundationFeaturizer
     >>> mine = Encoder("mine", "resnet18", 512, fixed_size=False)
@@ -101,7 +103,7 @@ class Encoder:
     mpp: float | None = None
 
     def __post_init__(self):
-        """Check what a typing error would only show in the features."""
+        """Check the values, which would otherwise only change the features."""
         if not isinstance(self.architecture, str) and not hasattr(self.architecture, "state_dict"):
             raise TypeError(
                 f"encoder {self.name!r}: architecture must be the name of a model in timm or a "
@@ -123,10 +125,10 @@ class Encoder:
     @property
     def key(self):
         """
-        Everything but the weights that changes the features, as text.
+        Text that identifies everything but the weights that changes the features.
 
-        It is the same in every process; a ValueError says if an argument or the transform has
-        no such text.
+        It is the same in every process. A ValueError is raised if an argument or the transform
+        has no such text.
         """
         if isinstance(self.architecture, str):
             arguments = sorted(self.arguments.items())
@@ -144,30 +146,29 @@ class Encoder:
         return repr((model, fed, self.pooling, self.prefix_tokens))
 
     def _describe(self, value, parameter, advice):
-        """Return a text that tells values apart in any process."""
+        """Return a text that identifies a value in every process."""
         text = repr(value)
         if re.search(r"\bat 0x[0-9a-f]+|lambda", text, re.IGNORECASE):
             raise ValueError(
-                f"encoder {self.name!r}: {parameter} reads {text!r}, which differs from process "
-                f"to process or does not tell all, so stored features could not be known again. "
-                f"{advice}"
+                f"encoder {self.name!r}: {parameter} reads {text!r}, which differs between "
+                f"processes or is not complete, so it cannot identify stored features. {advice}"
             )
         return text
 
     def build(self):
         """
-        Build the model, without a network.
+        Build the model without weights, offline.
 
         Returns
         -------
         torch.nn.Module
-            A model of timm without weights, or a copy of the module that the encoder brings
-            along. It maps (batch, 3, height, width) to what :meth:`pool` takes.
+            A model of timm, or a copy of the module given as `architecture`. It maps (batch, 3,
+            height, width) to the input of :meth:`pool`.
 
         Raises
         ------
         ValueError
-            If the model has another number of `prefix_tokens`.
+            If the model has a different number of `prefix_tokens`.
         """
         if not isinstance(self.architecture, str):
             return copy.deepcopy(self.architecture)
@@ -183,14 +184,14 @@ class Encoder:
         n_tokens = getattr(model, "num_prefix_tokens", self.prefix_tokens)
         if self.pooling == "token+mean" and n_tokens != self.prefix_tokens:
             raise ValueError(
-                f"encoder {self.name!r}: {n_tokens} tokens stand before those of the patches, got "
-                f"prefix_tokens={self.prefix_tokens}."
+                f"encoder {self.name!r}: the model has {n_tokens} tokens before the patch tokens, "
+                f"got prefix_tokens={self.prefix_tokens}."
             )
         return model
 
     def pool(self, output):
         """
-        Turn what the model gives into one row a tile.
+        Pool the output of the model to one row per tile.
 
         Parameters
         ----------
@@ -206,7 +207,7 @@ class Encoder:
         Raises
         ------
         ValueError
-            If that is not one row a tile.
+            If the result is not one row per tile.
         """
         import torch
 
@@ -227,12 +228,12 @@ class Encoder:
 
 
 def _last_map(module, pixels, maps):
-    """Take the last of the feature maps that timm gives as a list."""
+    """Return the last of the feature maps that timm returns as a list."""
     return maps[-1]
 
 
 def _find_layer(name):
-    """Look up a layer of timm, or the one of ours, by its name."""
+    """Return a layer class by its name in timm, or ConvStem."""
     if name == "ConvStem":
         from ._conv_stem import ConvStem
 
@@ -240,3 +241,22 @@ def _find_layer(name):
     import timm.layers
 
     return getattr(timm.layers, name)
+
+
+def measure_width(encoder):
+    """Return the number of features of an encoder, without its weights."""
+    if encoder.width is not None:
+        return encoder.width
+    import torch
+
+    edge = encoder.input_size or 224
+    pixels = torch.zeros(1, 3, edge, edge)
+    if encoder.transform is not None:
+        # Noise, because a stain normalisation may fail without any contrast.
+        noise = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), dtype=np.uint8)
+        pixels = apply_transform(encoder.transform, noise[None])
+    # On the meta device, shapes cost neither memory nor time.
+    device = "meta" if isinstance(encoder.architecture, str) else "cpu"
+    with torch.device(device), torch.inference_mode():
+        model = encoder.build().to(device).eval()
+        return encoder.pool(model(pixels.to(device))).shape[1]

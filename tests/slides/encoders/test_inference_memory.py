@@ -1,4 +1,4 @@
-"""A device whose memory does not suffice for a batch of tiles, or for the model."""
+"""Devices without enough memory for a batch of tiles or for the model."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -16,7 +16,7 @@ from torch import nn
 from sklearn_pk.slides import Encoder, FoundationFeaturizer
 from sklearn_pk.slides._encoders import _weights as weights_module
 from sklearn_pk.slides._encoders._inference import TileEncoder
-from sklearn_pk.slides._encoders._lookup import as_encoder
+from sklearn_pk.slides._encoders._registry import find_encoder
 from sklearn_pk.slides._encoders._weights import find_weights, load_encoder
 
 # Torch before 2.5 has it there only.
@@ -24,7 +24,7 @@ OutOfMemoryError = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfM
 
 
 class Picky(nn.Module):
-    """A model that has memory for a few tiles only."""
+    """A model with memory for a few tiles only."""
 
     def __init__(self, most):
         super().__init__()
@@ -58,7 +58,7 @@ def describe(model):
     return Encoder("mine", model, 3, input_size=None)
 
 
-def test_halves_give_the_same_features_and_say_so_once(slides):
+def test_halved_batches_give_the_same_features_and_warn_once(slides):
     expected = FoundationFeaturizer(Picky(99)).fit_transform(slides)
     model = Picky(3)
     featurizer = FoundationFeaturizer(describe(model), batch_size=8, device="cpu").fit(slides)
@@ -68,22 +68,22 @@ def test_halves_give_the_same_features_and_say_so_once(slides):
     assert caught[0].filename == __file__
     text = str(caught[0].message)
     assert text.startswith("batch_size=8 does not fit into the memory of cpu")
-    assert "the encoder 'mine' goes on with 2 at once" in text
-    assert "Pass batch_size=2 to start with that." in text
+    assert "the encoder 'mine' continues with 2 tiles at once" in text
+    assert "Pass batch_size=2 to start with it." in text
     for bag, other in zip(bags, expected, strict=True):
         np.testing.assert_allclose(bag.features, other.features, rtol=1e-6)
-    # What did not fit is not tried a second time; batches are read as they were planned.
+    # A size that did not fit is not tried again; batches are read as they were planned.
     assert model.seen == [8, 4, 2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         featurizer.set_params(batch_size=2).transform(slides)
 
 
-def test_it_is_said_once_though_memory_shrinks_again(slides):
+def test_a_second_reduction_does_not_warn(slides):
     model = Picky(4)
     encode = TileEncoder(model, describe(model), batch_size=8)
     assert encode.batch_size == 8
-    with pytest.warns(UserWarning, match="goes on with 4 at once"):
+    with pytest.warns(UserWarning, match="continues with 4 tiles at once"):
         encode(torch.from_numpy(slides[0][:8]))
     assert encode.batch_size == 4
     model.most = 1
@@ -103,10 +103,10 @@ def test_without_a_batch_size(slides):
     assert encode.batch_size == 5
 
 
-def test_what_failed_is_let_go_of_before_the_next_attempt(slides):
+def test_tensors_of_a_failed_batch_are_released(slides):
     model = Picky(2)
     encode = TileEncoder(model, describe(model), batch_size=8)
-    with pytest.warns(UserWarning, match="goes on with 2 at once"):
+    with pytest.warns(UserWarning, match="continues with 2 tiles at once"):
         encode(torch.from_numpy(slides[0][:8]))
     assert model.alive == [False] * 4
 
@@ -128,7 +128,7 @@ def test_a_tile_that_does_not_fit_ends_the_run_but_keeps_the_store(slides, tmp_p
     model.forward = shrinking
     with pytest.raises(
         MemoryError,
-        match=r"The encoder 'mine' finds too little memory on cpu.* for a single tile. Use "
+        match=r"A single tile does not fit into the memory of cpu.* with the encoder 'mine'. Use "
         r'dtype="bfloat16", another device or a smaller encoder',
     ) as caught:
         featurizer.transform(slides)
@@ -139,9 +139,9 @@ def test_a_tile_that_does_not_fit_ends_the_run_but_keeps_the_store(slides, tmp_p
     assert featurizer.throughput_["n_stored"] == 1
 
 
-def test_a_shorter_type_is_not_advised_twice(slides):
+def test_a_smaller_dtype_is_only_suggested_once(slides):
     encode = TileEncoder(Picky(0), describe(Picky(0)), dtype="bfloat16")
-    with pytest.raises(MemoryError, match="for a single tile. Use another device or"):
+    with pytest.raises(MemoryError, match="A single tile does not fit .* Use another device or"):
         encode(torch.from_numpy(slides[0]))
 
 
@@ -149,7 +149,7 @@ def test_batches_for_a_compiled_model_shrink_together(slides, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
     model = Picky(4)
     encode = TileEncoder(model, describe(model), compile=True, batch_size=16)
-    with pytest.warns(UserWarning, match="batch_size=16 .* goes on with 4 at once"):
+    with pytest.warns(UserWarning, match="batch_size=16 .* continues with 4 tiles at once"):
         features = encode(torch.from_numpy(slides[1]))
     assert features.shape == (3, 3)
     encode(torch.from_numpy(slides[0]))
@@ -168,7 +168,7 @@ def test_memory_that_runs_out_while_a_model_is_compiled(slides, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
     encode = TileEncoder(model, Encoder("mine", "", 3, input_size=None), compile=True, batch_size=8)
-    with pytest.warns(UserWarning, match="goes on with 4 at once"):
+    with pytest.warns(UserWarning, match="continues with 4 tiles at once"):
         encode(torch.from_numpy(slides[0][:8]))
 
 
@@ -202,8 +202,8 @@ def test_a_model_that_does_not_fit(slides):
         featurizer.fit(slides)
 
 
-def test_encoders_of_earlier_runs_make_room():
-    known = as_encoder("efficientnet-lite0", None)
+def test_encoders_of_earlier_runs_are_released():
+    known = find_encoder("efficientnet-lite0")
     load_encoder(known, find_weights(known, None), "cpu")
     assert weights_module._load.cache_info().currsize > 0
     model = Heavy(1)
@@ -244,4 +244,4 @@ def test_real_lack_of_memory():
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
     assert line.startswith("batch_size=64 does not fit into the memory of cpu (")
-    assert 1 <= int(line.split("goes on with ")[1].split()[0]) <= 32
+    assert 1 <= int(line.split("continues with ")[1].split()[0]) <= 32

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torchvision.models import resnet50
 
-from sklearn_pk.slides import read_features
-from sklearn_pk.slides._encoders._lookup import Encoder, find_encoder
+from sklearn_pk.slides import Encoder, read_features
+from sklearn_pk.slides._encoders._registry import find_encoder
 from sklearn_pk.slides._encoders._weights import (
     find_weights,
     hash_module,
     hash_weights,
-    identify_weights,
     load_encoder,
     read_state,
 )
@@ -77,7 +77,7 @@ def test_default_encoder_sees(tissue_rgb):
 )
 def test_missing_weights_say_where_to_get_them(name, repository):
     encoder = find_encoder(name)
-    with pytest.raises(ValueError, match="nothing is downloaded") as info:
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids downloads") as info:
         find_weights(encoder, None)
     text = str(info.value)
     assert all(part in text for part in (encoder.source, encoder.licence, f"{repository})"))
@@ -155,13 +155,13 @@ def test_weights_in_the_cache_of_hugging_face(cache, state, name):
     for path in (find_weights(encoder, None), place.resolve()):
         model = load_encoder(encoder, path, "cpu")
         assert torch.equal(model.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
-    assert identify_weights(encoder, None) == hash_weights(place)
+    assert hash_weights(encoder, find_weights(encoder, None)) == hash_weights(encoder, place)
 
 
 def test_revision_in_the_cache(cache, state):
     place = fill_cache(cache, "MahmoodLab/UNI", {"x": torch.ones(1)}, revision="v1")
     assert find_weights(find_encoder("hf-hub:MahmoodLab/UNI@v1"), None) == place
-    with pytest.raises(ValueError, match="nothing is downloaded"):
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids downloads"):
         find_weights(find_encoder("uni"), None)
 
 
@@ -172,6 +172,29 @@ def test_repository_in_the_cache(cache, state):
     encoder = find_encoder("hf-hub:some-one/new")
     assert encoder.mean == (0.1, 0.2, 0.3)
     assert load_encoder(encoder, find_weights(encoder, None), "cpu").num_features == 512
+
+
+def test_weights_are_downloaded_if_that_is_allowed(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, filename, revision, local_files_only):
+        asked.append((repository, filename, revision, local_files_only))
+        if local_files_only or filename == "model.safetensors":
+            raise LocalEntryNotFoundError("not there")
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    encoder = find_encoder("hf-hub:MahmoodLab/UNI@v1")
+    with pytest.raises(ValueError, match=r"MahmoodLab/UNI@v1, and HF_HUB_OFFLINE forbids"):
+        find_weights(encoder, None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    n_offline = len(asked)
+    assert find_weights(encoder, None) == tmp_path / "pytorch_model.bin"
+    names = ("model.safetensors", "pytorch_model.bin")
+    assert asked[:n_offline] == [("MahmoodLab/UNI", name, "v1", True) for name in names]
+    assert asked[n_offline:] == [
+        ("MahmoodLab/UNI", name, "v1", cached) for cached in (True, False) for name in names
+    ]
 
 
 def test_file_known_to_be_missing(cache, state):
@@ -185,7 +208,7 @@ def test_file_known_to_be_missing(cache, state):
 def test_cache_is_found_without_torch(tmp_path):
     place = fill_cache(tmp_path / "home" / "hub", "MahmoodLab/UNI", {"x": torch.ones(1)})
     code = (
-        "import sys; from sklearn_pk.slides._encoders._lookup import find_encoder; "
+        "import sys; from sklearn_pk.slides._encoders._registry import find_encoder; "
         "from sklearn_pk.slides._encoders._weights import find_weights; "
         "print(find_weights(find_encoder('uni'), None), 'torch' in sys.modules)"
     )
@@ -318,10 +341,10 @@ def test_garbage_is_refused(tmp_path, name):
 def test_hash_is_of_the_content(tmp_path):
     path = tmp_path / "w.pt"
     path.write_bytes(b"one")
-    first = hash_weights(path)
+    first = hash_weights(SMALL, path)
     path.write_bytes(b"two")
     os.utime(path, (1, 1))
-    assert hash_weights(path) != first
+    assert hash_weights(SMALL, path) != first
 
 
 def test_hash_of_a_module():
@@ -347,7 +370,7 @@ def test_encoder_that_brings_its_module_along(tmp_path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Dropout())
     encoder = Encoder("mine", model)
     assert find_weights(encoder, None) is None
-    assert identify_weights(encoder, None) == hash_module(model)
+    assert hash_weights(encoder, None) == hash_module(model)
     loaded = load_encoder(encoder, None, "cpu")
     assert not loaded.training
     assert model.training
@@ -355,11 +378,8 @@ def test_encoder_that_brings_its_module_along(tmp_path):
     pixels = torch.rand(1, 3, 4, 4)
     torch.testing.assert_close(loaded(pixels), model.eval()(pixels))
     assert load_encoder(encoder, None, "cpu", torch.bfloat16)[0].weight.dtype == torch.bfloat16
-    for function in (find_weights, identify_weights):
-        with pytest.raises(
-            ValueError, match=r"weights must be None .* got 'w\.bin'. Load them into"
-        ):
-            function(encoder, "w.bin")
+    with pytest.raises(ValueError, match=r"weights must be None .* got 'w\.bin'. Load them into"):
+        find_weights(encoder, "w.bin")
 
 
 def test_packed_archives_are_refused(tmp_path, state):

@@ -1,4 +1,4 @@
-"""What is known about encoders, and how it is found."""
+"""Encoders: the registry, look-up by name, keys and pooling."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -15,12 +15,12 @@ import torch
 from torchvision import transforms
 
 from sklearn_pk.slides import Encoder, list_encoders
-from sklearn_pk.slides._encoders._lookup import (
+from sklearn_pk.slides._encoders._encoder import measure_width
+from sklearn_pk.slides._encoders._registry import (
     as_encoder,
-    describe_module,
     find_encoder,
-    measure_width,
 )
+from sklearn_pk.slides._encoders._weights import find_weights
 
 NAMES = list_encoders().index.tolist()
 WIDTHS = {
@@ -174,6 +174,18 @@ def test_repository_described_beside_its_weights(tmp_path):
         assert len(encoder.build().blocks) == 2
 
 
+def test_folder_as_timm_saves_it(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path.parent)
+    encoder = find_encoder(f"local-dir:{tmp_path.name}")
+    assert encoder.name == f"local-dir:{tmp_path}"
+    assert encoder.key == find_encoder("hf-hub:some-one/new", tmp_path).key
+    assert find_weights(encoder, None) == tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"none': .*config\.json does not exist"):
+        find_encoder("local-dir:none")
+
+
 def test_repository_described_in_one_level(tmp_path):
     flat = {"architecture": "resnet18", "input_size": [3, 96, 96], "mean": [0.1, 0.2, 0.3]}
     (tmp_path / "config.json").write_text(json.dumps(flat))
@@ -185,7 +197,7 @@ def test_repository_described_in_one_level(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        (None, r"'hf-hub:some-one/new' is not one of list_encoders\(\).*Nothing is downloaded"),
+        (None, r"'hf-hub:some-one/new' is not one of list_encoders\(\).*forbids downloads"),
         ("{", r"config\.json is not JSON"),
         ("[1]", "does not describe a model of timm.*got None"),
         ('{"model_type": "dinov2"}', r"timm.*got None. Load the model yourself .* Encoder\("),
@@ -200,18 +212,18 @@ def test_repository_that_is_not_described(tmp_path, text, error):
 
 
 @pytest.mark.parametrize("name", ["hf-hub:uni", "hf-hub:", "hf-hub:a/b/c", "hf-hub:a b/c"])
-def test_no_repository(name):
+def test_invalid_repository(name):
     with pytest.raises(ValueError, match=f"'hf-hub:owner/name'.*got {name!r}"):
         find_encoder(name)
 
 
 def test_module_of_the_user():
     plain = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    encoder = describe_module(plain)
+    encoder = as_encoder(plain)
     assert encoder.input_size is None
-    assert measure_width(encoder) == measure_width(encoder, plain) == 12
+    assert measure_width(encoder) == 12
     with pytest.raises(ValueError, match=r"must give features of shape .* got \(1, 3, 2, 2\)"):
-        measure_width(describe_module(plain[0]))
+        measure_width(as_encoder(plain[0]))
     # A copy, so that the one of the user keeps its mode and device.
     built = encoder.build()
     assert built is not plain
@@ -219,11 +231,11 @@ def test_module_of_the_user():
 
 
 def test_module_with_a_configuration():
-    encoder = describe_module(timm.create_model("resnet10t", num_classes=0))
+    encoder = as_encoder(timm.create_model("resnet10t", num_classes=0))
     assert (encoder.input_size, encoder.fixed_size) == (176, False)
 
 
-def test_all_that_may_be_given():
+def test_as_encoder():
     module = torch.nn.Flatten()
     encoder = Encoder("mine", module)
     assert as_encoder(encoder) is encoder
@@ -232,7 +244,7 @@ def test_all_that_may_be_given():
 
 
 class Brighten:
-    """A transform without a text that tells it apart."""
+    """A transform without an identifying text."""
 
     def __call__(self, image):
         return transforms.functional.to_tensor(image)
@@ -253,7 +265,7 @@ def test_module_with_a_transform():
         measure_width(Encoder("mine", module, transform=np.asarray))
 
 
-def test_key_tells_apart_what_changes_features():
+def test_key_depends_on_all_that_changes_features():
     base = {"architecture": "resnet18", "arguments": {"global_pool": "avg"}}
     changes = [
         {},
@@ -280,7 +292,7 @@ def test_key_tells_apart_what_changes_features():
 
 
 def test_key_is_the_same_in_every_process():
-    imported = "from sklearn_pk.slides._encoders._lookup import find_encoder"
+    imported = "from sklearn_pk.slides._encoders._registry import find_encoder"
     code = f"{imported}; print(find_encoder('virchow').key)"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -297,14 +309,14 @@ def test_key_is_the_same_in_every_process():
         transforms.Compose([transforms.Lambda(np.asarray), transforms.ToTensor()]),
     ],
 )
-def test_transform_that_cannot_be_told_apart(transform):
+def test_transform_that_cannot_be_identified(transform):
     with pytest.raises(ValueError, match="'mine': transform reads .*transform_name="):
         _ = Encoder("mine", torch.nn.Flatten(), transform=transform).key
     named = Encoder("mine", torch.nn.Flatten(), transform=transform, transform_name="v1")
     assert "v1" in named.key
 
 
-def test_arguments_that_cannot_be_told_apart():
+def test_arguments_that_cannot_be_identified():
     with pytest.raises(ValueError, match="arguments reads .*Give layers by their names"):
         _ = Encoder("mine", "resnet18", arguments={"norm_layer": Brighten()}).key
     assert "lambda_resnet26t" in find_encoder("lambda_resnet26t").key
@@ -343,7 +355,7 @@ def test_registers_are_counted():
     name = "vit_small_patch14_reg4_dinov2"
     known = {"input_size": 28, "pooling": "token+mean", "arguments": arguments}
     assert measure_width(Encoder("x", name, prefix_tokens=5, **known)) == 768
-    with pytest.raises(ValueError, match="5 tokens stand before .*got prefix_tokens=1"):
+    with pytest.raises(ValueError, match="has 5 tokens before .*got prefix_tokens=1"):
         Encoder("x", name, **known).build()
 
 

@@ -1,4 +1,4 @@
-"""Encoding by workers: what is sent to them, and what they tell."""
+"""Encoding in workers: what is sent to them, and what they return."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sklearn_pk.slides import FoundationFeaturizer
-from sklearn_pk.slides._spread import pack
 
 TILES = [np.full((6, 8, 8, 3), 40 * number, dtype=np.uint8) for number in range(4)]
 
@@ -18,15 +17,15 @@ TILES = [np.full((6, 8, 8, 3), 40 * number, dtype=np.uint8) for number in range(
 def test_what_is_sent_is_the_same_in_each_call():
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     featurizer = FoundationFeaturizer(module, device="cpu").fit(TILES)
-    first = pack(featurizer)
+    first = featurizer._make_slide_encoder().pack()
     featurizer.transform(TILES)
-    assert np.array_equal(pack(featurizer), first)
+    assert np.array_equal(featurizer._make_slide_encoder().pack(), first)
     assert featurizer.n_jobs is None
     assert featurizer.throughput_["n_encoded"] == 4
 
 
-def test_a_worker_without_memory_is_told_here():
-    # Workers that were small: joblib replaces them, and says so, once torch is imported there.
+def test_smaller_batches_of_a_worker_are_reported():
+    # Workers that were small: joblib replaces them with a warning once torch is imported there.
     joblib.Parallel(n_jobs=2)(joblib.delayed(time.sleep)(0.1) for _ in range(30))
 
     class Hungry(torch.nn.Module):
