@@ -12,8 +12,7 @@ from _fuzz_seeds import KEY, MODEL, SHAPE, features, write_tiff
 
 from sklearn_pk.datasets import load_cmu_slide, read_expression, read_table
 from sklearn_pk.prior import read_gmt
-from sklearn_pk.prior._aliases import load_aliases
-from sklearn_pk.prior._gene_sets import load_edges
+from sklearn_pk.prior._gene_sets import load_aliases, load_edges
 from sklearn_pk.regression import load_sequoia
 from sklearn_pk.slides import SlideTiler, SuperTileClusterer, check_slides, read_features
 from sklearn_pk.slides._encoders._lookup import Encoder
