@@ -77,9 +77,9 @@ def test_pearson_checks_shapes_names_and_values():
     y = pd.DataFrame(np.eye(4), columns=list("abcd"), index=list("wxyz"))
     with pytest.raises(ValueError, match=r"same shape .* got \(4, 4\) and \(4, 3\)"):
         pearson_by_gene(y, y.to_numpy()[:, :3])
-    with pytest.raises(ValueError, match="same genes in the same order.*'a' against 'd'"):
+    with pytest.raises(ValueError, match="same genes in the same order.*'a' and 'd'"):
         pearson_by_gene(y, y[list("dcba")])
-    with pytest.raises(ValueError, match="same rows in the same order.*'w' against 'z'"):
+    with pytest.raises(ValueError, match="same rows in the same order.*'w' and 'z'"):
         pearson_by_gene(y, y.loc[list("zyxw")])
     y_nan = y.copy()
     y_nan.loc["x", "c"] = np.nan
