@@ -44,15 +44,15 @@ def row_digests(X):
 
 
 def positions_by_value(X, known):
-    """Find rows among hashed ones: the k-th of equal rows matches the k-th of these."""
-    places = {}
+    """Match rows with hashes; the k-th of several equal rows matches the k-th equal hash."""
+    candidates = {}
     for position, digest in enumerate(known):
-        places.setdefault(digest, []).append(position)
+        candidates.setdefault(digest, []).append(position)
     seen, positions = {}, []
     for digest in row_digests(X):
         number = seen[digest] = seen.get(digest, -1) + 1
-        here = places.get(digest, [-1])
-        positions.append(here[min(number, len(here) - 1)])
+        matches = candidates.get(digest, [-1])
+        positions.append(matches[min(number, len(matches) - 1)])
     return np.array(positions, dtype=np.intp)
 
 
@@ -134,7 +134,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
 
     rewire : float, default=0.0
         Fraction of the edges that are rewired at random, in [0, 1], keeping the degree of each
-        gene. With 1 the graph holds no knowledge but its degrees: what a model gains from it
+        gene. With 1 the graph has no information except its degrees: the gain of a model with it
         does not come from knowing which genes are co-expressed.
 
     device : str, default="cpu"
@@ -293,12 +293,12 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         names = self._gene_names(X, needed=self.source != "internal")
         columns = getattr(X, "columns", None)
         X = self._check_values(X, names, reset=True)
-        self._internal, self._averager = self.source != "external", None
+        internal, self._averager = self.source != "external", None
         if groups is not None:
             _check_order(groups, columns)
             groups = check_groups(np.asarray(groups), X.T)
             self._averager = PatientAverager(groups)
-        elif self.source != "external":
+        elif internal:
             self._warn_about_repeats(X)
         if names is None:
             if hasattr(self, "gene_names_in_"):
@@ -308,17 +308,18 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         # Averages depend on rounding, so genes are recognised by their original values.
         self._digests = None if self._averager is None else row_digests(X)
         # A copy, so that changes of X by the caller have no effect. External edges need no values.
-        self._fit_X = self._average(X).copy() if self._internal else np.empty((len(X), 0))
-        if self._internal:
+        self._fit_X = self._average(X).copy() if internal else np.empty((len(X), 0))
+        self._correlation = None
+        if internal:
             self._check_patients(self._fit_X.shape[1])
-        self._settings = {"threshold": self.threshold, "absolute": self.absolute}
-        self._fit_method = self.method
+            limits = {"threshold": self.threshold, "absolute": self.absolute}
+            self._correlation = {"method": self.method, **limits}
         self._edges, self._aliases = None, load_aliases(self.aliases)
         if self.source != "internal":
             self._edges = load_edges(
                 self.external, edges=self.edges, threshold=self.threshold, absolute=self.absolute
             )
-        self.graph_ = self._connect()
+        self.graph_ = self._rewire(self._connect())
         degrees = np.diff(self.graph_.indptr)
         self.n_edges_ = int(degrees.sum()) // 2
         self.n_connected_genes_ = int(np.count_nonzero(degrees))
@@ -465,54 +466,54 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
 
     def _connect(self):
         n_genes = len(self._fit_X)
-        i, j = np.empty((2, 0), dtype=np.intp)
-        constant = np.zeros(n_genes, dtype=bool)
-        if self._internal:
-            rows = prepare_rows(self._fit_X, method=self._fit_method)
-            constant = rows.norms == 0
-            i, j = self._correlated(rows)
         names = getattr(self, "gene_names_in_", np.arange(n_genes))
-        self.constant_genes_ = names[constant]
+        pairs, constant = [], np.zeros(n_genes, dtype=bool)
         self.unmatched_genes_ = np.empty(0, dtype=str)
+        if self._correlation is not None:
+            found, constant = self._correlated(self._fit_X)
+            pairs.append(found)
         if self._edges is not None:
             external, self.unmatched_genes_ = edges_to_graph(self._edges, names, self._aliases)
             self._check_matched(names)
-            rows, columns = upper_pairs(external)
-            i, j = np.concatenate([i, rows]), np.concatenate([j, columns])
-        graph = pairs_to_graph(i, j, n_genes)
+            pairs.append(upper_pairs(external))
+        self.constant_genes_ = names[constant]
+        return pairs_to_graph(*np.concatenate(pairs, axis=1), n_genes)
+
+    def _rewire(self, graph):
         self.n_rewired_edges_ = 0
-        if self.rewire:
-            random_state = check_random_state(self.random_state)
-            pairs = rewire_pairs(*upper_pairs(graph), n_genes, self.rewire, random_state)
-            before, graph = graph, pairs_to_graph(*pairs, n_genes)
-            self.n_rewired_edges_ = (graph.nnz - int(graph.multiply(before).sum())) // 2
-        return graph
+        if not self.rewire:
+            return graph
+        n_genes, random_state = graph.shape[0], check_random_state(self.random_state)
+        pairs = rewire_pairs(*upper_pairs(graph), n_genes, self.rewire, random_state)
+        rewired = pairs_to_graph(*pairs, n_genes)
+        self.n_rewired_edges_ = (rewired.nnz - int(rewired.multiply(graph).sum())) // 2
+        return rewired
 
     def _connect_new(self, X, names):
         n_known, n_new = len(self._fit_X), len(X)
-        i, j = np.empty((2, 0), dtype=np.intp)
-        if self._internal:
-            method = self._fit_method
-            rows, columns = (prepare_rows(part, method=method) for part in (X, self._fit_X))
-            i, j = self._correlated(rows, columns)
+        pairs = []
+        if self._correlation is not None:
+            pairs.append(self._correlated(X, self._fit_X)[0])
         if self._edges is not None:
             all_names = np.concatenate([self.gene_names_in_, names])
             external, _ = edges_to_graph(self._edges, all_names, self._aliases)
             external = sparse.coo_array(external[n_known:, :n_known])
-            i, j = np.concatenate([i, external.row]), np.concatenate([j, external.col])
+            pairs.append((external.row, external.col))
+        i, j = np.concatenate(pairs, axis=1)
         graph = sparse.csr_array((np.ones(len(i), np.float32), (i, j)), shape=(n_new, n_known))
         graph.sum_duplicates()
         graph.data[:] = 1.0
         return graph
 
-    def _correlated(self, rows, columns=None):
-        return correlated_pairs(
-            rows,
-            columns,
-            **self._settings,
-            device=pick_device(self.device),
-            verbose=self.verbose,
-        )
+    def _correlated(self, X, known=None):
+        """Return the correlated pairs within X, or of X and known genes, and constant genes."""
+        limits = dict(self._correlation)
+        method = limits.pop("method")
+        rows = prepare_rows(X, method=method)
+        columns = None if known is None else prepare_rows(known, method=method)
+        device = pick_device(self.device)
+        pairs = correlated_pairs(rows, columns, **limits, device=device, verbose=self.verbose)
+        return pairs, rows.norms == 0
 
     def _check_matched(self, names):
         genes = pd.unique(self._edges.to_numpy().ravel())

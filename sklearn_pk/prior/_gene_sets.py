@@ -222,7 +222,7 @@ def _edges_of_matrix(matrix, names):
     matrix = sparse.coo_array(matrix)
     if not (matrix.data >= 0).all():
         raise ValueError(
-            "external: an adjacency matrix must not hold negative values or NaN. Every positive "
+            "external: an adjacency matrix must not have negative values or NaN. Every positive "
             "value is an edge; pass correlations as a DataFrame with the columns gene_a, gene_b "
             "and r."
         )

@@ -39,7 +39,7 @@ def prepare_rows(values, *, method="pearson"):
     """Centre and scale rows so that their inner products are correlations."""
     n_rows = len(values)
     if method == "spearman":
-        # Ranks are multiples of one half, which float32 holds exactly up to 8 million.
+        # Ranks are multiples of one half, which are exact in float32 up to 8 million.
         ranks = np.empty(values.shape, dtype=np.float32)
         for block in gen_batches(n_rows, _BLOCK):
             ranks[block] = rankdata(values[block], axis=1)

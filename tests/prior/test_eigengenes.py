@@ -9,13 +9,7 @@ from scipy.stats import norm, rankdata
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_pk.datasets import load_brca_expression
 from sklearn_pk.prior import EigengeneEmbedder
-
-
-@pytest.fixture(scope="module")
-def genes():
-    return load_brca_expression().expression.T
 
 
 def test_embedding_approximates_the_correlation_matrix(genes):

@@ -12,14 +12,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from sklearn_pk.datasets import load_brca_expression
 from sklearn_pk.metrics import neighborhood_preservation
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
-
-
-@pytest.fixture(scope="module")
-def genes():
-    return load_brca_expression().expression.T
 
 
 @pytest.fixture(scope="module")

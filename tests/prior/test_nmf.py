@@ -11,17 +11,15 @@ from scipy.optimize import nnls
 from sklearn.decomposition import non_negative_factorization
 from threadpoolctl import threadpool_limits
 
-from sklearn_pk.datasets import load_brca_expression
 from sklearn_pk.prior import CoexpressionGraph
 from sklearn_pk.prior._embedder import residual_norm
 from sklearn_pk.prior._nmf import _ROWS, factorize, hals, initialize, project
 
 
 @pytest.fixture(scope="module")
-def graph():
+def graph(genes):
     """Return the connected part of a real graph of about 400 genes."""
-    expression = load_brca_expression().expression
-    graph = CoexpressionGraph(threshold=0.7).fit_transform(expression.T)
+    graph = CoexpressionGraph(threshold=0.7).fit_transform(genes)
     connected = np.flatnonzero(np.diff(graph.indptr))
     return sparse.csr_array(graph[connected][:, connected]).astype(np.float64)
 
