@@ -413,13 +413,13 @@ def compare_significance(
     reference = names[0] if reference is None else reference
     if reference not in names:
         raise ValueError(f"reference must be one of the settings {names}, got {reference!r}.")
-    every = [run for runs in settings.values() for run in runs]
-    criteria = _check_criteria(every, {"alpha": alpha, "fdr": fdr, "compat": compat})
-    n_samples = len(every[0].y_true)
-    drawn = _draw_weights(_patient_numbers(groups, every), n_boot, random_state)
+    all_runs = [run for runs in settings.values() for run in runs]
+    criteria = _check_criteria(all_runs, {"alpha": alpha, "fdr": fdr, "compat": compat})
+    n_samples = len(all_runs[0].y_true)
+    drawn = _draw_weights(_patient_numbers(groups, all_runs), n_boot, random_state)
     # The observed value is the draw that contains each sample once.
     weights = np.concatenate([np.ones((n_samples, 1)), drawn], axis=1)
-    total = len(every) * weights.shape[1]
+    total = len(all_runs) * weights.shape[1]
     with progress(total=total, desc="Draws", verbose=verbose) as bar:
         measures = {
             name: np.array([resample_measures(run, weights, criteria, bar) for run in runs])

@@ -150,7 +150,7 @@ def _check_correlations(**correlations):
         value = np.asarray(value, dtype=np.float64)
         if not np.all(np.abs(value) <= 1 + 1e-12):
             raise ValueError(
-                f"{name} must hold correlations in [-1, 1], got "
+                f"{name} must be correlations in [-1, 1], got "
                 f"{value[~(np.abs(value) <= 1 + 1e-12)].ravel()[0]!r}."
             )
         checked.append(np.clip(value, -1.0, 1.0))
