@@ -345,16 +345,11 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def _set_embedding(self, X, W, H):
         """Set the embedding, and the factors that embed new rows in the same way."""
-        W, V = W.astype(X.dtype, copy=True), H.T.astype(X.dtype, copy=True)
         both = self.factors == "both"
-        if both:
-            weights = [_inverse_norms(factor) for factor in (W, V)]
-            _average_equal_rows(X, W, V)
-            embedding = W * weights[0] + V * weights[1]
-        else:
-            weights = [np.ones(W.shape[1], dtype=X.dtype)]
-            _average_equal_rows(X, W)
-            embedding = W
+        factors = [factor.astype(X.dtype) for factor in ((W, H.T) if both else (W,))]
+        weights = [_inverse_norms(factor) if both else 1 for factor in factors]
+        _average_equal_rows(X, *factors)
+        embedding = sum(factor * weight for factor, weight in zip(factors, weights, strict=True))
         covered = embedding[embedding.any(axis=1)]
         size = np.sqrt(np.mean(np.square(covered, dtype=np.float64))) if len(covered) else 1.0
         self._trace = np.full(W.shape[1], _TRACE * size)
@@ -364,11 +359,11 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             scale = unit_scale(embedding, columns=self.scaling == "columns")
         embedding *= scale
         self._trace *= scale
-        # X ~ W H is also X ~ (W s) (H / s), so rows solved against H / s come out as W s.
+        # Since X ~ W H is also X ~ (W s) (H / s), solving rows for H / s gives W s.
         self.components_ = (H / (scale * weights[0])[:, np.newaxis]).astype(X.dtype)
         self._other_components = None
         if both:
-            self._other_components = (W / (scale * weights[1])).T.astype(X.dtype)
+            self._other_components = (factors[0] / (scale * weights[1])).T.astype(X.dtype)
         self.embedding_ = embedding
         keys = edge_keys(X)
         self._known = {key: position for position, key in enumerate(keys)}

@@ -121,11 +121,11 @@ def test_coverage_of_intervals():
     rng = np.random.default_rng(0)
     found = []
     for _ in range(60):
-        y_true, common, base = rng.normal(size=(3, 80, 40))
-        signal = np.linspace(0, 0.5, 40) * y_true + 0.5 * common
-        models = [signal + scale * rng.normal(size=(80, 40)) for scale in (0.5, 0.9)]
+        y_true, common, base = rng.normal(size=(3, 80, 20))
+        signal = np.linspace(0, 0.5, 20) * y_true + 0.5 * common
+        models = [signal + scale * rng.normal(size=(80, 20)) for scale in (0.5, 0.9)]
         reports = {name: (y_true, m, base) for name, m in zip("ab", models, strict=True)}
-        table = compare_significance(reports, n_boot=100, random_state=0)
+        table = compare_significance(reports, n_boot=60, random_state=0)
         found.append(table[["difference", "ci_low", "ci_high"]].to_numpy())
     found = np.array(found)
     truth = found[:, :, 0].mean(axis=0)

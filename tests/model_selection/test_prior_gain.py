@@ -5,6 +5,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from joblib import parallel_config
 from numpy.testing import assert_array_equal
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.compose import TransformedTargetRegressor
@@ -124,10 +125,13 @@ def test_prior_and_none_equal_cross_val_significance(data):
 def test_same_seed_same_table_for_any_number_of_jobs(data):
     X, y, patients = data
     model = PriorKnowledgeRegressor(prior=graph_prior(), **MODEL)
-    sequential, parallel, other = (
-        prior_gain(model, X, y, groups=patients, cv=2, n_seeds=1, random_state=s, n_jobs=n_jobs)
-        for s, n_jobs in ((0, None), (0, 2), (1, None))
-    )
+    options = {"groups": patients, "cv": 2, "n_seeds": 1, "controls": ["shuffled", "rewired"]}
+    # Threads, which start faster; cross_val_significance is tested in processes.
+    with parallel_config("threading"):
+        sequential, parallel, other = (
+            prior_gain(model, X, y, random_state=seed, n_jobs=n_jobs, **options)
+            for seed, n_jobs in ((0, None), (0, 2), (1, None))
+        )
     columns = ["setting", "seed", "n_significant", "n_significant_mean", "median_r"]
     pd.testing.assert_frame_equal(sequential[columns], parallel[columns])
     assert (other["median_r"] != sequential["median_r"]).all()

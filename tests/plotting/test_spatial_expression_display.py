@@ -341,7 +341,7 @@ def test_nothing_overlaps_in_a_grid(layout, shape):
 
 
 def test_many_tiles_are_rasterized():
-    tiles = table(grid(200, 100), np.arange(20_000))
+    tiles = table(grid(100, 30), np.arange(3000))
     display = SpatialExpressionDisplay.from_predictions(tiles)
     display.figure_.canvas.draw()
     assert display.tiles_.get_rasterized()
