@@ -21,7 +21,8 @@ _HOLLOW, _BASELINE = "0.55", "0.78"
 
 
 def _check_report(report):
-    check_table(report, "report", _COLUMNS, "significance_report")
+    origin = "significance_report, such as the report of cross_val_significance"
+    check_table(report, "report", _COLUMNS, origin)
     if report.empty:
         raise ValueError("report must have at least one gene, got none.")
     against_mean = report["steiger_p"].isna().all()

@@ -25,15 +25,14 @@ def set_axes(display, ax, figsize):
 
 
 def check_table(table, name, columns, origin):
-    """Check that a table is a DataFrame with the columns that a function returns."""
+    """Check that a table is a DataFrame with the columns of its origin."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(
-            f"{name} must be the DataFrame that {origin} returns, got an instance of "
-            f"{type(table).__name__}."
+            f"{name} must be a DataFrame from {origin}, got an instance of {type(table).__name__}."
         )
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ValueError(f"{name} lacks the columns {missing}; pass what {origin} returns.")
+        raise ValueError(f"{name} lacks the columns {missing}. Pass a DataFrame from {origin}.")
 
 
 def find_gene(gene, names, n_genes):

@@ -264,7 +264,7 @@ def test_comparison_from_a_file(comparison, tmp_path):
 
 
 def test_invalid_comparison(comparison):
-    with pytest.raises(TypeError, match="compare_significance returns, got an instance of dict"):
+    with pytest.raises(TypeError, match="from compare_significance, got an instance of dict"):
         ComparisonDisplay(comparison.to_dict())
     with pytest.raises(ValueError, match=r"lacks the columns \['measure', 'ci_low'\]"):
         ComparisonDisplay(comparison.drop(columns=["ci_low", "measure"]))

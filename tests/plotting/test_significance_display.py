@@ -355,7 +355,7 @@ def test_levels_must_be_those_of_the_report(report):
 
 
 def test_invalid_report(report):
-    with pytest.raises(TypeError, match="significance_report returns, got an instance of dict"):
+    with pytest.raises(TypeError, match="from significance_report, .* got an instance of dict"):
         SignificanceDisplay.from_report(report.to_dict())
     with pytest.raises(ValueError, match=r"lacks the columns \['steiger_p', 'reason'\]"):
         SignificanceDisplay.from_report(report.drop(columns=["steiger_p", "reason"]))
