@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from sklearn_pk.plotting._colors import GREY, OKABE_ITO
+from sklearn_pk.plotting._style import GREY, OKABE_ITO
 
 _GRAPH, _INTERNAL, _EIGENGENES = OKABE_ITO[0], OKABE_ITO[5], OKABE_ITO[1]
 _CONTROL = {"ls": "--", "mfc": "white"}

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sklearn_pk.metrics import compare_significance
 from sklearn_pk.plotting import ComparisonDisplay
-from sklearn_pk.plotting._colors import GREY, MARKERS, OKABE_ITO
+from sklearn_pk.plotting._style import GREY, MARKERS, OKABE_ITO
 
 # The look of a kind of line, the same in all panels, and its place beside the others.
 KINDS = ("the prior", "zeros", "shuffled", "rewired")

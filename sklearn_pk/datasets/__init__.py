@@ -1,4 +1,4 @@
-"""Data sets: shipped real data, cohorts with planted truth, and tables of the user's own."""
+"""Data sets: shipped data, cohorts with planted truth, and readers of expression tables."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 

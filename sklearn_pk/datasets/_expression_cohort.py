@@ -1,4 +1,4 @@
-"""Cohorts of tile features and expression, at any size, whose link is planted and known."""
+"""Cohorts of tile features and expression with a planted, known relation."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -9,36 +9,44 @@ import pandas as pd
 from sklearn.utils import Bunch, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions, validate_params
 
-# Distance of the kinds of tile from their common centre; the signal of a factor has length 1.
+# Distance of the tile types from their common centre; the signal of a factor has length 1.
 _TYPE_DISTANCE = 4.0
 _DESCR = """\
 Bags of tile features with planted expression
 =============================================
 
-Drawn numbers, no slides. Genes belong to co-expressed modules, each of which follows one factor of
-the patient. Some of the modules show in the slides: each of these shifts the tiles of one kind
-along a direction of its own, by its factor and by chance. How much of a slide is of each kind
-differs from slide to slide. The other modules, and genes of no module, are not in the tiles.
+Random numbers without slides. Genes belong to co-expressed modules, each of which depends on one
+factor per patient. Some of the modules are visible in the slides: each of these shifts the tiles of
+one type along its own direction, by its factor plus noise. The fraction of tiles of each type
+differs between slides. The other modules, and genes outside modules, are not visible in the tiles.
 """
 
 
 def draw_patients(n_slides, two_slide_share, random_state):
-    """Draw which patient each slide is of."""
+    """Draw the patient of each slide."""
     n_patients = max(-(-n_slides // 2), round(n_slides / (1 + two_slide_share)))
     slides_of = np.ones(n_patients, dtype=int)
     slides_of[random_state.permutation(n_patients)[: n_slides - n_patients]] = 2
     return np.repeat(np.arange(n_patients), slides_of)
 
 
+def name_slides(numbers, width):
+    """Return the patient and the name of each slide from the number of its patient."""
+    patients = np.array([f"patient-{number:0{width}d}" for number in numbers])
+    second = np.r_[False, numbers[1:] == numbers[:-1]]
+    names = [f"{name}-slide-{1 + other}" for name, other in zip(patients, second, strict=True)]
+    return patients, pd.Index(names, name="slide")
+
+
 def draw_edges(modules, known, n_neighbors, false_share, random_state):
-    """Draw what somebody may know of the modules: pairs of genes, most of them of one module."""
+    """Draw prior knowledge about the modules: pairs of genes, mostly within a module."""
     pairs = [np.empty((0, 2), dtype=int)]
     for module in known:
         members = np.flatnonzero(modules == module)
         if len(members) <= n_neighbors + 1:
             pairs.append(members[np.stack(np.triu_indices(len(members), 1), axis=1)])
             continue
-        # Every closed walk through a module gives each of its genes two neighbours.
+        # A closed walk through a module gives each gene two neighbours.
         for _ in range(-(-n_neighbors // 2)):
             walk = random_state.permutation(members)
             pairs.append(np.stack([walk, np.roll(walk, 1)], axis=1))
@@ -49,21 +57,21 @@ def draw_edges(modules, known, n_neighbors, false_share, random_state):
 
 
 def draw_outsiders(genes, modules, random_state):
-    """Draw a gene outside the module of each of some genes."""
+    """Draw a gene outside the module of each gene."""
     order = np.argsort(modules, kind="stable")
-    # With the genes sorted by module, those outside are what the stretch of a module leaves.
+    # With the genes sorted by module, the genes of a module are one range to exclude.
     start = np.searchsorted(modules[order], modules[genes], "left")
     stop = np.searchsorted(modules[order], modules[genes], "right")
-    places = (random_state.random_sample(len(genes)) * (len(order) - stop + start)).astype(int)
-    return order[places + np.where(places >= start, stop - start, 0)]
+    positions = (random_state.random_sample(len(genes)) * (len(order) - stop + start)).astype(int)
+    return order[positions + np.where(positions >= start, stop - start, 0)]
 
 
-def fill_expression(out, numbers, factors, modules, shares, random_state):
-    """Draw the expression of each patient and write it to the rows of the slides."""
+def fill_expression(out, numbers, factors, modules, coherences, random_state):
+    """Draw the expression of each patient into the rows of its slides."""
     levels = random_state.uniform(7, 12, size=len(modules))
-    # So small that no value comes to lie below 0, which log2(x + 1) cannot.
+    # Small enough to avoid negative values, which log2(x + 1) does not have.
     spreads = random_state.uniform(0.5, 1.2, size=len(modules))
-    loadings, own = spreads * np.sqrt(shares), spreads * np.sqrt(1 - shares)
+    loadings, own = spreads * np.sqrt(coherences), spreads * np.sqrt(1 - coherences)
     rng = make_generator(random_state)
     for patient, scores in enumerate(factors):
         row = own * rng.standard_normal(len(modules), dtype=out.dtype)
@@ -71,7 +79,7 @@ def fill_expression(out, numbers, factors, modules, shares, random_state):
 
 
 def fill_tiles(out, signals, n_types, noise, random_state):
-    """Draw the tiles of each slide in place, so that there is never a second copy of them."""
+    """Draw the tiles of each slide in place, without a copy."""
     n_slides, n_tiles, n_features = out.shape
     n_visible = signals.shape[1]
     axes = random_state.normal(size=(n_features, n_types + n_visible))
@@ -88,7 +96,7 @@ def fill_tiles(out, signals, n_types, noise, random_state):
 
 
 def make_generator(random_state):
-    """Make a Generator, which draws float32 as such, from a RandomState."""
+    """Derive a Generator, which supports float32, from a RandomState."""
     return np.random.default_rng(random_state.randint(2**31 - 1, size=4))
 
 
@@ -100,13 +108,13 @@ def _check(coherence, n_modules, n_in_modules, n_genes, n_visible, n_types, n_fe
         )
     if n_in_modules < 2 * n_modules:
         raise ValueError(
-            f"n_modules={n_modules} of two genes at least need {2 * n_modules} genes in modules, "
-            f"but module_share of n_genes={n_genes} are {n_in_modules}. Ask for fewer modules."
+            f"n_modules={n_modules} of at least two genes require {2 * n_modules} genes in them, "
+            f"but module_share of n_genes={n_genes} gives {n_in_modules}. Use fewer modules."
         )
     if n_types + n_visible > n_features:
         raise ValueError(
-            f"n_features={n_features} is too few: {n_types} kinds of tile and {n_visible} visible "
-            f"modules have a direction each. Ask for {n_types + n_visible} or more."
+            f"n_features={n_features} is too small: each of {n_types} tile types and {n_visible} "
+            f"visible modules has its own direction. Use at least {n_types + n_visible}."
         )
 
 
@@ -153,53 +161,53 @@ def make_expression_cohort(
     random_state=None,
 ):
     """
-    Make bags of tile features and expression with modules, some of which show in the tiles.
+    Generate bags of tile features and expression with modules, some visible in the tiles.
 
-    It is known of each gene how much of it can be predicted, so that what a model finds can
-    be counted as right or wrong. No slides are made, so that cohorts may be as large as real
-    ones: ``make_expression_cohort(1133, n_tiles=100, n_features=1024, n_genes=25761)`` has the
-    shape of TCGA-BRCA.
+    The predictable fraction of each gene is known, so that the findings of a model can be counted
+    as right or wrong. No slides are written, so that cohorts may be as large as real ones:
+    ``make_expression_cohort(1133, n_tiles=100, n_features=1024, n_genes=25761)`` has the shape of
+    TCGA-BRCA.
 
     Parameters
     ----------
     n_slides : int, default=200
         Number of slides.
     n_tiles : int, default=50
-        Number of tiles of each.
+        Number of tiles per slide.
     n_features : int, default=128
-        Number of features of a tile.
+        Number of features per tile.
     n_genes : int, default=1000
         Number of genes.
     n_modules : int, default=20
-        Number of co-expressed modules, which differ by one gene in size at most.
+        Number of co-expressed modules, whose sizes differ by at most one gene.
     module_share : float, default=0.5
-        Share of the genes that belong to a module. The others vary by themselves.
+        Fraction of the genes that belong to a module. The others vary independently.
     coherence : tuple of float, default=(0.3, 0.95)
-        Lowest and highest share of a gene's variance that its module explains; drawn
-        uniformly for each gene of a module. Two genes of one correlate by the root of the
-        product of theirs.
+        Minimum and maximum fraction of a gene's variance explained by its module; drawn uniformly
+        for each gene of a module. The correlation of two genes of a module is the square root of
+        the product of their fractions.
     visible_share : float, default=0.5
-        Share of the modules that show in the tiles.
+        Fraction of the modules that are visible in the tiles.
     visibility : float, default=0.5
-        Share of the variance of what a visible module shows in a slide that is the patient's
-        factor; the rest is chance, drawn for each slide. 0 plants nothing.
+        Fraction of the variance of a visible signal that is the patient's factor; the rest is
+        noise, drawn for each slide. 0 plants nothing.
     n_tile_types : int, default=4
-        Kinds of tile. A visible module shows in one kind, and how many tiles of a slide are of
-        each kind is drawn: a mean over all tiles is a noisy view of the modules.
+        Number of tile types. A visible module affects one type, and the fractions of the types in
+        a slide are random: a mean over all tiles is a noisy view of the modules.
     noise : float, default=1.0
-        Standard deviation of the features of a tile, where a factor of 1 shifts tiles by 1.
+        Standard deviation of the features of a tile; a factor of 1 shifts tiles by 1.
     two_slide_share : float, default=0.2
-        Share of the patients with two slides; their rows of expression are equal.
+        Fraction of the patients with two slides; their rows of expression are equal.
     n_neighbors : int, default=10
-        About how many `edges` a gene of a known module has.
+        Approximate number of `edges` of a gene in a known module.
     known_share : float, default=1.0
-        Share of the modules, visible or not, that `edges` know.
+        Fraction of the modules, visible or not, that are covered by `edges`.
     false_share : float, default=0.0
-        Share of the `edges` that lead out of the module.
+        Fraction of the `edges` to genes outside the module.
     dtype : {float32, float64}, default=numpy.float32
-        Type of features and expression.
+        Data type of features and expression.
     random_state : int, RandomState instance or None, default=None
-        The same int gives the same numbers.
+        Pass an int for reproducible results.
 
     Returns
     -------
@@ -209,43 +217,42 @@ def make_expression_cohort(
         X : ndarray of shape (n_slides, n_tiles, n_features)
             Tile features.
         expression : DataFrame of shape (n_slides, n_genes)
-            Expression on a log2 scale, indexed by the names of the slides.
+            Expression on a log2 scale, indexed by slide name.
         patients : ndarray of shape (n_slides,), str
-            Patient of each slide; slides of a patient follow each other.
+            Patient of each slide; slides of a patient are consecutive.
         planted : Series of shape (n_genes,)
-            Share of each gene's variance that the tiles explain at best, which is `visibility`
-            times the share that its module explains; 0 for genes that are not in the
-            tiles. With noise, few tiles and few slides, a model reaches less.
+            Maximum fraction of each gene's variance that the tiles explain: `visibility` times
+            the fraction that its module explains; 0 for genes that are not visible. With noise,
+            few tiles or few slides, a model explains less.
         modules : Series of shape (n_genes,), int
             Module of each gene, -1 for none.
         visible_modules : ndarray of int
-            Modules that show in the tiles; none if `visibility` is 0.
+            Modules that are visible in the tiles; none if `visibility` is 0.
         factors : DataFrame of shape (n_slides, n_modules)
-            Factors of the patient, independent and of unit variance.
+            Factors of the patient of each slide, independent with unit variance.
         edges : DataFrame with columns gene_a, gene_b
-            What a graph may know, as ``CoexpressionGraph(external=...)`` takes it.
+            Prior knowledge, for ``CoexpressionGraph(external=...)``.
         DESCR : str
             Description.
 
     Raises
     ------
     ValueError
-        If `coherence` is no range within [0, 1], there are too few genes for the modules or
-        too few features for the modules and kinds of tile, or if edges are to be false but
-        all genes belong to one module.
+        If `coherence` is not a range within [0, 1], there are too few genes for the modules or
+        too few features for the modules and tile types, or if false edges are requested but all
+        genes belong to one module.
 
     See Also
     --------
-    make_slide_cohort : Slide files with planted expression.
-    sklearn_pk.prior.CoexpressionGraph : Takes `edges` as ``external``.
+    make_slide_cohort : Generates slide files with planted expression.
+    sklearn_pk.prior.CoexpressionGraph : Uses `edges` as ``external``.
 
     Notes
     -----
-    With f the factor of a visible module, its slides show ``z = sqrt(visibility) * f +
-    sqrt(1 - visibility) * e``, and each tile of the kind it acts on is shifted by z along a
-    direction that is orthogonal to those of all others. A gene is
-    ``level + spread * (sqrt(c) * f + sqrt(1 - c) * u)`` with c from `coherence`; e and u are
-    standard normal. Nothing is copied: the memory is that of `X` and `expression`.
+    With f the factor of a visible module, the signal in a slide is ``z = sqrt(visibility) * f +
+    sqrt(1 - visibility) * e``, and each tile of its type is shifted by z along a direction
+    orthogonal to all others. A gene is ``level + spread * (sqrt(c) * f + sqrt(1 - c) * u)`` with
+    c from `coherence`; e and u are standard normal. The memory is that of `X` and `expression`.
 
     Examples
     --------
@@ -265,39 +272,36 @@ def make_expression_cohort(
     _check(coherence, n_modules, n_in_modules, n_genes, n_visible, n_tile_types, n_features)
     if false_share and n_modules == 1 and n_in_modules == n_genes:
         raise ValueError(
-            f"false_share={false_share} needs genes outside of a module, but all {n_genes} belong "
-            "to the only one. Ask for more modules or a smaller module_share."
+            f"false_share={false_share} requires genes outside a module, but all {n_genes} belong "
+            "to the only one. Use more modules or a smaller module_share."
         )
     random_state = check_random_state(random_state)
-    # Each part has a seed of its own, so that one does not change with the size of another.
+    # Each part has its own seed, so that it does not depend on the size of the others.
     draws = [np.random.RandomState(random_state.randint(2**31 - 1)) for _ in range(5)]
     numbers = draw_patients(n_slides, two_slide_share, draws[0])
     modules = np.full(n_genes, -1)
     modules[draws[1].permutation(n_genes)[:n_in_modules]] = np.arange(n_in_modules) % n_modules
-    shares = np.where(modules >= 0, draws[1].uniform(*coherence, size=n_genes), 0.0)
+    coherences = np.where(modules >= 0, draws[1].uniform(*coherence, size=n_genes), 0.0)
     visible = np.sort(draws[1].permutation(n_modules)[:n_visible])
     known = draws[1].permutation(n_modules)[: round(known_share * n_modules)]
 
     factors = draws[2].normal(size=(numbers[-1] + 1, n_modules))
     chance = draws[2].normal(size=(n_slides, n_visible))
     expression = np.empty((n_slides, n_genes), dtype=dtype)
-    fill_expression(expression, numbers, factors, modules, shares, draws[3])
+    fill_expression(expression, numbers, factors, modules, coherences, draws[3])
     X = np.empty((n_slides, n_tiles, n_features), dtype=dtype)
     signals = np.sqrt(visibility) * factors[numbers][:, visible] + np.sqrt(1 - visibility) * chance
     fill_tiles(X, signals, n_tile_types, noise, draws[4])
 
     genes = pd.Index([f"GENE{number:05d}" for number in range(n_genes)], dtype=object)
-    patients = np.array([f"patient-{number:04d}" for number in numbers])
-    second = np.r_[False, numbers[1:] == numbers[:-1]]
-    slides = [f"{name}-slide-{1 + other}" for name, other in zip(patients, second, strict=True)]
-    slides = pd.Index(slides, name="slide")
+    patients, slides = name_slides(numbers, 4)
     pairs = draw_edges(modules, known, n_neighbors, false_share, draws[1])
     return Bunch(
         X=X,
         expression=pd.DataFrame(expression, index=slides, columns=genes, copy=False),
         patients=patients,
         planted=pd.Series(
-            np.where(np.isin(modules, visible), visibility * shares, 0.0), genes, name="planted"
+            np.where(np.isin(modules, visible), visibility * coherences, 0.0), genes, name="planted"
         ),
         modules=pd.Series(modules, genes, name="module"),
         visible_modules=visible,

@@ -1,4 +1,4 @@
-"""Loaders of the real data that ship with the package."""
+"""Loaders of the data sets shipped with the package."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -31,13 +31,13 @@ def load_cmu_slide():
         path : str
             Path of the slide file.
         mpp : float
-            Resolution of the slide in um/px, as its own properties state it.
+            Resolution of the slide in um/px, from its properties.
         DESCR : str
             Description, origin and licence.
 
     See Also
     --------
-    make_slide_cohort : Slides composed from the texture of this one.
+    make_slide_cohort : Slides composed of the texture of this one.
 
     Examples
     --------
@@ -55,8 +55,8 @@ def load_cgn():
     """
     Load the Cancer Gene Neighborhoods of MSigDB (collection C4:CGN, v2024.1).
 
-    Each of the 427 sets holds the genes whose expression follows that of one
-    centre gene, which the name of the set ends in.
+    Each of the 427 sets contains the genes co-expressed with a centre gene, which
+    ends the name of the set.
 
     Returns
     -------
@@ -64,15 +64,15 @@ def load_cgn():
         Dictionary-like object with the attributes:
 
         path : str
-            Path of the GMT file, as ``CoexpressionGraph(external=...)`` takes it.
+            Path of the GMT file, for ``CoexpressionGraph(external=...)``.
         gene_sets : dict of str to list of str
-            Name of the set to its gene symbols.
+            Mapping of the name of a set to its gene symbols.
         DESCR : str
             Description, origin and licence.
 
     See Also
     --------
-    sklearn_pk.prior.CoexpressionGraph : The graph made of these sets.
+    sklearn_pk.prior.CoexpressionGraph : Builds a graph from these sets.
 
     Examples
     --------
@@ -89,9 +89,9 @@ def load_cgn():
 
 def load_brca_expression():
     """
-    Load real breast cancer expression: 250 TCGA samples and 1,000 genes, log2.
+    Load log2 expression of 250 TCGA breast cancer samples and 1,000 genes.
 
-    The 1,000 most variable genes of 50 samples for each of the five PAM50
+    The 1,000 most variable genes of 50 samples from each of the five PAM50
     subtypes.
 
     Returns
@@ -100,7 +100,7 @@ def load_brca_expression():
         Dictionary-like object with the attributes:
 
         expression : DataFrame of shape (250, 1000), float64
-            log2 expression, one row a sample, one column a gene symbol.
+            log2 expression, one row per sample, one column per gene symbol.
         DESCR : str
             Description, origin and licence.
 

@@ -1,4 +1,4 @@
-"""Samples and rows of expression that belong together, and a record of those that do not."""
+"""Matching of samples and rows of expression, with a record of the unmatched ones."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,7 +14,7 @@ from ..utils import check_expression
 from ..utils._patients import infer_groups
 from ..utils._validation import TCGA_PATIENT, name_some, sample_names_of
 
-# What is cut off the end of a name: of slides, and of the files that hold their features.
+# Suffixes that are removed from names: of slides, and of files with their features.
 _ENDINGS = re.compile(
     r"\.(svs|tiff?|ndpi|mrxs|scn|bif|vms|vmu|czi|isyntax|dcm|zarr|h5|hdf5|pt|png|jpe?g)$", re.I
 )
@@ -23,7 +23,7 @@ _TCGA_SAMPLE = re.compile(TCGA_PATIENT.pattern + r"-(\d{2})", re.IGNORECASE)
 
 
 def _stem(name):
-    """Return the name of a slide without folders and the ending of its file."""
+    """Return the name of a slide without folder and file suffixes."""
     stem = PurePath(str(name)).name
     while _ENDINGS.search(stem):
         stem = _ENDINGS.sub("", stem)
@@ -31,7 +31,7 @@ def _stem(name):
 
 
 def _prefixes(stem):
-    """Return what a name starts with, whole words, from the longest to the shortest."""
+    """Return the prefixes of a name that end before a separator, from long to short."""
     ends = [found.start() for found in _SEPARATORS.finditer(stem)]
     return [stem[:end] for end in reversed(ends) if end]
 
@@ -50,7 +50,7 @@ def _is_tumour(sample_type):
 
 
 class _Rows:
-    """Rows of expression, to be looked up by name."""
+    """Rows of expression, indexed by name and patient."""
 
     def __init__(self, names, groups):
         self._groups = groups
@@ -63,7 +63,7 @@ class _Rows:
                 self._by_patient[patient].append((row, sample_type))
 
     def find(self, name):
-        """Return the rows that a sample may have, and by what they were found."""
+        """Return the candidate rows of a sample, and how they were matched."""
         stem = _stem(name)
         if stem in self._by_name:
             return self._by_name[stem], "name"
@@ -93,15 +93,15 @@ class _Rows:
         return [], f"the rows of that patient are of sample type {', '.join(types)}{own}"
 
     def choose(self, name):
-        """Return the row of a sample, or None, and by what it was found, or why it was not."""
+        """Return the row of a sample or None, and how it was matched or why not."""
         rows, how = self.find(name)
         if len(set(self._groups[rows])) > 1:
-            return None, f"{len(rows)} rows that differ, all by {how}"
+            return None, f"{len(rows)} different rows, all by {how}"
         return (rows[0], how) if rows else (None, how)
 
 
 def _patients_of(expression, patients, same_rows):
-    """Return the patient of each row: as given, of its TCGA barcode, or the first of equal rows."""
+    """Return the given patient of each row, that of its barcode, or the first of equal rows."""
     if patients is not None:
         given = pd.Series(patients)
         if not isinstance(patients, pd.Series):
@@ -120,23 +120,22 @@ def _patients_of(expression, patients, same_rows):
 
 def match_samples(X, expression, *, patients=None):
     """
-    Find the row of expression of each sample, and tell what was not matched and why.
+    Match samples with rows of expression, and report what was not matched and why.
 
-    A sample belongs to the row of its very name, without folders and endings of files; else, by
-    its TCGA barcode, to the row of the same patient and sample type, or of the patient where one
-    side does not name a type, which then stands for a tumour (normal tissue never gets the row of
-    one, nor the other way round); else, for names that are no barcode, to the row whose name it
-    starts with, up to a dash, underscore, dot or space.
+    A sample is matched by its full name, without folders and file suffixes. Otherwise, a TCGA
+    barcode is matched by patient and sample type, or by patient if one of both has no type, which
+    then counts as a tumour (normal tissue is never matched with a tumour). Other names are matched
+    with a row whose name is a prefix that ends before a dash, underscore, dot or space.
 
     Parameters
     ----------
     X : FeatureBags, list of FeatureBag or of paths, or DataFrame of n samples
-        Samples with names: those of slides, or the index of a DataFrame.
+        Samples with names: of slides, or the index of a DataFrame.
     expression : DataFrame of shape (n_rows, n_genes)
-        One row a slide, sample or patient, indexed by name.
+        One row per slide, sample or patient, indexed by name.
     patients : Series or array-like of shape (n_rows,), default=None
         Patient of each row of `expression`; a Series is matched by name. None takes the TCGA
-        barcode of a row; rows without one are each a patient, but for those of equal values.
+        barcode of a row; other rows are patients of their own unless their values are equal.
 
     Returns
     -------
@@ -150,28 +149,28 @@ def match_samples(X, expression, *, patients=None):
         patients : ndarray of shape (n_matched,), str
             Patient of each, for use as `groups`.
         audit : DataFrame of n samples
-            One row a sample: ``row`` of expression (None if there is none), ``patient`` and
-            ``how`` it was found, or why not.
+            One row per sample: ``row`` of expression (None if there is none), ``patient`` and
+            ``how`` it was matched, or why not.
         unused_rows : list of str
-            Rows of expression without a sample; further slides of a patient do not count.
+            Rows of expression without a sample, except for other slides of matched patients.
 
     Raises
     ------
     TypeError
-        If `expression` is no DataFrame, or not numeric.
+        If `expression` is not a DataFrame, or not numeric.
     ValueError
-        If `X` has no names or has one twice, if nothing matches, if a row lacks a patient, or if
-        `expression` holds NaN; both sides are named.
+        If `X` has no names or repeated names, if nothing matches, if a row lacks a patient, or if
+        `expression` contains NaN.
 
     See Also
     --------
     read_expression : Reads expression and patients.
-    sklearn_pk.utils.check_sample_names : The check that estimators make.
+    sklearn_pk.utils.check_sample_names : The check by estimators.
 
     Notes
     -----
-    Several rows for a sample are no problem if they are equal, as in tables with one row a slide;
-    if they differ, the sample is left out, and `audit` says so.
+    Several rows for a sample are allowed if they are equal, as in tables with one row per slide;
+    if they differ, the sample is omitted, as reported in `audit`.
 
     Examples
     --------
@@ -192,7 +191,7 @@ def match_samples(X, expression, *, patients=None):
     names = sample_names_of(X)
     if names is None:
         raise ValueError(
-            "X must name its samples: bags that know their slide (FeatureBag(features, "
+            "X must have sample names: bags with a slide (FeatureBag(features, "
             "slide='NAME')), paths, or a DataFrame whose index has names."
         )
     if not names:
@@ -200,14 +199,14 @@ def match_samples(X, expression, *, patients=None):
     labels = [_stem(name) for name in names]
     repeated = pd.Index(labels)[pd.Index(labels).duplicated()].unique()
     if len(repeated):
-        raise ValueError(f"X has {len(repeated)} names twice: {name_some(repeated)}.")
+        raise ValueError(f"X has {len(repeated)} repeated names: {name_some(repeated)}.")
     if not isinstance(expression, pd.DataFrame):
         raise TypeError(
             f"expression must be a DataFrame indexed by sample, got {type(expression).__name__}."
         )
     values = check_expression(expression, estimator_name="match_samples")[0]
     expression = expression.set_axis(expression.index.map(str))
-    # Rows of equal values; with one gene they may be equal by chance, which is no harm here.
+    # Rows with equal values; with one gene they may be equal by chance, which does no harm here.
     same_rows = infer_groups(values)
     first = np.unique(same_rows, return_index=True)[1]
     of_patient = _patients_of(expression, patients, first[same_rows])
@@ -231,7 +230,7 @@ def match_samples(X, expression, *, patients=None):
         dtype=object,
     )
     matched = expression.iloc[chosen].set_axis([labels[i] for i in kept])
-    # Other slides of a patient, with the same row, are in use, too.
+    # Other slides of a patient with the same row count as used.
     used = set(zip(same_rows[chosen], of_patient[chosen], strict=True))
     return Bunch(
         X=_take(X, kept),
@@ -248,6 +247,6 @@ def match_samples(X, expression, *, patients=None):
 
 def _take(X, kept):
     taken = _safe_indexing(X, kept)
-    if hasattr(X, "failures"):  # bags that know what could not be read
+    if hasattr(X, "failures"):  # FeatureBags
         return type(X)(taken, X.failures)
     return taken

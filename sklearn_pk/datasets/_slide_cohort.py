@@ -1,4 +1,4 @@
-"""Cohorts of real slide files whose link to expression is planted and known."""
+"""Cohorts of slide files with a planted, known relation to expression."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.parallel import Parallel, delayed
 
 from ..utils import progress
-from ._expression_cohort import draw_patients
+from ._expression_cohort import draw_patients, name_slides
 from ._loaders import load_brca_expression, load_cmu_slide
 
 _MPP = 0.5
@@ -30,32 +30,32 @@ Composed H&E slides with planted expression
 ===========================================
 
 Tiled, pyramidal JPEG TIFF files at 0.5 um/px, made of patches of the real slide CMU-1 (see
-load_cmu_slide): tissue on bare glass. How much of the tissue is of each of four textures follows
-the leading principal components of real expression rows (see load_brca_expression), plus noise, so
-a gene can be predicted from the slides as far as these components explain it. Nothing else of the
-expression is in the slides.
+load_cmu_slide): tissue on background. The fraction of each of four textures in the tissue depends
+on the leading principal components of real expression (see load_brca_expression), plus noise, so
+that a gene can be predicted from the slides as far as these components explain it. The slides
+contain no other information about the expression.
 """
 
 
 def patch_colors(patches):
-    """Describe patches by colour: optical density and its spread per channel."""
+    """Return mean and standard deviation of the optical density of patches per channel."""
     table = -np.log10((np.arange(256) + 1) / 256)
-    # Counting is faster than averaging pixel by pixel.
+    # Counting values is faster than averaging pixels.
     counts = np.array(
         [
             [np.bincount(patch[..., channel].ravel(), minlength=256) for channel in range(3)]
             for patch in patches
         ]
     )
-    shares = counts / counts.sum(axis=-1, keepdims=True)
-    means = shares @ table
-    spreads = np.sqrt(np.maximum(shares @ np.square(table) - np.square(means), 0))
+    fractions = counts / counts.sum(axis=-1, keepdims=True)
+    means = fractions @ table
+    spreads = np.sqrt(np.maximum(fractions @ np.square(table) - np.square(means), 0))
     return np.concatenate([means, spreads], axis=1)
 
 
 @lru_cache(maxsize=1)
 def texture_library():
-    """Cut the shipped slide into patches and sort them into textures."""
+    """Cut the shipped slide into patches and cluster them into textures."""
     with openslide.OpenSlide(load_cmu_slide().path) as slide:
         image = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
     red, green, blue = (image[..., channel].astype(np.int16) for channel in range(3))
@@ -65,19 +65,19 @@ def texture_library():
     rows, columns = (length // _STRIDE for length in colored.shape)
     blocks = colored[: rows * _STRIDE, : columns * _STRIDE].reshape(rows, _STRIDE, columns, _STRIDE)
     span = _PATCH // _STRIDE
-    share = windows(blocks.mean(axis=(1, 3)), (span, span)).mean(axis=(2, 3))
+    coverage = windows(blocks.mean(axis=(1, 3)), (span, span)).mean(axis=(2, 3))
     patches = windows(image, (_PATCH, _PATCH), axis=(0, 1))[::_STRIDE, ::_STRIDE]
-    patches = patches[: len(share), : share.shape[1]].transpose(0, 1, 3, 4, 2)
-    tissue, glass = patches[share > 0.85], patches[::4, ::4][share[::4, ::4] < 0.002]
+    patches = patches[: len(coverage), : coverage.shape[1]].transpose(0, 1, 3, 4, 2)
+    tissue, background = patches[coverage > 0.85], patches[::4, ::4][coverage[::4, ::4] < 0.002]
     colors = patch_colors(tissue)
     colors = (colors - colors.mean(axis=0)) / colors.std(axis=0)
     kinds = KMeans(len(_TEXTURE_NAMES), n_init=10, random_state=0).fit_predict(colors)
     textures = [tissue[kinds == kind] for kind in range(len(_TEXTURE_NAMES))]
-    return sorted(textures, key=lambda patches: patches.mean()), glass
+    return sorted(textures, key=lambda patches: patches.mean()), background
 
 
 def draw_layout(composition, shape, random_state):
-    """Draw where on the slide there is glass and where each texture."""
+    """Draw the texture of each patch of a slide, -1 for background."""
     rows, columns = np.indices(shape)
     center = [(size - 1) / 2 for size in shape]
     radius = np.hypot((rows - center[0]) / (shape[0] / 2), (columns - center[1]) / (shape[1] / 2))
@@ -94,13 +94,13 @@ def draw_layout(composition, shape, random_state):
 def compose_slide(composition, size, seed):
     """Compose the pixels of a slide from the texture library."""
     random_state = np.random.RandomState(seed)
-    textures, glass = texture_library()
+    textures, background = texture_library()
     shape = tuple(-(-length // _PATCH) for length in size[::-1])
     layout = draw_layout(composition, shape, random_state)
     image = np.empty((shape[0] * _PATCH, shape[1] * _PATCH, 3), dtype=np.uint8)
     for row, column in np.ndindex(shape):
         kind = layout[row, column]
-        source = glass if kind < 0 else textures[kind]
+        source = background if kind < 0 else textures[kind]
         patch = source[random_state.randint(len(source))]
         patch = np.rot90(patch, random_state.randint(4))
         if random_state.randint(2):
@@ -110,7 +110,7 @@ def compose_slide(composition, size, seed):
 
 
 def write_slide(path, image, mpp):
-    """Write a tiled, pyramidal JPEG TIFF that OpenSlide opens with its resolution."""
+    """Write a tiled, pyramidal JPEG TIFF with its resolution, for OpenSlide."""
     path = Path(path)
     temporary = path.with_suffix(f".tmp{os.getpid()}")
     with tifffile.TiffWriter(temporary) as file:
@@ -149,8 +149,8 @@ def principal_scores(expression, n_components):
     return left[:, :n_components] * signs * np.sqrt(len(expression))
 
 
-def explained_share(expression, scores):
-    """Compute the share of each gene's variance that linear functions of scores explain."""
+def explained_fraction(expression, scores):
+    """Compute the fraction of each gene's variance explained by linear functions of scores."""
     centered = expression - expression.mean(axis=0)
     basis, _ = np.linalg.qr(scores - scores.mean(axis=0))
     total = np.square(centered).sum(axis=0)
@@ -185,33 +185,32 @@ def make_slide_cohort(
     verbose=0,
 ):
     """
-    Make slide files of real H&E texture whose composition follows real expression.
+    Generate slide files of real H&E texture whose composition depends on real expression.
 
     Each patient gets one row of :func:`load_brca_expression` and a mixture of four
-    tissue textures of :func:`load_cmu_slide`. The log ratios of the mixture
-    are the first three principal components of the expression, plus noise. So
-    slides are files, expression has true co-expression, and the link between both
-    is planted and known.
+    tissue textures of :func:`load_cmu_slide`. The log ratios of the mixture are the
+    first three principal components of the expression, plus noise. The slides are
+    files, the expression has real co-expression, and their relation is known.
 
     Parameters
     ----------
     n_slides : int, default=60
         Number of slides.
     random_state : int, RandomState instance or None, default=None
-        Draws patients, mixtures and pixels. The same int gives the same files.
+        Generator of patients, mixtures and pixels. Pass an int for reproducible files.
     out_dir : str or path-like
-        Folder for the files; it is made if it is not there. Files of the same
+        Folder for the files; it is created if missing. Files of the same
         name are replaced.
     slide_size : tuple of int, default=(2048, 2048)
         Width and height of level 0 in px, at 0.5 um/px; at least 512 each.
     strength : float, default=1.0
-        How strongly the mixture follows expression; 0 plants nothing.
+        Effect of the expression on the mixture; 0 plants nothing.
     noise : float, default=0.2
-        Standard deviation of what is added to the log ratios of each slide.
+        Standard deviation of the noise of the log ratios of each slide.
     two_slide_share : float, default=0.2
-        Share of the patients with two slides; their rows of expression are equal.
+        Fraction of the patients with two slides; their rows of expression are equal.
     n_jobs : int, default=None
-        Number of slides written at a time, as in joblib.
+        Number of slides written in parallel, as in joblib.
     verbose : int, default=0
         Whether to show a progress bar.
 
@@ -223,27 +222,27 @@ def make_slide_cohort(
         slides : list of str
             Paths of the slides: pyramidal, tiled JPEG TIFF.
         expression : DataFrame of shape (n_slides, 1000)
-            log2 expression, indexed by the names of the slides.
+            log2 expression, indexed by slide name.
         patients : ndarray of shape (n_slides,), str
             Patient of each slide.
         composition : DataFrame of shape (n_slides, 4)
-            Share of each texture in the tissue.
+            Fraction of each texture in the tissue.
         planted_r2 : Series of shape (1000,)
-            Share of each gene's variance over these very slides that a linear function of the
-            three planted components explains, before `noise`; 0 where `strength` is 0.
-            With few slides three components explain much by chance.
+            Fraction of each gene's variance over these slides that a linear function of the three
+            planted components explains, before `noise`; 0 if `strength` is 0. With few slides,
+            three components explain much by chance.
         DESCR : str
             Description.
 
     Raises
     ------
     ValueError
-        If more patients are needed than the 250 there are.
+        If more than the 250 available patients are required.
 
     See Also
     --------
     load_brca_expression : The expression.
-    load_cmu_slide : The slide that the textures come from.
+    load_cmu_slide : The source of the textures.
 
     Examples
     --------
@@ -266,13 +265,11 @@ def make_slide_cohort(
     n_patients = numbers[-1] + 1
     if n_patients > len(table):
         raise ValueError(
-            f"n_slides={n_slides} with two_slide_share={two_slide_share} needs {n_patients} "
-            f"patients, but there are {len(table)}. Ask for fewer slides."
+            f"n_slides={n_slides} with two_slide_share={two_slide_share} requires {n_patients} "
+            f"patients, but there are {len(table)}. Use fewer slides."
         )
     rows = random_state.permutation(len(table))[numbers]
-    patients = np.array([f"patient-{number:03d}" for number in numbers])
-    second = np.r_[False, numbers[1:] == numbers[:-1]]
-    names = [f"{name}-slide-{1 + other}" for name, other in zip(patients, second, strict=True)]
+    patients, names = name_slides(numbers, 3)
 
     n_components = len(_TEXTURE_NAMES) - 1
     scores = principal_scores(table, n_components)[rows]
@@ -285,16 +282,16 @@ def make_slide_cohort(
     slides = [str(out_dir / f"{name}.tif") for name in names]
     seeds = random_state.randint(np.iinfo(np.int32).max, size=len(slides))
     tasks = zip(slides, composition, seeds, strict=True)
-    # Threads, since they share the textures; writing JPEG happens outside the interpreter's lock.
+    # Threads have the textures in common, and JPEG compression releases the GIL.
     texture_library()
     Parallel(n_jobs=n_jobs, prefer="threads")(
-        delayed(_compose_and_write)(path, shares, size, seed)
-        for path, shares, seed in progress(
+        delayed(_compose_and_write)(path, fractions, size, seed)
+        for path, fractions, seed in progress(
             tasks, total=len(slides), desc="slides", verbose=verbose, unit="slide"
         )
     )
-    expression = table.iloc[rows].set_axis(pd.Index(names, name="slide"))
-    planted_r2 = explained_share(expression.to_numpy(), scores) if strength else 0.0
+    expression = table.iloc[rows].set_axis(names)
+    planted_r2 = explained_fraction(expression.to_numpy(), scores) if strength else 0.0
     return Bunch(
         slides=slides,
         expression=expression,

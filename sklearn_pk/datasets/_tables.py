@@ -1,4 +1,4 @@
-"""Tables somebody already has: features with one row a slide, and expression."""
+"""Readers of tables of features and of expression."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -24,22 +24,22 @@ from ..utils import check_expression
 from ..utils._validation import TCGA_PATIENT, name_some
 
 _TEXT_ENDINGS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-_PACKED = {".gz", ".bz2", ".xz", ".zip"}
-_ENDINGS = "csv, tsv or txt (also packed: .gz, .bz2, .xz, .zip), parquet, npz or h5ad"
-# What the columns of the reference table of SEQUOIA are called.
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zip"}
+_ENDINGS = "csv, tsv or txt (also compressed: .gz, .bz2, .xz, .zip), parquet, npz or h5ad"
+# Column names of the reference tables of SEQUOIA.
 _SLIDE, _PATIENT, _GENE_PREFIX = "wsi_file_name", "patient_id", "rna_"
-# What stands for no value.
+# Representations of missing values.
 _MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"]
 _ROW_KEYS = ("sample", "samples", "slide", "slides", "patient", "patients", "index", "names")
 _COLUMN_KEYS = ("gene", "genes", "feature", "features", "columns")
 
 
-# Numbers in text, most of them 0, pack to a hundredth; what unpacks to more is a bomb.
+# Text with mostly zeros is compressed to 1 %; a higher ratio indicates a decompression bomb.
 _MAX_EXPANSION = 200
 _MIN_LIMIT = 32 << 20
 _MAX_COLUMNS = 1_000_000
 _CHUNK = 1 << 20
-# What pandas, numpy and pyarrow raise on files that are damaged or of another kind.
+# Errors of pandas, numpy and pyarrow for damaged files or other formats.
 _BAD_FILE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
     *(AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
@@ -47,13 +47,13 @@ _BAD_FILE = (
 )
 
 
-class _Refused(ValueError):
-    """A file that could be read, but is not what it should be."""
+class _InvalidTable(ValueError):
+    """A file that is readable, but not a valid table."""
 
 
 def _ending(path):
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _PACKED:
+    if suffixes and suffixes[-1] in _COMPRESSED:
         return suffixes[-2] if len(suffixes) > 1 else ""
     return suffixes[-1] if suffixes else ""
 
@@ -64,7 +64,7 @@ def _read_parquet(path):
         first = _SLIDE if _SLIDE in frame.columns else frame.columns[0]
         if not pd.api.types.is_numeric_dtype(frame[first]):
             return frame.set_index(first)  # written without its index
-        raise _Refused(
+        raise _InvalidTable(
             f"{str(path)!r}: its rows have no names. They are expected in the index or in the "
             "first column."
         )
@@ -72,7 +72,7 @@ def _read_parquet(path):
 
 
 def _names_for(arrays, keys, length, others):
-    """Return the names of so many rows or columns: of a known key, else of the only text."""
+    """Return the names of rows or columns: the array with a known key, else the first that fits."""
     fitting = [key for key in arrays if len(arrays[key]) == length and key not in others]
     known = [key for key in keys if key in fitting]
     chosen = known or fitting
@@ -84,16 +84,16 @@ def _limit(path):
 
 
 def _check_unpacked(n_bytes, path):
-    """Refuse a small file that unpacks to a large one."""
+    """Raise for small files that decompress to large ones."""
     if n_bytes > _limit(path):
-        raise _Refused(
-            f"{str(path)!r} unpacks to more than {_limit(path) >> 20} MiB, which is no table. "
-            "Unpack it yourself if you trust it."
+        raise _InvalidTable(
+            f"{str(path)!r} decompresses to more than {_limit(path) >> 20} MiB, which is not "
+            "plausible for a table. Decompress it yourself if you trust it."
         )
 
 
 def _read_arrays(path):
-    """Read the arrays of an npz file; their headers are read before, as numpy trusts them."""
+    """Read the arrays of an npz file after checking their headers, which numpy trusts."""
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         _check_unpacked(sum(member.file_size for member in archive.infolist()), path)
@@ -105,12 +105,12 @@ def _read_arrays(path):
                 readers |= {(2, 0): np.lib.format.read_array_header_2_0}
                 shape, _, dtype = readers[version](file)
             if dtype.hasobject:
-                raise _Refused(
+                raise _InvalidTable(
                     f"{str(path)!r}: the array {key!r} holds Python objects, which could run code "
                     f"when they are loaded. Save it as text: {key}.astype(str)."
                 )
             if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"{key!r} of shape {shape} is not all there")
+                raise ValueError(f"{key!r} of shape {shape} is incomplete")
             with archive.open(member) as file:
                 arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
             _check_characters(arrays[key], key)
@@ -118,30 +118,30 @@ def _read_arrays(path):
 
 
 def _check_characters(array, key):
-    """Refuse numbers that stand for no character: numpy does not look, and others fail later."""
+    """Raise for invalid code points, which numpy does not check."""
     if array.dtype.kind == "U" and array.nbytes:
         dtype = np.dtype("u4").newbyteorder(array.dtype.byteorder)
         codes = np.ascontiguousarray(array).reshape(-1).view(dtype)
-        # The numbers from D800 to DFFF are halves of characters in UTF-16.
+        # Code points from D800 to DFFF are surrogates.
         if codes.max() > sys.maxunicode or (codes >> 11 == 0xD800 >> 11).any():
-            raise ValueError(f"{key!r} holds something else than text")
+            raise ValueError(f"{key!r} contains invalid characters")
 
 
 def _read_npz(path):
     arrays = _read_arrays(path)
     tables = [key for key, array in arrays.items() if array.ndim == 2]
     if len(tables) != 1:
-        raise _Refused(
+        raise _InvalidTable(
             f"{str(path)!r}: expected one array with two dimensions, samples x columns, and names "
-            f"beside it, found {name_some(tables) if tables else 'none'} in {list(arrays)}."
+            f"in other arrays, found {name_some(tables) if tables else 'none'} in {list(arrays)}."
         )
     values = arrays[tables[0]]
     names = {key: each for key, each in arrays.items() if each.ndim == 1 and each.dtype.kind == "U"}
     column_key, columns = _names_for(names, _COLUMN_KEYS, values.shape[1], _ROW_KEYS)
     _, rows = _names_for(names, _ROW_KEYS, values.shape[0], (*_COLUMN_KEYS, column_key))
     if rows is None:
-        raise _Refused(
-            f"{str(path)!r}: its rows have no names. Beside the values, give it an array of text, "
+        raise _InvalidTable(
+            f"{str(path)!r}: its rows have no names. Add an array of strings to the file, "
             f"'samples', with {len(values)} names."
         )
     return pd.DataFrame(values, index=rows, columns=columns)
@@ -166,7 +166,7 @@ def _read_h5ad(path):
 
 @contextmanager
 def _open_text(path):
-    """Open a text file, unpacked, as bytes."""
+    """Open a text file, decompressed, as bytes."""
     openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     if path.suffix.lower() != ".zip":
         with openers.get(path.suffix.lower(), open)(path, "rb") as file:
@@ -175,22 +175,22 @@ def _open_text(path):
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if len(names) != 1:
-            raise _Refused(f"{str(path)!r}: expected one file in it, found {len(names)}.")
+            raise _InvalidTable(f"{str(path)!r}: expected one file in it, found {len(names)}.")
         with archive.open(names[0]) as file:
             yield file
 
 
 def _check_text(path, separator):
-    """Refuse text that would take any amount of memory."""
+    """Raise for text that would need too much memory."""
     with _open_text(path) as file:
         line = file.readline(_limit(path))
         if line.count(separator.encode()) >= _MAX_COLUMNS:
-            raise _Refused(
+            raise _InvalidTable(
                 f"{str(path)!r}: its first line has more than {_MAX_COLUMNS:,} columns. A table "
                 "has samples in rows and genes in columns, or the other way round."
             )
         n_bytes = len(line)
-        if path.suffix.lower() in _PACKED:
+        if path.suffix.lower() in _COMPRESSED:
             while n_bytes <= _limit(path) and (chunk := file.read(_CHUNK)):
                 n_bytes += len(chunk)
             _check_unpacked(n_bytes, path)
@@ -201,18 +201,18 @@ def _read_text(path):
     _check_text(path, separator)
     options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
     header = pd.read_csv(path, sep=separator, **options).iloc[0]
-    # pandas would give the second one another name.
+    # pandas would rename repeated columns.
     repeated = header[header.duplicated() & (header != "")].unique()
     if len(repeated):
-        raise _Refused(
-            f"{str(path)!r}: {len(repeated)} columns have a name that another has, too: "
+        raise _InvalidTable(
+            f"{str(path)!r}: {len(repeated)} columns have repeated names: "
             f"{name_some(repeated)}. Keep one of each, or average them."
         )
     columns = pd.read_csv(path, sep=separator, nrows=1)
     if not isinstance(columns.index, pd.RangeIndex):
-        return pd.read_csv(path, sep=separator)  # by R: the first column has no name at all
+        return pd.read_csv(path, sep=separator)  # written by R, without name of the first column
     columns = list(columns.columns)
-    # Names are text: 001 is not 1, and NA is a name.
+    # Names are strings: 001 is not 1, and NA is a valid name.
     names = [name for name in (_SLIDE, _PATIENT) if name in columns]
     names = names if _SLIDE in names else [columns[0], *names]
     missing = dict.fromkeys([name for name in columns if name not in names], _MISSING)
@@ -226,7 +226,7 @@ def _read_text(path):
 
 def _read(path):
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        raise FileNotFoundError(f"File not found: {str(path)!r}.")
     ending = _ending(path)
     readers = dict.fromkeys(_TEXT_ENDINGS, _read_text)
     readers |= {".parquet": _read_parquet, ".npz": _read_npz, ".h5ad": _read_h5ad}
@@ -237,8 +237,8 @@ def _read(path):
         is_text = map(pd.api.types.is_string_dtype, frame.dtypes)
         texts = [frame.iloc[:, at] for at, text in enumerate(is_text) if text]
         for text in (frame.index, frame.columns, *texts):
-            text.map(str)  # pyarrow looks at its bytes no sooner
-    except (ImportError, _Refused):
+            text.map(str)  # forces pyarrow to decode
+    except (ImportError, _InvalidTable):
         raise
     except _BAD_FILE as error:
         raise ValueError(f"{str(path)!r} cannot be read as {ending}: {error}") from error
@@ -246,56 +246,56 @@ def _read(path):
 
 
 def _check_frame(frame, path):
-    """Refuse what is not a table of named rows of numbers."""
+    """Raise unless the table has rows and columns with unique names."""
     if not all(frame.shape):
         separator = _TEXT_ENDINGS.get(_ending(path))
-        told = f", columns are separated by {separator!r}" if separator else ""
+        hint = f", columns are separated by {separator!r}" if separator else ""
         raise ValueError(
             f"{str(path)!r}: expected a table of samples x columns, got shape {frame.shape}. The "
-            f"first column of a text file names the rows{told}."
+            f"first column of a text file has the row names{hint}."
         )
     frame.index = frame.index.map(str)
     for what, names in (("rows", frame.index), ("columns", frame.columns)):
         repeated = names[names.duplicated()].unique()
         if len(repeated):
             raise ValueError(
-                f"{str(path)!r}: {len(repeated)} {what} have a name that another has, too: "
+                f"{str(path)!r}: {len(repeated)} {what} have repeated names: "
                 f"{name_some(repeated)}. Keep one of each, or average them."
             )
 
 
 def read_table(path):
     r"""
-    Read a table with one named row a slide or patient, such as features by hand.
+    Read a table with one named row per slide or patient, such as hand-crafted features.
 
     Parameters
     ----------
     path : str or path-like
-        A csv, tsv or txt (tab separated) file, also packed, whose first column names the
-        rows; parquet; npz with one array (rows, columns) and the names of both as text;
-        or h5ad (AnnData, with the extra ``anndata``).
+        A csv, tsv or txt (tab separated) file, optionally compressed, with the row names in the
+        first column; parquet; npz with one array (rows, columns) and both names as arrays of
+        strings; or h5ad (AnnData, with the extra ``anndata``).
 
     Returns
     -------
     table : DataFrame of shape (n_rows, n_columns)
-        The numbers, rows indexed by name.
+        The values, with rows indexed by name.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ImportError
-        If an h5ad file is to be read and anndata is not installed.
+        If anndata is not installed, for h5ad files.
     TypeError
-        If a column does not hold numbers; it is named.
+        If a column is not numeric; it is named.
     ValueError
-        If the file is damaged, of another kind, empty, could run code (arrays of objects in
-        npz), names a row or a column twice, or holds NaN or infinity; the file is named.
+        If the file is damaged, of another format, empty, could run code (object arrays in npz),
+        has repeated row or column names, or contains NaN or infinity; the file is named.
 
     See Also
     --------
-    read_expression : Reads expression, and knows the reference tables of SEQUOIA.
-    match_samples : Finds the row of expression for each row of features.
+    read_expression : Reads expression, including reference tables of SEQUOIA.
+    match_samples : Matches rows of features with rows of expression.
     sklearn_pk.slides.read_features : Reads tile features.
 
     Examples
@@ -324,7 +324,7 @@ def _looks_like_samples(names):
 
 
 def _gene_columns(frame):
-    """Return the genes of a table; in that of SEQUOIA, all else describes the sample."""
+    """Return the genes of a table, which have a prefix in tables of SEQUOIA."""
     prefixed = [name for name in frame.columns if str(name).startswith(_GENE_PREFIX)]
     if not prefixed:
         return frame
@@ -342,11 +342,11 @@ def read_expression(path, *, genes_in="columns"):
     Parameters
     ----------
     path : str or path-like
-        A wide table, as :func:`read_table` reads it; the reference table of SEQUOIA, with the
+        A wide table as in :func:`read_table`; a reference table of SEQUOIA with the
         columns ``wsi_file_name``, ``patient_id`` and ``rna_GENE``; or AnnData (h5ad; samples
-        are ``obs``, and ``obs["patient_id"]`` names patients, where there is one).
+        are ``obs``, with patients in ``obs["patient_id"]`` if present).
     genes_in : {"columns", "rows"}, default="columns"
-        Where genes are. Many downloads have them in rows.
+        Whether genes are in columns or, as in many public data sets, in rows.
 
     Returns
     -------
@@ -354,23 +354,23 @@ def read_expression(path, *, genes_in="columns"):
         Dictionary-like object with the attributes:
 
         expression : DataFrame of shape (n_samples, n_genes)
-            The values as they are in the file, log2(x + 1) as a rule; rows are indexed by the
+            The values of the file, usually log2(x + 1); rows are indexed by the
             name of the slide, sample or patient.
         patients : Series of shape (n_samples,), str, or None
-            Patient of each row, where the file states it.
+            Patient of each row, if the file contains it.
         path : str
-            The file.
+            Path of the file.
 
     Raises
     ------
     FileNotFoundError, ImportError, TypeError
         As :func:`read_table`.
     ValueError
-        As :func:`read_table`, and if columns are TCGA barcodes while genes should be there.
+        As :func:`read_table`, and if columns are TCGA barcodes instead of genes.
 
     See Also
     --------
-    match_samples : Finds the row of each slide.
+    match_samples : Matches slides with rows of expression.
     sklearn_pk.model_selection.patient_ids : Patients from TCGA barcodes.
 
     Examples
@@ -395,14 +395,14 @@ def read_expression(path, *, genes_in="columns"):
         frame = frame.set_index(_SLIDE)
     patients = None
     if _PATIENT in frame.columns:
-        stated = frame[_PATIENT]
-        stated = stated.where(stated.notna() & (stated.astype(str) != ""))
-        patients = stated.map(str, na_action="ignore").rename("patient")
+        values = frame[_PATIENT]
+        values = values.where(values.notna() & (values.astype(str) != ""))
+        patients = values.map(str, na_action="ignore").rename("patient")
         frame = frame.drop(columns=_PATIENT)
     if genes_in == "rows":
         if patients is not None:
             raise ValueError(
-                f"{str(path)!r} names the patient of each row, so its rows are samples. Use "
+                f"{str(path)!r} has the patient of each row, so its rows are samples. Use "
                 "genes_in='columns'."
             )
         frame = frame.T

@@ -16,20 +16,20 @@ from ..utils import check_groups, progress
 from ..utils._rows import centre_rows
 from ..utils._threads import blas_threads
 from ._correlation import GENES, check_same_tables, row_names
-from ._significance import FEWEST_SAMPLES, gene_rows, judge
+from ._significance import CRITERIA, FEWEST_SAMPLES, gene_rows, judge
 
 MEASURES = ("n_significant", "median_r")
-_CRITERIA = {"alpha": 0.05, "fdr": 0.2, "compat": None}
-# Replicates whose statistics are held at a time, some ten numbers for each gene, ...
-_HELD = 128
-# ... and judged at a time, so that the working memory stays in the cache.
-_JUDGED = 8
-# Relative to the second moment: what rounding leaves of the variance of a resampled constant.
+_PUBLISHED = {"alpha": 0.05, "fdr": 0.2, "compat": None}
+# Replicates per chunk of statistics, about ten numbers per gene, ...
+_CHUNK = 128
+# ... and per block of tests, so that the arrays fit into the cache.
+_BLOCK = 8
+# Rounding error of the variance of a resampled constant, relative to its second moment.
 _CONSTANT = 1e-12
 
 
 class _Run(NamedTuple):
-    """Checked tables of one run, and what else its result knows."""
+    """Checked tables of one run with the names, patients and criteria of its result."""
 
     y_true: np.ndarray
     y_pred: np.ndarray
@@ -62,7 +62,7 @@ def _check_run(run, label, baseline):
 
 
 def _check_runs(reports, baseline):
-    """Return the runs of each setting, which must be on the same samples and genes."""
+    """Return the runs of each setting, checked to have the same samples and genes."""
     if not isinstance(reports, Mapping) or len(reports) < 2:
         raise ValueError(
             "reports must be a dict that maps the names of two or more settings to results, got "
@@ -87,45 +87,44 @@ def _differ(a, b):
 
 
 def _check_pair(run, first, label, first_label):
-    """Check that two runs can be compared in pairs of samples and genes."""
+    """Check that two runs have the same samples, genes and kind of baseline."""
     both = f"{label} and {first_label}"
     for what, axis in (("samples", 0), ("genes", 1)):
         names = [(each.rows, each.genes)[axis] for each in (run, first)]
         if run.y_true.shape[axis] != first.y_true.shape[axis] or _differ(*names):
             raise ValueError(
-                f"{both} must have the same {what} in the same order, or they cannot be compared "
-                "in pairs."
+                f"{both} must have the same {what} in the same order for a paired comparison."
             )
-    # Of the same samples by name, the truth may be on another scale.
+    # With named samples, the scales of y_true may differ.
     named = run.rows is not None and first.rows is not None
     if not named and _differ(run.y_true, first.y_true):
         raise ValueError(
-            f"{both} have a different y_true, so they do not seem to be of the same samples. If "
-            "they are, on another scale, give the samples names: an index of text."
+            f"{both} have different y_true and no sample names, so they seem to have different "
+            "samples. If only the scale differs, pass tables with sample names as the index."
         )
     if (run.y_baseline is None) != (first.y_baseline is None):
         raise ValueError(
-            f"{both} have different opponents: one has predictions of an untrained model, the "
+            f"{both} have different baselines: one has predictions of an untrained model, the "
             'other has none. Pass baseline="mean" to compare both with the mean.'
         )
 
 
 def _check_criteria(runs, given):
-    """Return the criteria that were given, else those of the results, else the published ones."""
+    """Return the given criteria, else those of the results, else the published ones."""
     criteria = {}
     for name, value in given.items():
-        known = {run.criteria.get(name, _CRITERIA[name]) for run in runs}
+        known = {run.criteria.get(name, _PUBLISHED[name]) for run in runs}
         if value is None and len(known) > 1:
             raise ValueError(
                 f"The reports were made with different {name}: {sorted(known, key=str)}. Pass "
-                f"{name}= to judge all of them anew."
+                f"{name}= to use the same for all."
             )
         criteria[name] = known.pop() if value is None else value
     return criteria
 
 
 def _patient_numbers(groups, runs):
-    """Return the number of the patient of each sample."""
+    """Return the patient of each sample as an integer code."""
     given = [groups] if groups is not None else [r.groups for r in runs if r.groups is not None]
     if not given:
         return np.arange(len(runs[0].y_true))
@@ -133,14 +132,14 @@ def _patient_numbers(groups, runs):
     numbers = [np.unique(check_groups(each, table), return_inverse=True)[1] for each in given]
     if any(_differ(each, numbers[0]) for each in numbers):
         raise ValueError(
-            "The reports name different patients for the same samples. Pass groups=, the patient "
+            "The reports have different patients for the same samples. Pass groups=, the patient "
             "of each sample."
         )
     return numbers[0]
 
 
 def weighted_statistics(true, pred, base, weights):
-    """Compute the statistics of genes for every replicate from weighted moments."""
+    """Compute the statistics of each gene and replicate from weighted moments."""
     n = weights.sum(axis=0)
     tables = [true, pred] if base is None else [true, pred, base]
     units, sums, variances, constants = [], [], [], []
@@ -190,7 +189,7 @@ def resample_measures(run, weights, criteria, bar=None):
     """Compute the measures of a run on resampled samples."""
     n_genes = run[0].shape[1]
     measures = np.empty((len(MEASURES), weights.shape[1]))
-    for chunk in gen_batches(weights.shape[1], _HELD):
+    for chunk in gen_batches(weights.shape[1], _CHUNK):
         part = np.ascontiguousarray(weights[:, chunk])
         n = part.sum(axis=0)
 
@@ -206,7 +205,7 @@ def resample_measures(run, weights, criteria, bar=None):
             def count(few, found=found, n=n):
                 return _measure({name: s[:, few] for name, s in found.items()}, n[few], criteria)
 
-            parts = list(threads(count, gen_batches(part.shape[1], _JUDGED)))
+            parts = list(threads(count, gen_batches(part.shape[1], _BLOCK)))
         measures[:, chunk] = np.concatenate(parts, axis=1)
         if bar is not None:
             bar.update(part.shape[1])
@@ -214,7 +213,7 @@ def resample_measures(run, weights, criteria, bar=None):
 
 
 def _draw_weights(patients, n_boot, random_state):
-    """Draw patients with replacement; a replicate has all samples of a patient, or none."""
+    """Draw patients with replacement; all samples of a patient get the same weight."""
     n_patients = patients.max() + 1
     if n_patients < FEWEST_SAMPLES:
         raise ValueError(
@@ -231,7 +230,7 @@ def _margin(own, other, level):
     by_runs, freedom = _variance_over_runs(own[:, 0], other[:, 0])
     if not by_runs:
         return stats.norm.ppf((1 + level) / 2) * np.sqrt(by_patients)
-    # Few runs say little of their variance (Satterthwaite).
+    # The variance over few runs is uncertain (Satterthwaite).
     variance = by_patients + by_runs
     freedom = freedom * (variance / by_runs) ** 2
     return stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
@@ -242,9 +241,9 @@ def _variance_over_runs(own, other):
     n, m = len(own), len(other)
     if n == m == 1:
         return 0.0, np.inf
-    if n == m:  # in pairs: they may share seeds
+    if n == m:  # paired, since runs may have common seeds
         return (own - other).var(ddof=1) / n, n - 1
-    if min(n, m) == 1:  # the variance of the setting with several runs stands for both
+    if min(n, m) == 1:  # assume the same variance for both settings
         return max(own, other, key=len).var(ddof=1) * (1 / n + 1 / m), max(n, m) - 1
     parts = np.array([own.var(ddof=1) / n, other.var(ddof=1) / m])
     spread = (parts**2 / [n - 1, m - 1]).sum()
@@ -282,9 +281,9 @@ def _tabulate(name, measures, reference, level):
         "n_boot": [Interval(Integral, 2, None, closed="left")],
         "confidence_level": [Interval(Real, 0, 1, closed="neither")],
         "baseline": [StrOptions({"untrained", "mean"})],
-        "alpha": [Interval(Real, 0, 1, closed="right"), None],
-        "fdr": [Interval(Real, 0, 1, closed="right"), None],
-        "compat": [StrOptions({"sequoia"}), None],
+        "alpha": [*CRITERIA["alpha"], None],
+        "fdr": [*CRITERIA["fdr"], None],
+        "compat": CRITERIA["compat"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     },
@@ -307,46 +306,46 @@ def compare_significance(
     """
     Compare settings by their significant genes and median r, with confidence intervals.
 
-    Patients are drawn with replacement, the same ones for all settings, and every gene is
-    tested anew on each draw. A gain without an interval is not a result.
+    Patients are drawn with replacement, the same for all settings, and all genes are tested
+    again on each draw. A gain without an interval is not a result.
 
     Parameters
     ----------
     reports : dict of str to result, or to list of results
-        The settings to compare: for each the result of
+        The settings to compare: for each, the result of
         :func:`~sklearn_pk.model_selection.cross_val_significance`, or a tuple of tables
         ``(y_true, y_pred, y_baseline)`` of shape (n_samples, n_genes), as
         :func:`significance_report` takes them. A list holds several runs of one setting, such
-        as seeds: their measures are averaged, and the intervals then cover other seeds, too.
-        All must have the same samples and genes, and the same `y_true` unless the samples have
-        names.
+        as seeds: their measures are averaged, and the intervals include the variation between
+        runs. All must have the same samples and genes, and the same `y_true` unless the samples
+        have names.
     reference : str, default=None
-        The setting the others are compared with. None takes the first.
+        The setting with which the others are compared. None takes the first.
     groups : array-like of shape (n_samples,), default=None
-        Patient of each sample. None takes those of the results; where they have none, each
+        Patient of each sample. None takes those of the results; if they have none, each
         sample is a patient.
     n_boot : int, default=1000
         Number of draws.
     confidence_level : float, default=0.95
         Level of the intervals.
     baseline : {"untrained", "mean"}, default="untrained"
-        The opponent. "untrained" takes the one of each report; the untrained model of a setting
-        is its own, so settings then differ in model and opponent. "mean" takes the mean of
-        `y_true`, which is the same for all.
+        "untrained" takes the baseline of each report; since the untrained model depends on the
+        setting, settings then differ in model and baseline. "mean" takes the mean of `y_true`,
+        which is the same for all.
     alpha, fdr : float, default=None
-        Levels of :func:`significance_report`. None takes those of the results, 0.05 and 0.2
+        Levels of :func:`significance_report`. None takes those of the results, or 0.05 and 0.2
         for tables.
     compat : {"sequoia"} or None, default=None
         As in :func:`significance_report`. None takes that of the results.
     random_state : int, RandomState instance or None, default=None
-        Seed of the draws. The numbers do not depend on the number of threads.
+        Seed of the draws. The result does not depend on the number of threads.
     verbose : int, default=0
         Whether to show a progress bar on terminals.
 
     Returns
     -------
     comparison : DataFrame
-        Two rows for each setting but the reference, for the ``measure`` "n_significant" and
+        Two rows for each setting except the reference, for the ``measure`` "n_significant" and
         "median_r": ``setting``, ``reference``, ``measure``, ``value``, ``reference_value``,
         ``difference`` (value - reference_value), ``ci_low`` and ``ci_high``.
 
@@ -355,8 +354,8 @@ def compare_significance(
     TypeError
         If a report is not one of the forms above.
     ValueError
-        If samples, genes, patients, criteria or the kind of opponent of the reports differ,
-        there are fewer than two settings or four patients, or the reference is none of them.
+        If samples, genes, patients, criteria or the kind of baseline of the reports differ,
+        there are fewer than two settings or four patients, or the reference is not a setting.
 
     See Also
     --------
@@ -366,24 +365,22 @@ def compare_significance(
 
     Notes
     -----
-    n counts samples in each test, as in the report. A draw has all samples of a patient or
-    none.
+    As in the report, n of each test is the number of samples. A draw contains all samples of a
+    patient or none.
 
     The interval is the observed difference plus and minus a quantile times its standard error.
-    That of one run each is the standard deviation of the difference over the draws, and the
-    quantile is that of the normal distribution. Such an interval says how the difference would
-    vary with other test patients for these very models, but not how it would if they were
-    trained on other patients or with another seed. With several runs, the variance of the
-    difference over the runs is added, divided by their number, and the quantile is that of
-    Student's t with Satterthwaite's degrees of freedom. Settings with as many runs are taken in
-    pairs, the first with the first and so on, so that seeds which are shared cancel; a single
-    run beside several is taken to vary as they do. Two or three runs say little of their
-    variance, so give five or more.
+    For one run each, the standard error is the standard deviation of the difference over the
+    draws, and the quantile is that of the normal distribution. Such an interval covers other
+    test patients for these fitted models, but not other training patients or seeds. With several
+    runs, the variance of the difference over the runs, divided by their number, is added, and
+    the quantile is that of Student's t with Satterthwaite's degrees of freedom. Settings with
+    equally many runs are paired by position, so that the effect of common seeds cancels; for a
+    single run compared with several, the variance of these is used for both. Two or three runs
+    give a poor estimate of the variance, so use five or more.
 
-    A draw repeats patients, so its correlations are those of the sample with the noise of
-    another sample on top, and more genes are significant than in the sample. Intervals that
-    take this for a bias and correct it (basic, BCa) miss the true difference far too often; see
-    the user guide.
+    A draw repeats patients, so its correlations have the noise of a second sampling, and more
+    genes are significant than in the sample. Intervals that correct this as a bias (basic, BCa)
+    miss the true difference far too often; see the user guide.
 
     References
     ----------
@@ -416,13 +413,13 @@ def compare_significance(
     reference = names[0] if reference is None else reference
     if reference not in names:
         raise ValueError(f"reference must be one of the settings {names}, got {reference!r}.")
-    every = [run for runs in settings.values() for run in runs]
-    criteria = _check_criteria(every, {"alpha": alpha, "fdr": fdr, "compat": compat})
-    n_samples = len(every[0].y_true)
-    drawn = _draw_weights(_patient_numbers(groups, every), n_boot, random_state)
-    # What was observed is the draw that has each sample once.
+    all_runs = [run for runs in settings.values() for run in runs]
+    criteria = _check_criteria(all_runs, {"alpha": alpha, "fdr": fdr, "compat": compat})
+    n_samples = len(all_runs[0].y_true)
+    drawn = _draw_weights(_patient_numbers(groups, all_runs), n_boot, random_state)
+    # The observed value is the draw that contains each sample once.
     weights = np.concatenate([np.ones((n_samples, 1)), drawn], axis=1)
-    total = len(every) * weights.shape[1]
+    total = len(all_runs) * weights.shape[1]
     with progress(total=total, desc="Draws", verbose=verbose) as bar:
         measures = {
             name: np.array([resample_measures(run, weights, criteria, bar) for run in runs])

@@ -12,9 +12,9 @@ from sklearn.utils import gen_batches
 from ..utils import check_expression
 from ..utils._rows import centre_rows
 
-# Two correlations of one variable with (nearly) the same direction differ by rounding alone.
+# Two correlations with (nearly) collinear variables differ by rounding errors only.
 _COLLINEAR = 1e-14
-# Genes that are worked on together: their float64 copies stay in the cache.
+# Genes per block, so that float64 copies fit into the cache.
 GENES = 96
 
 
@@ -23,7 +23,7 @@ def correlate_rows(a, a_norms, b, b_norms):
     products = np.vecdot(a, b)
     r = np.zeros_like(products)
     varies = (a_norms > 0) & (b_norms > 0)
-    # Two divisions, so that the product of the norms can neither overflow nor vanish.
+    # Two divisions, so that the product of norms cannot overflow or underflow.
     r[varies] = products[varies] / a_norms[varies] / b_norms[varies]
     return np.clip(r, -1.0, 1.0)
 
@@ -36,7 +36,7 @@ def pearson_pvalue(r, n):
 
 
 class _Table(NamedTuple):
-    """A checked table and what it is called."""
+    """A checked table and its name."""
 
     values: np.ndarray
     genes: np.ndarray | None
@@ -57,7 +57,7 @@ def _check_agreement(a, b):
             f"{a.name} and {b.name} must have the same shape (n_samples, n_genes), got "
             f"{a.values.shape} and {b.values.shape}."
         )
-    # One gene cannot be in the wrong order, and a Series is often named after what it holds.
+    # A single gene has no order, and the name of a Series often describes its content.
     if not (a.is_1d or b.is_1d):
         remedy = f"{b.name}[{a.name}.columns]"
         _check_same_names(a.genes, b.genes, a.name, b.name, "genes", remedy)
@@ -68,11 +68,11 @@ def _check_agreement(a, b):
 def check_same_tables(**tables):
     """Check that tables agree in shape, gene names and row names."""
     read = [None if table is None else _read(table, name) for name, table in tables.items()]
-    there = [table for table in read if table is not None]
-    # All pairs: two tables may have names that the first one lacks.
-    for a, b in combinations(there, 2):
+    given = [table for table in read if table is not None]
+    # All pairs, since the first table may have no names.
+    for a, b in combinations(given, 2):
         _check_agreement(a, b)
-    genes = next((table.genes for table in there if table.genes is not None), None)
+    genes = next((table.genes for table in given if table.genes is not None), None)
     return [None if table is None else table.values for table in read], genes
 
 
@@ -91,14 +91,14 @@ def _check_same_names(a_names, b_names, a_name, b_name, what, remedy):
         where = wrong[0]
         raise ValueError(
             f"{a_name} and {b_name} must name the same {what} in the same order, but "
-            f"{wrong.size} of {len(a_names)} differ, first number {where}: "
-            f"{a_names[where]!r} against {b_names[where]!r}. Reorder with {remedy}."
+            f"{wrong.size} of {len(a_names)} differ, the first at position {where}: "
+            f"{a_names[where]!r} and {b_names[where]!r}. Reorder with {remedy}."
         )
 
 
 def pearson_by_gene(y_true, y_pred):
     """
-    Compute the Pearson correlation of truth and prediction, gene by gene.
+    Compute the Pearson correlation of truth and prediction for each gene.
 
     Parameters
     ----------
@@ -119,12 +119,12 @@ def pearson_by_gene(y_true, y_pred):
 
     See Also
     --------
-    significance_report : The correlations with p-values and a verdict.
+    significance_report : Correlations, p-values and significance of each gene.
 
     Notes
     -----
-    Computed in float64 on centred values, block after block of genes, whatever the dtype of
-    the input. A column counts as constant where its values differ by no more than rounding.
+    Correlations are computed in float64 on centred values in blocks of genes, for any dtype of
+    the input. A column is constant if its values differ by rounding errors only.
 
     Examples
     --------
@@ -150,7 +150,7 @@ def _check_correlations(**correlations):
         value = np.asarray(value, dtype=np.float64)
         if not np.all(np.abs(value) <= 1 + 1e-12):
             raise ValueError(
-                f"{name} must hold correlations in [-1, 1], got "
+                f"{name} must be correlations in [-1, 1], got "
                 f"{value[~(np.abs(value) <= 1 + 1e-12)].ravel()[0]!r}."
             )
         checked.append(np.clip(value, -1.0, 1.0))
@@ -160,7 +160,7 @@ def _check_correlations(**correlations):
 def _steiger_statistic(r_xy, r_xz, r_yz, n):
     """Return Williams' t for r_xy against r_xz, with its limits where y and z are collinear."""
     difference = r_xy - r_xz
-    # The determinant of the correlation matrix in a form that keeps its digits near r = 1.
+    # The determinant of the correlation matrix in a form that is accurate near r = 1.
     determinant = (1 - r_xy) * (1 + r_xy) * (1 - r_xz) * (1 + r_xz) - (r_yz - r_xy * r_xz) ** 2
     mean = (r_xy + r_xz) / 2
     spread = 2 * (n - 1) / (n - 3) * np.maximum(determinant, 0) + mean**2 * (1 - r_yz) ** 3
@@ -186,14 +186,14 @@ def steiger_test(r_xy, r_xz, r_yz, n, *, alternative="greater"):
     n : int or array-like of int
         Number of samples, at least 4.
     alternative : {"greater", "less", "two-sided", "abs"}, default="greater"
-        "greater" gives P(T > t), the evidence that r_xy is the larger one; "less" gives
+        "greater" gives P(T > t), for the alternative r_xy > r_xz; "less" gives
         P(T < t); "two-sided" gives 2 P(T > abs(t)); "abs" gives P(T > abs(t)), half of
-        it and the same for either direction, which is what SEQUOIA's code reports.
+        it and equal for both directions, as SEQUOIA's code reports.
 
     Returns
     -------
     statistic : float or ndarray
-        The t statistic with n - 3 degrees of freedom, positive where r_xy > r_xz.
+        The t statistic with n - 3 degrees of freedom, positive if r_xy > r_xz.
     pvalue : float or ndarray
         Its p-value, from the survival function.
 
@@ -209,10 +209,9 @@ def steiger_test(r_xy, r_xz, r_yz, n, *, alternative="greater"):
 
     Notes
     -----
-    The statistic is the one of Williams (1959) that Steiger (1980, equation 7) recommends.
-    Where y and z are the same up to scale (r_yz = 1) there is no difference to test and the
-    statistic is 0. Where they are opposites (r_yz = -1) the formula is 0 / 0; its limit for
-    r_xz = -r_xy is used.
+    The statistic is that of Williams (1959), recommended by Steiger (1980, equation 7). If y and
+    z are equal up to scale (r_yz = 1), there is no difference to test and the statistic is 0. If
+    they are opposite (r_yz = -1), the formula is 0 / 0; its limit for r_xz = -r_xy is used.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""How much of a gene graph an embedding of its genes preserves."""
+"""How well an embedding of genes preserves the neighbourhoods of their graph."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -24,7 +24,7 @@ from ..utils._neighborhood import check_graph, count_kept
 )
 def neighborhood_preservation(graph, embedding, *, k=100, metric="cosine", normalize="k", hops=1):
     """
-    Measure how many neighbours in a gene graph stay neighbours in an embedding.
+    Measure how many neighbours in a gene graph are neighbours in an embedding.
 
     NP(k) is the mean over genes of the size of the intersection of the gene's k strongest
     edges and its k nearest genes in the embedding, divided by k.
@@ -36,30 +36,30 @@ def neighborhood_preservation(graph, embedding, *, k=100, metric="cosine", norma
         the heaviest first and among equal weights the lower index first. Self loops do not
         count.
     embedding : array-like of shape (n_genes, n_components)
-        One row a gene, in the order of `graph`.
+        One row per gene, in the order of `graph`.
     k : int, default=100
         Size of a neighbourhood.
     metric : str, default="cosine"
-        Distance in the embedding: "cosine", "euclidean" or another name known to
-        :func:`sklearn.metrics.pairwise_distances`. Under "cosine" a zero row, such as a gene
-        outside the prior gets, is nobody's neighbour and has none.
+        Distance in the embedding: "cosine", "euclidean" or another name accepted by
+        :func:`sklearn.metrics.pairwise_distances`. With "cosine", a zero row, as for genes
+        outside the prior, has no neighbours and is not a neighbour of any gene.
     normalize : {"k", "degree"}, default="k"
-        "k" divides by k as published, so a gene with fewer edges than k cannot reach 1.
-        "degree" divides by min(k, number of neighbours), so 1 means that all were kept.
+        "k" divides by k, as published, so that genes with fewer than k edges cannot reach 1.
+        "degree" divides by min(k, number of neighbours), so that 1 means all are preserved.
     hops : {1, 2}, default=1
-        With 2, genes that share neighbours with a gene are its neighbours too, after those
-        it has an edge to and the more they share the earlier. Sparse graphs, such as stars
-        around a centre, hardly fill a neighbourhood of 100 otherwise.
+        With 2, the neighbours of neighbours are included, ranked after the direct neighbours by
+        their number of common neighbours. The neighbourhoods in sparse graphs, such as stars
+        around a centre, are otherwise much smaller than 100.
 
     Returns
     -------
     score : float
-        Mean over the genes that have an edge, in [0, 1].
+        Mean over the genes with at least one edge, in [0, 1].
 
     Raises
     ------
     ValueError
-        If the shapes do not fit, `graph` has no edge, or a value is NaN or infinite.
+        If the shapes do not match, `graph` has no edge, or a value is NaN or infinite.
 
     See Also
     --------
@@ -67,7 +67,7 @@ def neighborhood_preservation(graph, embedding, *, k=100, metric="cosine", norma
 
     Notes
     -----
-    Only genes with an edge are looked up, some hundred at a time, so no dense matrix of
+    Only genes with an edge are processed, in blocks of some hundred, so that no dense matrix of
     genes by genes is formed.
 
     Examples

@@ -3,18 +3,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import warnings
-from numbers import Real
 
 from sklearn.pipeline import Pipeline
-from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils._param_validation import StrOptions, validate_params
 
 from ..utils import check_expression, check_sample_names
 from ..utils._validation import check_gene_order
-from ._significance import significance_report
+from ._significance import CRITERIA, significance_report
 
 
 def last_estimator(estimator):
-    """Follow searches to their best estimator and pipelines to their last step."""
+    """Return the last step of the pipelines and the best estimator of the searches in it."""
     while True:
         if hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
@@ -25,7 +24,7 @@ def last_estimator(estimator):
 
 
 def predict_with_untrained(estimator, X):
-    """Predict with a fitted model and with its untrained twin, transforming X only once."""
+    """Predict with a fitted model and its untrained baseline, transforming X only once."""
     while hasattr(estimator, "best_estimator_"):
         estimator = estimator.best_estimator_
     if isinstance(estimator, Pipeline):
@@ -36,30 +35,30 @@ def predict_with_untrained(estimator, X):
     return estimator.predict(X), None if untrained is None else untrained(X)
 
 
-# Whom the process was told of: the filters of `warnings` forget whenever one is changed, and
-# a search that scores a thousand fits would repeat itself a thousand times.
-_told = set()
+# Estimators already warned about: the registry of `warnings` is reset by each change of its
+# filters, so a search would repeat the warning for every candidate.
+_warned = set()
 
 
-def _tell_of_mean(name):
-    if name in _told:
+def _warn_about_mean(name):
+    if name in _warned:
         return
     warnings.warn(
         f"{name} has no predict_untrained, so the significance scorer compares its predictions "
-        'with the mean of the scored samples. Pass make_significance_scorer(baseline="mean") '
-        "to ask for that.",
+        'with the mean of the scored samples. Use make_significance_scorer(baseline="mean") '
+        "to make this explicit.",
         UserWarning,
         stacklevel=4,
     )
-    _told.add(name)
+    _warned.add(name)
 
 
 class _SignificanceScorer:
     """
     Count significantly predicted genes, as a scorer.
 
-    Built by :func:`make_significance_scorer`, which describes the settings;
-    ``significance_scorer`` is the one with the published ones. What follows is the call.
+    Built by :func:`make_significance_scorer`, which describes its parameters;
+    ``significance_scorer`` has the published ones. The parameters below are those of the call.
 
     Parameters
     ----------
@@ -73,11 +72,11 @@ class _SignificanceScorer:
     Returns
     -------
     score : float
-        Number of significant genes, or their share with ``normalize=True``.
+        Number of significant genes, or their fraction with ``normalize=True``.
 
     See Also
     --------
-    make_significance_scorer : Other levels and opponents.
+    make_significance_scorer : Scorers with other levels and baselines.
 
     Examples
     --------
@@ -106,7 +105,7 @@ class _SignificanceScorer:
         if self.baseline == "untrained":
             prediction, baseline = predict_with_untrained(estimator, X)
             if baseline is None:
-                _tell_of_mean(type(estimator).__name__)
+                _warn_about_mean(type(estimator).__name__)
             return prediction, baseline
         prediction = estimator.predict(X)
         return prediction, None if self.baseline == "mean" else self.baseline(estimator, X, y)
@@ -120,8 +119,8 @@ class _SignificanceScorer:
 
 @validate_params(
     {
-        "alpha": [Interval(Real, 0, 1, closed="right")],
-        "fdr": [Interval(Real, 0, 1, closed="right")],
+        "alpha": CRITERIA["alpha"],
+        "fdr": CRITERIA["fdr"],
         "baseline": [StrOptions({"untrained", "mean"}), callable],
         "normalize": ["boolean"],
     },
@@ -138,29 +137,29 @@ def make_significance_scorer(*, alpha=0.05, fdr=0.2, baseline="untrained", norma
     fdr : float, default=0.2
         Level for the corrected p-values.
     baseline : {"untrained", "mean"} or callable, default="untrained"
-        The opponent. "untrained" asks the regressor for ``predict_untrained(X)``; a Pipeline
-        is followed to its last step, so that slides are featurised once, and a search to its
-        best estimator. A regressor that has none is compared with "mean", with a warning.
-        "mean" is the mean of the scored samples, for which :func:`significance_report`
-        leaves out Steiger's test. A callable gets ``(estimator, X, y)`` and returns the
-        opponent's predictions; it must be picklable for searches in several processes.
+        The baseline. "untrained" calls ``predict_untrained(X)`` of the regressor: the last step
+        of a Pipeline, so that slides are featurised once, or the best estimator of a search. A
+        regressor without this method is compared with "mean", with a warning. "mean" is the
+        mean of the scored samples, for which :func:`significance_report` omits Steiger's test.
+        A callable gets ``(estimator, X, y)`` and returns the predictions of the baseline; it
+        must be picklable for searches in several processes.
     normalize : bool, default=False
-        Whether to return the share of significant genes in place of their number.
+        Whether to return the fraction of significant genes instead of their number.
 
     Returns
     -------
     scorer : callable
-        Called as ``scorer(estimator, X, y)``, returns a float; for ``scoring=`` of searches
+        Callable as ``scorer(estimator, X, y)``, which returns a float; for ``scoring=`` of searches
         and of cross-validation.
 
     See Also
     --------
-    significance_report : What is counted.
+    significance_report : Defines significant genes.
     sklearn_pk.model_selection.cross_val_significance : The number to report, over all folds.
 
     Notes
     -----
-    A search scores each fold by itself, with the few samples of that fold, so its mean score
+    A search scores each fold separately, with the few samples of that fold, so that its mean score
     is lower than the number of significant genes over all folds. Each fold needs at least 4
     samples.
 

@@ -1,4 +1,4 @@
-"""The report on significantly predicted genes."""
+"""Which genes are predicted significantly."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -40,45 +40,34 @@ COLUMNS = (
     "reason",
 )
 _ROUNDING = 1e-12
+# Constraints of the parameters that decide on significance.
+CRITERIA = {
+    "alpha": [Interval(Real, 0, 1, closed="right")],
+    "fdr": [Interval(Real, 0, 1, closed="right")],
+    "compat": [StrOptions({"sequoia"}), None],
+}
 
 
 def gene_rows(table, genes, averager=None):
-    """Return some genes as contiguous float64 rows, averaged over patients if asked for."""
+    """Return some genes as contiguous float64 rows, averaged over patients if requested."""
     if averager is None:
         return np.array(table[:, genes].T, dtype=np.float64, order="C")
     return np.ascontiguousarray((averager @ table[:, genes].astype(np.float64)).T)
 
 
-def _order_statistics(rows, ranks):
-    """Return the values of these ranks in each row, exactly, by way of a sort in float32."""
-    # Rounding keeps the order, and float32 is sorted in half the time.
-    with np.errstate(over="ignore"):
-        rounded = rows.astype(np.float32)
-    ordered = np.sort(rounded, axis=1)
-    values = np.empty((len(ranks), len(rows)))
-    for value, rank in zip(values, ranks, strict=True):
-        place = (rounded == ordered[:, rank, np.newaxis]).argmax(axis=1)
-        value[:] = rows[np.arange(len(rows)), place]
-        around = ordered[:, max(rank - 1, 0) : rank + 2]
-        tied = (around[:, 1:] == around[:, :-1]).any(axis=1)
-        if tied.any():
-            value[tied] = np.sort(rows[tied], axis=1)[:, rank]
-    return values
-
-
 def interquartile_range(rows):
     """Compute the interquartile range of each row, as ``scipy.stats.iqr`` does."""
     last = rows.shape[1] - 1
-    places = np.array([0.25, 0.75]) * last
-    below = places.astype(int)
-    found = _order_statistics(rows, [*below, *np.minimum(below + 1, last)])
-    low, high = found[:2], found[2:]
-    first, third = low + (places - below)[:, np.newaxis] * (high - low)
+    ranks = np.array([0.25, 0.75]) * last
+    below = ranks.astype(int)
+    ordered = np.sort(rows, axis=1)
+    low, high = ordered[:, below], ordered[:, np.minimum(below + 1, last)]
+    first, third = (low + (ranks - below) * (high - low)).T
     return third - first
 
 
 def _block_statistics(true, pred, base):
-    """Return the statistics that need the values themselves, for genes in rows, overwritten."""
+    """Return the statistics of genes in rows; overwrites its input."""
     n = true.shape[1]
     difference = true - pred
     out = {"rmse": np.sqrt(np.vecdot(difference, difference) / n)}
@@ -100,7 +89,7 @@ def _block_statistics(true, pred, base):
         out["r_baseline"] = correlate_rows(t, t_norms, q, q_norms)
         out["r_pred_baseline"] = correlate_rows(p, p_norms, q, q_norms)
     out["iqr"] = interquartile_range(t)
-    # A mean that rounding left of centred values divides to nothing meaningful.
+    # The mean of centred values is a rounding error, which must not be a divisor.
     out["mean"] = np.where(np.abs(t_means) > _ROUNDING * t_norms, t_means, 0.0)
     return out
 
@@ -112,7 +101,7 @@ def _gather_statistics(true, pred, base, averager):
         )
 
     batches = list(gen_batches(true.shape[1], GENES))
-    if len(batches) == 1:  # starting threads would take longer
+    if len(batches) == 1:  # faster without threads
         return statistics_of(batches[0])
     with blas_threads() as run:
         blocks = list(run(statistics_of, batches))
@@ -120,12 +109,12 @@ def _gather_statistics(true, pred, base, averager):
 
 
 def _divide(a, b):
-    """Divide, with NaN where the divisor is 0."""
+    """Divide, with NaN if the divisor is 0."""
     return np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
 
 
 def _first_failure(conditions, n_genes):
-    """Return the label of the first failed condition for each gene, "" where all hold."""
+    """Return the label of the first failed condition for each gene, "" if all hold."""
     reason = np.full(n_genes, "", dtype=object)
     for label, holds in reversed(conditions):
         reason[~holds] = label
@@ -133,7 +122,7 @@ def _first_failure(conditions, n_genes):
 
 
 def judge(stats, n, *, alpha, fdr, compat):
-    """Test each gene."""
+    """Return the columns of the tests, and the conditions of significance by label."""
     mean_baseline = "r_baseline" not in stats
     constants = [
         (f"constant {label}", ~stats[key])
@@ -205,14 +194,14 @@ def _index_of_genes(gene_names, found, n_genes):
     gene_names = np.asarray(gene_names, dtype=object)
     if gene_names.shape != (n_genes,):
         raise ValueError(
-            f"gene_names must hold one name for each of the {n_genes} genes, got shape "
+            f"gene_names must have one name for each of the {n_genes} genes, got shape "
             f"{gene_names.shape}."
         )
     if found is not None and (gene_names != found).any():
         first = np.flatnonzero(gene_names != found)[0]
         raise ValueError(
             "gene_names must agree with the columns of the tables, got "
-            f"{gene_names[first]!r} for {found[first]!r}. Leave gene_names out."
+            f"{gene_names[first]!r} for {found[first]!r}. Omit gene_names."
         )
     return pd.Index(gene_names, name="gene")
 
@@ -223,10 +212,8 @@ def _index_of_genes(gene_names, found, n_genes):
         "y_pred": ["array-like"],
         "y_baseline": ["array-like", None],
         "gene_names": ["array-like", None],
-        "alpha": [Interval(Real, 0, 1, closed="right")],
-        "fdr": [Interval(Real, 0, 1, closed="right")],
         "groups": ["array-like", None],
-        "compat": [StrOptions({"sequoia"}), None],
+        **CRITERIA,
     },
     prefer_skip_nested_validation=True,
 )
@@ -242,42 +229,42 @@ def significance_report(
     compat=None,
 ):
     """
-    Judge for each gene whether its expression is predicted significantly.
+    Test for each gene whether its expression is predicted significantly.
 
-    A gene is significant when all of this holds: r > 0; the two-sided Pearson p-value of r is
-    below `alpha`; the RMSE is below the baseline's; r is above the baseline's; Steiger's test
-    of both correlations gives p < `alpha`; and so does its Benjamini-Hochberg correction over
-    all genes at `fdr`.
+    A gene is significant if all of these conditions hold: r > 0; the two-sided Pearson p-value
+    of r is below `alpha`; the RMSE is below that of the baseline; r is above that of the
+    baseline; Steiger's test of both correlations gives p < `alpha`; and its
+    Benjamini-Hochberg corrected p-value over all genes is below `fdr`.
 
     Parameters
     ----------
     y_true : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
-        True expression of samples the model has not seen, in log2 units as a rule.
+        True expression of samples the model has not seen, usually in log2 units.
     y_pred : array-like or DataFrame of the same shape
         Predictions, in the units of `y_true`.
     y_baseline : array-like or DataFrame of the same shape, or None
-        Predictions of the opponent, as a rule the same architecture before training. None
-        stands for the mean of `y_true`; see Notes.
+        Predictions of the baseline, usually the same architecture before training. None
+        takes the mean of `y_true`; see Notes.
     gene_names : array-like of shape (n_genes,), default=None
-        Names of the genes, where the tables are arrays.
+        Names of the genes, if the tables are arrays.
     alpha : float, default=0.05
         Level for the p-values of Pearson's r and of Steiger's test.
     fdr : float, default=0.2
         Level for the corrected p-values.
     groups : array-like of shape (n_samples,), default=None
-        Patient of each sample. When given, all tables are averaged to one row a patient
-        first, so n counts patients. None counts slides, as published.
+        Patient of each sample. If given, all tables are averaged to one row per patient first,
+        so that n is the number of patients. With None, n is the number of slides, as published.
     compat : {"sequoia"} or None, default=None
         None takes P(T > t) for Steiger's test. "sequoia" takes P(T > abs(t)), as SEQUOIA's
-        code does; this changes the correction, because genes that are worse than their
-        baseline get small p-values too.
+        code does; this changes the correction, because genes worse than their baseline get
+        small p-values, too.
 
     Returns
     -------
     report : DataFrame of n_genes rows, indexed by gene
         ``r``, ``p``, ``p_fdr`` (Pearson correlation, its two-sided p-value, the same
         corrected), ``rmse``, ``rmse_baseline``, ``rmse_iqr`` and ``rmse_mean`` (RMSE over
-        interquartile range and over mean of the truth, NaN where that is 0), ``r_baseline``,
+        interquartile range and over mean of the truth, NaN if that is 0), ``r_baseline``,
         ``steiger_t``, ``steiger_p``, ``steiger_fdr``, ``significant`` (bool) and ``reason``
         (the first condition that failed, "" for a significant gene).
 
@@ -297,12 +284,12 @@ def significance_report(
     A gene that is constant in truth, prediction or baseline has r = 0 and p = 1 and is not
     significant.
 
-    A constant has no correlation to compare with, so with ``y_baseline=None`` Steiger's
-    test is left out: its columns are NaN, `fdr` applies to ``p_fdr``, and the RMSE must be
-    below that of the mean of the very samples that are scored, the best constant there is.
+    A constant baseline has no correlation to compare with, so with ``y_baseline=None`` Steiger's
+    test is omitted: its columns are NaN, `fdr` applies to ``p_fdr``, and the RMSE must be below
+    that of the mean of the scored samples, which is the best constant prediction.
 
-    Statistics are float64 whatever the input, computed on centred values for a block of
-    genes at a time.
+    Statistics are computed in float64 for any dtype of the input, on centred values in blocks of
+    genes.
 
     References
     ----------

@@ -17,12 +17,12 @@ def _patient_of(barcode):
 
 def patient_ids(barcodes):
     """
-    Read the patient of each sample from TCGA barcodes, for use as `groups`.
+    Extract the patient of each sample from TCGA barcodes, for use as `groups`.
 
     Parameters
     ----------
     barcodes : list, array or Series of str or Path, length n_samples
-        TCGA barcodes of any length, or file names or paths that start with one.
+        TCGA barcodes of any length, or names or paths of files that start with a barcode.
 
     Returns
     -------
@@ -32,9 +32,9 @@ def patient_ids(barcodes):
     Raises
     ------
     TypeError
-        If `barcodes` is one string or path in place of a list of them.
+        If `barcodes` is a single string or path instead of a list.
     ValueError
-        If an entry does not start with a TCGA barcode; the first ones are named.
+        If entries do not start with a TCGA barcode; the first of them are named.
 
     See Also
     --------
@@ -57,7 +57,7 @@ def patient_ids(barcodes):
     if wrong:
         raise ValueError(
             f"{len(wrong)} of {len(barcodes)} entries do not start with a TCGA barcode "
-            f"(TCGA-XX-XXXX...): {name_some(wrong)}. For samples from elsewhere pass your own "
-            "patient ids as groups."
+            f"(TCGA-XX-XXXX...): {name_some(wrong)}. For other samples, pass your own patient "
+            "ids as groups."
         )
     return np.array(patients, dtype=str)

@@ -4,25 +4,19 @@
 
 import time
 from contextlib import closing
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.utils import _safe_indexing
-from sklearn.utils._param_validation import (
-    HasMethods,
-    Interval,
-    InvalidParameterError,
-    StrOptions,
-    validate_params,
-)
+from sklearn.utils._param_validation import HasMethods, InvalidParameterError, validate_params
 from sklearn.utils.metadata_routing import get_routing_for_object
 
 from ..metrics import significance_report
 from ..metrics._scorer import predict_with_untrained
-from ..metrics._significance import FEWEST_SAMPLES
+from ..metrics._significance import CRITERIA, FEWEST_SAMPLES
 from ..utils import check_expression, check_groups, check_sample_names, progress
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
@@ -31,7 +25,7 @@ from ._result import CrossValSignificance, as_table
 
 
 def takes_groups(estimator):
-    """Whether ``fit`` of an estimator, pipeline or search makes use of `groups`."""
+    """Return whether ``fit`` of an estimator, pipeline or search uses `groups`."""
     try:
         return bool(get_routing_for_object(estimator).consumes("fit", ["groups"]))
     except NotImplementedError:  # a meta-estimator without metadata routing
@@ -39,7 +33,7 @@ def takes_groups(estimator):
 
 
 def check_parameters(estimator):
-    """Let every step check its parameters before the steps in front of it have worked."""
+    """Validate the parameters of all steps before the first one is fitted."""
     if isinstance(estimator, type):
         name = estimator.__name__
         raise TypeError(f"estimator must be an instance, got the class {name}. Pass {name}().")
@@ -52,12 +46,12 @@ def check_parameters(estimator):
         try:
             part._validate_params()
         except InvalidParameterError as error:
-            # scikit-learn would put the name of the calling function in place of the step's.
+            # Otherwise validate_params would replace the name of the step by that of its function.
             raise ValueError(str(error)) from error
 
 
 def _take(values, rows, y, is_1d):
-    """Return some rows of the expression in the form y came in."""
+    """Return some rows of the expression in the type of y."""
     values = values[rows]
     if isinstance(y, pd.DataFrame):
         return pd.DataFrame(values, index=y.index[rows], columns=y.columns)
@@ -67,7 +61,7 @@ def _take(values, rows, y, is_1d):
 
 
 def _scale(transformer, values, groups, train):
-    """Return the expression on the scale learned from the patients of the training part."""
+    """Transform the expression with a transformer fitted on the training patients."""
     if transformer is None:
         return values, None
     training = values[train]
@@ -101,7 +95,7 @@ def _restore_and_fit(head, sizes, content, *rest):
 
 
 def _shared_input(X, n_jobs):
-    """Return the function of a fold, and X as its first arguments."""
+    """Return the function that runs a fold, and its arguments for X."""
     if isinstance(X, list | tuple) and count_jobs(n_jobs) > 1:
         return _restore_and_fit, share(X)
     return _fit_and_predict, (X,)
@@ -139,19 +133,14 @@ def _pool(results, key, folds, y, gene_names):
     return pd.DataFrame(values, index=index, columns=gene_names)
 
 
-def _tested_groups(groups, folds, index):
-    if groups is None:
-        return None
-    tested = np.sort(np.concatenate([test for _, test in folds]))
-    return pd.Series(groups[tested], index=index, name="patient")
-
-
 def _gather(results, folds, y, gene_names, groups, criteria):
-    tables = {
-        key: _pool(results, key, folds, y, gene_names)
-        for key in ("y_true", "prediction", "untrained")
-    }
-    truth, prediction, untrained = tables.values()
+    truth, prediction, untrained = (
+        _pool(results, key, folds, y, gene_names) for key in ("y_true", "prediction", "untrained")
+    )
+    patients = None
+    if groups is not None:
+        tested = np.sort(np.concatenate([test for _, test in folds]))
+        patients = pd.Series(groups[tested], index=truth.index, name="patient")
     return CrossValSignificance(
         report=significance_report(truth, prediction, untrained, **criteria),
         mean_report=significance_report(truth, prediction, None, **criteria),
@@ -165,7 +154,7 @@ def _gather(results, folds, y, gene_names, groups, criteria):
         estimators=[result["estimator"] for result in results],
         target_transformers=[result["transformer"] for result in results],
         test_indices=[test for _, test in folds],
-        groups=_tested_groups(groups, folds, truth.index),
+        groups=patients,
         criteria=criteria,
     )
 
@@ -178,9 +167,7 @@ def _gather(results, folds, y, gene_names, groups, criteria):
         "groups": ["array-like", None],
         "cv": ["cv_object"],
         "target_transformer": [HasMethods(["fit", "transform"]), None],
-        "alpha": [Interval(Real, 0, 1, closed="right")],
-        "fdr": [Interval(Real, 0, 1, closed="right")],
-        "compat": [StrOptions({"sequoia"}), None],
+        **CRITERIA,
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     },
@@ -201,32 +188,32 @@ def cross_val_significance(
     verbose=0,
 ):
     """
-    Count the genes an estimator predicts significantly, over all folds pooled.
+    Count the significantly predicted genes of an estimator, pooled over all folds.
 
     Each fold fits a clone of the estimator and predicts its held-out samples. The predictions
-    of all folds are pooled and each gene is tested once, which is the number papers report.
+    of all folds are pooled and each gene is tested once, as reported in papers.
 
     Parameters
     ----------
     estimator : estimator
-        A regressor, a Pipeline that ends in one, or a search over either. Where it has
-        ``predict_untrained``, that is the opponent of the test; otherwise the mean is.
+        A regressor, a Pipeline that ends in one, or a search over either. The baseline of the test
+        is its ``predict_untrained`` if it has one, and otherwise the mean.
     X : sequence, array or DataFrame of n_samples
-        Slide paths, bags or features: whatever `estimator` takes.
+        Input of `estimator`: slide paths, bags or features.
     y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
-        Expression, in log2 units as a rule. Gene and sample names of a DataFrame are kept.
-        Where X carries names too, its rows must agree with the index of `y`; see
+        Expression, usually in log2 units. Gene and sample names of a DataFrame are kept.
+        If X has sample names, too, they must agree with the index of `y`; see
         :func:`sklearn_pk.utils.check_sample_names`.
     groups : array-like of shape (n_samples,), default=None
-        Patient of each sample. Goes to the splitter and to ``fit`` of the estimator, where
-        its metadata request asks for groups: for its own validation split, or for the
-        folds of a search. Metadata routing is switched on for this, during the call only.
+        Patient of each sample. Passed to the splitter, and to ``fit`` of the estimator if its
+        metadata request includes groups: for its own validation split, or for the folds of a
+        search. Metadata routing is enabled for this during the call.
     cv : int, splitter, iterable or None, default=None
         The folds. None stands for 5; an integer means GroupKFold with `groups` and KFold
-        without. Test parts must not overlap, and no patient may be on both sides.
+        without. Test sets must not overlap, and no patient may be in training and test set.
     target_transformer : transformer, default=None
         Applied to `y`, for example ``QuantileTransformer(output_distribution="normal")``. A
-        clone is fitted in each fold on the training part, with one row (the mean) a patient.
+        clone is fitted in each fold on the training set, with one row (the mean) per patient.
         All results are then on the transformed scale.
     alpha : float, default=0.05
         Level for the p-values; see :func:`sklearn_pk.metrics.significance_report`.
@@ -235,7 +222,7 @@ def cross_val_significance(
     compat : {"sequoia"} or None, default=None
         Which p-value of Steiger's test is corrected.
     n_jobs : int, default=None
-        Number of folds to run at a time, as in joblib; 1 is this process, on a cluster too.
+        Number of folds to run in parallel, as in joblib; 1 uses this process, even on a cluster.
         The result does not depend on it.
     verbose : int, default=0
         Whether to show a progress bar on terminals.
@@ -248,12 +235,12 @@ def cross_val_significance(
     Raises
     ------
     ValueError
-        Before any fit: if a parameter of a step is not allowed, the lengths or names of `X`,
-        `y` and `groups` do not agree, `y` holds NaN or names a gene twice, there are fewer
-        patients than folds or fewer than 4 samples are held out, or `cv` leaks patients or
+        Before any fit: if a parameter of a step is invalid, the lengths or names of `X`,
+        `y` and `groups` do not agree, `y` contains NaN or a gene twice, there are fewer
+        patients than folds, fewer than 4 samples are held out, or `cv` leaks patients or
         holds samples out twice.
     RuntimeError
-        If a worker is killed by each attempt at a fold.
+        If the worker of a fold is killed in each attempt.
 
     See Also
     --------
@@ -262,8 +249,8 @@ def cross_val_significance(
 
     Notes
     -----
-    n of the tests counts samples, as published. ``report_by_patient`` of the result tests one
-    row a patient.
+    As published, n of the tests is the number of samples. ``report_by_patient`` of the result
+    tests one row per patient.
 
     Examples
     --------

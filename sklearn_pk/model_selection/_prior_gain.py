@@ -1,4 +1,4 @@
-"""What a prior gains, beside what its controls gain."""
+"""The gain of a prior compared with the gain of controls."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -20,15 +20,15 @@ CONTROLS = ("zero", "shuffled", "rewired")
 _GRIDS = ("param_grid", "param_distributions", "search_spaces")
 
 
-def _falsify(embeddings, control, random_state):
-    """Return embeddings that hold no knowledge: zeros, or the rows of other genes."""
+def make_control_embeddings(embeddings, control, random_state):
+    """Return embeddings without knowledge: zeros, or permuted over the genes."""
     if control == "zero":
         return np.zeros_like(embeddings)
     return embeddings[check_random_state(random_state).permutation(len(embeddings))]
 
 
 class ControlledPrior(TransformerMixin, BaseEstimator):
-    """Fit a prior and falsify its gene embeddings."""
+    """Fit a prior and return control embeddings in place of its own."""
 
     def __init__(self, prior, control, random_state):
         self.prior = prior
@@ -36,14 +36,14 @@ class ControlledPrior(TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit_transform(self, X, y=None):
-        """Fit the prior and return false embeddings."""
+        """Fit the prior and return control embeddings."""
         self.prior_ = clone(self.prior)
         embeddings = np.asarray(self.prior_.fit_transform(X))
-        return _falsify(embeddings, self.control, self.random_state)
+        return make_control_embeddings(embeddings, self.control, self.random_state)
 
 
 def _owned(estimator, name):
-    """Return the parameters of that name, at any depth; steps of that name are none."""
+    """Return the parameters of that name at any depth, without steps of that name."""
     params = estimator.get_params(deep=True)
     found = [key for key in params if key.rpartition("__")[2] == name]
     owners = {key: params[key.rpartition("__")[0]] if "__" in key else estimator for key in found}
@@ -51,7 +51,7 @@ def _owned(estimator, name):
 
 
 def _find_prior(estimator):
-    """Return the names of the parameters that hold the prior and the seed, checked."""
+    """Return the checked names of the parameters for the prior and the seed."""
     params = estimator.get_params(deep=True)
     found = _owned(estimator, "prior")
     # The parameter of the regressor, not one of a step inside the prior.
@@ -59,7 +59,7 @@ def _find_prior(estimator):
     if len(found) != 1:
         raise ValueError(
             f"estimator must have one parameter 'prior', as PriorKnowledgeRegressor or a Pipeline "
-            f"that ends in one has, found {found}."
+            f"that ends in one has, got {found}."
         )
     name = found[0]
     seed_name = name.removesuffix("prior") + "random_state"
@@ -71,7 +71,7 @@ def _find_prior(estimator):
 
 
 def _check_searches(estimator, params, names):
-    """Check that no search inside sets what is exchanged here."""
+    """Check that no nested search sets the prior or the seed."""
     for grid_name in _GRIDS:
         for owned in _owned(estimator, grid_name):
             prefix = f"{owned.removesuffix(grid_name)}estimator__"
@@ -80,8 +80,8 @@ def _check_searches(estimator, params, names):
                 path = prefix + key
                 if any(_within(path, name) or _within(name, path) for name in names):
                     raise ValueError(
-                        f"The search sets {key!r} by itself, so neither the prior nor the seed can "
-                        "be exchanged. Search over other parameters, such as lambda_."
+                        f"The search sets {key!r} itself, so the prior and the seed cannot be "
+                        "replaced. Search over other parameters, such as lambda_."
                     )
 
 
@@ -95,7 +95,7 @@ def _within(inner, outer):
 
 def _check_prior(prior, name):
     if prior is None:
-        raise ValueError(f"estimator has no prior to test: {name} is None.")
+        raise ValueError(f"estimator has no prior to compare: {name} is None.")
     is_estimator = hasattr(prior, "fit_transform") and hasattr(prior, "get_params")
     if isinstance(prior, type) or not (is_estimator or np.ndim(prior) == 2):
         raise TypeError(
@@ -106,15 +106,15 @@ def _check_prior(prior, name):
 
 def _control_array(prior, control, gene_names, seed):
     if not isinstance(prior, pd.DataFrame):
-        return _falsify(np.asarray(prior), control, seed)
-    # All genes of y take part, those that get zeros too, as in a prior that is fitted.
+        return make_control_embeddings(np.asarray(prior), control, seed)
+    # All genes of y are permuted, including those with zeros, as in a fitted prior.
     aligned = prior.reindex(gene_names, fill_value=0.0)
-    values = _falsify(aligned.to_numpy(), control, seed)
+    values = make_control_embeddings(aligned.to_numpy(), control, seed)
     return pd.DataFrame(values, index=aligned.index, columns=aligned.columns)
 
 
 def _make_prior(prior, setting, gene_names, seed):
-    """Return what stands in the place of the prior in a setting."""
+    """Return the prior of a setting."""
     if setting == "none":
         return None
     if setting == "prior":
@@ -132,7 +132,7 @@ def _rewire_params(prior):
 
 
 def _check_controls(controls, prior):
-    """Return the controls; None leaves out what the prior cannot have."""
+    """Return the checked controls; None selects those that the prior supports."""
     can_rewire = bool(_rewire_params(prior))
     if controls is None:
         return [name for name in CONTROLS if name != "rewired" or can_rewire]
@@ -143,8 +143,8 @@ def _check_controls(controls, prior):
     if "rewired" in controls and not can_rewire:
         raise ValueError(
             "controls: 'rewired' needs a prior with a graph, that is a step with a parameter "
-            f"'rewire' such as CoexpressionGraph, but prior is {type(prior).__name__}. Leave it "
-            "out of controls."
+            f"'rewire' such as CoexpressionGraph, but prior is {type(prior).__name__}. Remove it "
+            "from controls."
         )
     return controls
 
@@ -191,16 +191,17 @@ def prior_gain(
     **options,
 ):
     """
-    Cross-validate a model with its prior, with none, and with controls that know nothing.
+    Cross-validate a model with its prior, without a prior, and with uninformative controls.
 
-    All settings have the same folds and the same seeds. What a control gains over no prior is
-    not knowledge: embeddings of zeros, for one, shrink the learned weights by 1 - lambda.
+    All settings have the same folds and the same seeds. The gain of a control over no prior does
+    not come from knowledge: zero embeddings, for example, shrink the learned weights by
+    1 - lambda.
 
     Parameters
     ----------
     estimator : estimator
         A :class:`~sklearn_pk.regression.PriorKnowledgeRegressor` with a prior, a Pipeline that
-        ends in one, or a search over either, which then chooses lambda for each setting.
+        ends in one, or a search over either, which then selects lambda for each setting.
     X, y : sequence or array, DataFrame
         Samples and expression, as in :func:`cross_val_significance`.
     groups : array-like of shape (n_samples,), default=None
@@ -208,17 +209,17 @@ def prior_gain(
     cv : int, splitter, iterable or None, default=None
         The folds, as in :func:`cross_val_significance`. They are drawn once.
     controls : list of {"zero", "shuffled", "rewired"}, default=None
-        "zero" has zeros in place of the embeddings, "shuffled" gives each gene the embedding of
-        another, "rewired" has a graph with the edges of each gene led elsewhere, for a prior
-        with a step that has the parameter ``rewire``. None takes all that the prior can have.
+        "zero" replaces the embeddings by zeros, "shuffled" permutes them over the genes, and
+        "rewired" rewires the graph at constant degrees, for a prior with a step that has the
+        parameter ``rewire``. None selects all that the prior supports.
     n_seeds : int, default=3
-        Number of seeds, each of which is set as ``random_state`` of the regressor. Intervals of
+        Number of seeds for ``random_state`` of the regressor. Intervals of
         :func:`~sklearn_pk.metrics.compare_significance` need five or more.
     random_state : int, RandomState instance or None, default=None
-        Draws the seeds.
+        Generator of the seeds.
     return_results : bool, default=False
-        Whether to return the results, too. They hold predictions of the trained and the
-        untrained models, two numbers for each sample, gene and run, but not the fitted models.
+        Whether to return the results, too. They hold the predictions of the trained and the
+        untrained models for each sample, gene and run, but not the fitted models.
     verbose : int, default=0
         Whether to show a progress bar on terminals.
     **options : object
@@ -227,20 +228,20 @@ def prior_gain(
 
     Returns
     -------
-    table : DataFrame, one row a setting and seed
+    table : DataFrame, one row per setting and seed
         ``setting`` ("none", "prior" or a control), ``seed``, ``n_significant`` (against the
         untrained model of the same setting; NaN if the estimator has none),
-        ``n_significant_mean`` (against the mean, the same opponent for all), ``median_r`` and
+        ``n_significant_mean`` (against the mean, the same baseline for all), ``median_r`` and
         ``fit_time`` (s, all folds).
     results : dict of str to list of CrossValSignificance
-        For each setting the result of each seed, for
+        For each setting, the result of each seed, for
         :func:`~sklearn_pk.metrics.compare_significance`. Only with `return_results`.
 
     Raises
     ------
     ValueError
         Before any fit: if the estimator has no prior or a search sets it, or a control is
-        unknown or not possible; and what :func:`cross_val_significance` raises.
+        unknown or not supported; and as :func:`cross_val_significance`.
     TypeError
         If the prior is neither an estimator nor a table of embeddings.
 
@@ -273,7 +274,7 @@ def prior_gain(
     folds = make_folds(cv, X, y, groups)
     seeds = check_random_state(random_state).randint(2**31 - 1, size=n_seeds).tolist()
     settings = ["none", "prior", *controls]
-    # The prior comes first: if it cannot be fitted, nothing has been trained in vain.
+    # The prior first: if it cannot be fitted, no other training was in vain.
     order = sorted(settings, key=lambda setting: setting != "prior")
     runs = [(setting, seed) for seed in seeds for setting in order]
     rows, results = [], {setting: [] for setting in settings}
@@ -284,7 +285,7 @@ def prior_gain(
         rows.append(_describe(setting, seed, result))
         if return_results:
             result.estimators = []
-            # One truth for all that share it, or it would take a third of the memory.
+            # One copy of equal tables, which would take a third of the memory.
             truth = next((kept[0].y_true for kept in results.values() if kept), None)
             if truth is not None and truth.equals(result.y_true):
                 result.y_true = truth

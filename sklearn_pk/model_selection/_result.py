@@ -1,4 +1,4 @@
-"""What a cross-validation of significant genes returns, and what it can be asked."""
+"""The result of a cross-validation of significant genes."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -17,13 +17,13 @@ from ..utils._validation import name_some
 
 
 def as_table(prediction):
-    """Return a prediction with one column a gene."""
+    """Return a prediction with one column per gene."""
     prediction = np.asarray(prediction)
     return prediction[:, np.newaxis] if prediction.ndim == 1 else prediction
 
 
 def _mean(tables):
-    """Return the mean of some tables in float64, one of them in memory at a time."""
+    """Return the float64 mean of an iterable of tables, with one in memory at a time."""
     total = count = 0
     for table in tables:
         total, count = total + np.asarray(table, dtype=np.float64), count + 1
@@ -39,20 +39,20 @@ class CrossValSignificance:
     ----------
     report : DataFrame of n_genes rows
         :func:`~sklearn_pk.metrics.significance_report` of all held-out samples pooled, each
-        gene tested once, against the untrained models (or the mean, where the estimator
+        gene tested once, against the untrained models (or the mean, if the estimator
         has no ``predict_untrained``).
     mean_report : DataFrame of n_genes rows
-        The same against the second opponent, the mean of the held-out samples.
+        The same report against the mean of the held-out samples.
     predictions : DataFrame of shape (n_tested, n_genes)
         Predictions for the held-out samples, in the order of `y`.
     untrained_predictions : DataFrame of shape (n_tested, n_genes) or None
-        Predictions of the models before training; None where there are none.
+        Predictions of the models before training, if available.
     y_true : DataFrame of shape (n_tested, n_genes)
         The truth, on the scale of the predictions.
     folds : DataFrame of n_folds rows
         ``fold``, ``n_train``, ``n_test``, ``n_train_patients``, ``n_test_patients`` (samples
-        count as patients without groups), ``n_significant`` and ``median_r`` (of this fold
-        alone, NaN below 4 test samples), ``fit_time`` and ``score_time`` (s; prediction only).
+        if there are no groups), ``n_significant`` and ``median_r`` (of this fold
+        only, NaN below 4 test samples), ``fit_time`` and ``score_time`` (s; prediction only).
     estimators : list of n_folds estimators
         The fitted model of each fold.
     target_transformers : list of n_folds transformers or of None
@@ -73,7 +73,7 @@ class CrossValSignificance:
 
     See Also
     --------
-    cross_val_significance : Makes this result.
+    cross_val_significance : Returns this result.
 
     Examples
     --------
@@ -119,7 +119,7 @@ class CrossValSignificance:
         Parameters
         ----------
         X : sequence or array of n_samples
-            Samples of the kind the models were fitted on, as a rule from another cohort.
+            Samples of the same type as in training, usually from another cohort.
 
         Returns
         -------
@@ -146,40 +146,40 @@ class CrossValSignificance:
         Parameters
         ----------
         X : sequence or array of n_samples
-            Samples of the kind the models were fitted on, none of which they have seen.
+            Samples of the same type as in training that no model has seen.
         y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
-            Their expression, in the units of the y the models were fitted on. Genes of a
-            DataFrame are found by name, in any order; genes that are not in `report` are left
-            out. An array must have the genes of `report` in their order.
+            Their expression, in the units of the training y. Genes of a DataFrame are matched by
+            name in any order; genes that are not in `report` are ignored. An array must have the
+            genes of `report` in their order.
         groups : array-like of shape (n_samples,), default=None
-            Patient of each sample. When given, samples are averaged to one row a patient; see
+            Patient of each sample. If given, samples are averaged to one row per patient; see
             :func:`~sklearn_pk.metrics.significance_report`.
         baseline : {"untrained", "mean"}, default="untrained"
-            The opponent: the mean of the models before training, or the mean of `y`. The
-            latter is taken, too, where the estimator has no ``predict_untrained``.
+            The mean prediction of the models before training, or the mean of `y`. The
+            latter is also used if the estimator has no ``predict_untrained``.
         return_tables : bool, default=False
-            Whether to return the tables behind the report, too.
+            Whether to return the tables of the report, too.
 
         Returns
         -------
-        report : DataFrame, one row a gene
-            :func:`~sklearn_pk.metrics.significance_report`, by the criteria of the
-            cross-validation. With a `target_transformer`, `y` is brought to the mean of the
-            scales of the folds first.
+        report : DataFrame, one row per gene
+            :func:`~sklearn_pk.metrics.significance_report` with the criteria of the
+            cross-validation. With a `target_transformer`, `y` is first transformed to the mean
+            of the scales of the folds.
         tables : tuple of DataFrame
-            Truth, prediction and baseline (None for the mean), one row a sample, for
+            Truth, prediction and baseline (None for the mean), one row per sample, for
             :func:`~sklearn_pk.metrics.compare_significance`. Only with `return_tables`.
 
         Raises
         ------
         ValueError
-            If `y` has none of the genes, names a gene twice or holds NaN, or the names or
+            If `y` has none of the genes, a gene twice or NaN, or the names or
             numbers of samples of `X` and `y` do not agree.
 
         Warns
         -----
         UserWarning
-            If genes of the models are missing from `y`, or samples of `y` are, by name, among
+            If genes of the models are missing from `y`, or sample names of `y` are among
             those of the cross-validation.
         """
         self._check_models()
@@ -187,17 +187,17 @@ class CrossValSignificance:
         values, gene_names, is_1d = check_expression(y, estimator_name="evaluate")
         genes = self.report.index
         if is_1d and len(genes) == 1:
-            gene_names = None  # a Series is often named after what it holds
-        shared = self._shared_genes(gene_names, values.shape[1])
-        self._warn_of_seen(y)
+            gene_names = None  # the name of a Series often describes its content
+        common = self._common_genes(gene_names, values.shape[1])
+        self._warn_about_seen(y)
         columns = genes if gene_names is None else gene_names
         rows = y.index if isinstance(y, pd.DataFrame | pd.Series) else None
         frame = pd.DataFrame(values, index=rows, columns=columns)
-        truth = self._rescale(frame.reindex(columns=genes))[shared]
+        truth = self._rescale(frame.reindex(columns=genes))[common]
         prediction, untrained = (
             None
             if table is None
-            else pd.DataFrame(table, index=frame.index, columns=genes, copy=False)[shared]
+            else pd.DataFrame(table, index=frame.index, columns=genes, copy=False)[common]
             for table in self._predict_with_untrained(X)
         )
         tables = truth, prediction, None if baseline == "mean" else untrained
@@ -206,18 +206,18 @@ class CrossValSignificance:
 
     def report_by_patient(self, *, baseline="untrained"):
         """
-        Report on patients: samples are averaged to one row a patient before the tests.
+        Report on patients: samples are averaged to one row per patient before the tests.
 
         Parameters
         ----------
         baseline : {"untrained", "mean"}, default="untrained"
-            The opponent, as in :meth:`evaluate`.
+            As in :meth:`evaluate`.
 
         Returns
         -------
-        report : DataFrame, one row a gene
+        report : DataFrame, one row per gene
             :func:`~sklearn_pk.metrics.significance_report` of the held-out samples, in which n
-            counts patients.
+            is the number of patients.
 
         Raises
         ------
@@ -227,27 +227,29 @@ class CrossValSignificance:
         if baseline not in ("untrained", "mean"):
             raise ValueError(f"baseline must be 'untrained' or 'mean', got {baseline!r}.")
         if self.groups is None:
-            raise ValueError("The patients are not known: pass groups= to cross_val_significance.")
-        opponent = None if baseline == "mean" else self.untrained_predictions
+            raise ValueError("The patients are unknown. Pass groups= to cross_val_significance.")
+        y_baseline = None if baseline == "mean" else self.untrained_predictions
         return significance_report(
-            self.y_true, self.predictions, opponent, groups=self.groups, **self.criteria
+            self.y_true, self.predictions, y_baseline, groups=self.groups, **self.criteria
         )
 
     def _check_models(self):
         if not self.estimators:
-            raise ValueError("This result holds no fitted models; those of prior_gain never do.")
+            raise ValueError("This result has no fitted models, as all results of prior_gain.")
 
     def _predict_with_untrained(self, X):
-        predictions, untrained = 0.0, 0.0
+        predictions, baseline = 0.0, 0.0
         for estimator in self.estimators:
-            own, twin = predict_with_untrained(estimator, X)
-            predictions = predictions + as_table(own).astype(np.float64, copy=False)
-            lacks = twin is None or untrained is None
-            untrained = None if lacks else untrained + as_table(twin).astype(np.float64, copy=False)
+            prediction, untrained = predict_with_untrained(estimator, X)
+            predictions = predictions + as_table(prediction).astype(np.float64, copy=False)
+            if untrained is None or baseline is None:
+                baseline = None
+            else:
+                baseline = baseline + as_table(untrained).astype(np.float64, copy=False)
         n = len(self.estimators)
-        return predictions / n, None if untrained is None else untrained / n
+        return predictions / n, None if baseline is None else baseline / n
 
-    def _warn_of_seen(self, y):
+    def _warn_about_seen(self, y):
         names, seen = row_names(y), row_names(self.y_true)
         if names is None or seen is None:
             return
@@ -255,12 +257,12 @@ class CrossValSignificance:
         if known:
             warnings.warn(
                 f"{len(known)} of {len(names)} samples are among those of the cross-validation, "
-                f"which most of its models were trained on: {name_some(known)}.",
+                f"on which most of its models were trained: {name_some(known)}.",
                 UserWarning,
                 stacklevel=4,
             )
 
-    def _shared_genes(self, gene_names, n_genes):
+    def _common_genes(self, gene_names, n_genes):
         genes = self.report.index
         if gene_names is None:
             if n_genes != len(genes):
@@ -273,19 +275,19 @@ class CrossValSignificance:
         if len(missing) == len(genes):
             raise ValueError(
                 f"y has none of the {len(genes)} genes of the models: it has genes such as "
-                f"{gene_names[0]!r}, they have genes such as {genes[0]!r}."
+                f"{gene_names[0]!r}, the models have genes such as {genes[0]!r}."
             )
         if len(missing):
             warnings.warn(
                 f"y lacks {len(missing)} of the {len(genes)} genes of the models, which the "
-                f"report leaves out: {name_some(missing)}.",
+                f"report omits: {name_some(missing)}.",
                 UserWarning,
                 stacklevel=4,
             )
         return genes.drop(missing)
 
     def _rescale(self, truth):
-        """Bring the truth to the scale of the predictions; genes it lacks are NaN."""
+        """Transform the truth to the scale of the predictions; missing genes are NaN."""
         if self.target_transformers[0] is None:
             return truth
         try:
@@ -295,7 +297,7 @@ class CrossValSignificance:
                 raise
             raise ValueError(
                 "y lacks genes of the models, and the target_transformer of the cross-validation "
-                "cannot leave them out. Pass a y with all genes."
+                "does not accept NaN in their place. Pass a y with all genes."
             ) from error
         return pd.DataFrame(scaled, index=truth.index, columns=truth.columns)
 

@@ -2,38 +2,23 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.ticker import Formatter, MaxNLocator, StrMethodFormatter
 
 from ..metrics import compare_significance
 from ..metrics._comparison import MEASURES
-from ._colors import GREY, OKABE_ITO
+from ._style import GREY, OKABE_ITO, check_table, set_axes
 
-_NUMBERS = ("value", "reference_value", "difference", "ci_low", "ci_high")
+_NUMBERS = ["value", "reference_value", "difference", "ci_low", "ci_high"]
 _COLUMNS = ("setting", "reference", "measure", *_NUMBERS)
-_NAMES = {"n_significant": "significant genes", "median_r": "median r"}
+_LABELS = {"n_significant": "significant genes", "median_r": "median r"}
 _COLOR, _HOLLOW = OKABE_ITO[0], "0.45"
-# In points: letters of the names and of the numbers, the marker, the gap between both.
+# In points: font sizes of names and numbers, size of the marker, gap between marker and text.
 _NAME, _NUMBER, _MARKER, _GAP = 9, 8, 7, 2
-_ROW = 22  # the least height of a row at these sizes, smaller ones shrink all
-_MARGIN = 0.05  # of the range of the differences
-# In heights of a row: above the first point, where its name stands, and below the last one.
+_ROW = 22  # height of a row below which everything is scaled down
+_MARGIN = 0.05  # relative to the range of the differences
+# In heights of a row: space above the first point, for its name, and below the last one.
 _ABOVE, _BELOW = 0.85, 0.4
-
-
-def _check_comparison(comparison):
-    if not isinstance(comparison, pd.DataFrame):
-        raise TypeError(
-            "comparison must be the DataFrame that compare_significance returns, got an instance "
-            f"of {type(comparison).__name__}."
-        )
-    missing = [name for name in _COLUMNS if name not in comparison]
-    if missing:
-        raise ValueError(
-            f"comparison lacks the columns {missing}; pass what compare_significance returns."
-        )
 
 
 def _rows_of(comparison, measure):
@@ -45,46 +30,32 @@ def _rows_of(comparison, measure):
         )
     rows = comparison[comparison["measure"] == measure].reset_index(drop=True)
     invalid = rows[["setting", "reference"]].isna().any(axis=1)
-    invalid |= ~np.isfinite(rows[list(_NUMBERS)].to_numpy(dtype=float)).all(axis=1)
+    invalid |= ~np.isfinite(rows[_NUMBERS].to_numpy(dtype=float)).all(axis=1)
     if invalid.any():
         raise ValueError(
-            f"comparison must not hold NaN or infinity, but {invalid.sum()} of the {len(rows)} "
-            f"rows of {measure!r} have some, first that of {rows['setting'][invalid.argmax()]!r}."
+            f"comparison must not contain NaN or infinity, but {invalid.sum()} of the {len(rows)} "
+            f"rows of {measure!r} do, first that of {rows['setting'][invalid.argmax()]!r}."
         )
-    _check_reference(rows)
-    outside = (rows["ci_low"] > rows["difference"]) | (rows["difference"] > rows["ci_high"])
-    if outside.any():
-        raise ValueError(
-            "comparison must have each difference inside its interval, but that of "
-            f"{rows['setting'][outside.argmax()]!r} is not."
-        )
-    return rows
-
-
-def _check_reference(rows):
-    """Check that all settings are compared with one and the same reference, once each."""
     references = rows["reference"].unique().tolist()
     if len(references) > 1:
-        raise ValueError(
-            f"comparison must have one reference, got {references}; draw the rows of each by "
-            "themselves."
-        )
+        raise ValueError(f"comparison must have one reference, got {references}; plot each alone.")
     values = rows["reference_value"].to_numpy(dtype=float)
     if not np.allclose(values, values[0], rtol=1e-9, atol=0):
         raise ValueError(
             f"comparison must have one value of the reference {references[0]!r}, got "
-            f"{values.min():g} to {values.max():g}; draw each comparison by itself."
+            f"{values.min():g} to {values.max():g}; plot each comparison alone."
         )
     repeated = rows["setting"].duplicated()
     if repeated.any():
         raise ValueError(
-            "comparison must have one row for each setting and measure, but has several for "
+            "comparison must have one row per setting and measure, but has several for "
             f"{rows['setting'][repeated.argmax()]!r}."
         )
+    return rows
 
 
 def _format(number, measure, sign=""):
-    """Return a count with one decimal where it is not whole, r with three."""
+    """Format a count with one decimal unless it is an integer, and r with three."""
     digits = 1 if measure == "n_significant" else 3
     number = round(float(number), digits) + 0.0  # no negative zero
     text = f"{number:{sign if number else ''},.{digits}f}"
@@ -96,12 +67,12 @@ def _describe_reference(name, value, measure):
     number = _format(value, measure)
     if measure == "n_significant":
         return f"Reference: {name}, {number} significant {'gene' if number == '1' else 'genes'}"
-    return f"Reference: {name}, {_NAMES[measure]} {number}"
+    return f"Reference: {name}, {_LABELS[measure]} {number}"
 
 
-def _fit(lines, width):
-    """Shrink all texts so that those of each line together have a width in pixels."""
-    # Widths do not grow evenly with the size, so look again.
+def _shrink(lines, width):
+    """Scale down all texts until those of each line fit into a width in pixels."""
+    # Twice, since the width is not proportional to the font size.
     for _ in range(2):
         needed = max(sum(text.get_window_extent().width for text in line) for line in lines)
         for text in (text for line in lines for text in line):
@@ -112,14 +83,14 @@ class ComparisonDisplay:
     """
     Differences between settings and a reference, with their confidence intervals.
 
-    One row a setting, in the order of the comparison. Filled points have an interval that
-    excludes 0, hollow ones an interval that holds it. Names and numbers stand above the
-    intervals, inside the axes. Build it with :meth:`from_comparison` or :meth:`from_results`.
+    One row per setting, in the order of the comparison. Points are filled if the interval
+    excludes 0 and hollow if it contains 0. Names and numbers are above the intervals, inside the
+    axes. Build it with :meth:`from_comparison` or :meth:`from_results`.
 
     Parameters
     ----------
     comparison : DataFrame of n_settings or more rows
-        What :func:`~sklearn_pk.metrics.compare_significance` returns.
+        Return value of :func:`~sklearn_pk.metrics.compare_significance`.
     measure : {"n_significant", "median_r"}, default="n_significant"
         The measure to draw.
 
@@ -130,7 +101,7 @@ class ComparisonDisplay:
     ax_ : matplotlib Axes
         Axes with the rows.
     figure_ : matplotlib Figure
-        Figure that holds the axes.
+        Figure that contains the axes.
     errorbars_ : list of matplotlib ErrorbarContainer
         Point and interval of each setting.
     names_ : list of matplotlib Annotation
@@ -138,26 +109,26 @@ class ComparisonDisplay:
     texts_ : list of matplotlib Annotation
         Difference and interval of each setting, at the right.
     line_ : matplotlib Line2D
-        The line at 0, where the reference is.
+        The line at 0, which is the reference.
 
     Raises
     ------
     TypeError
-        If `comparison` is no DataFrame.
+        If `comparison` is not a DataFrame.
     ValueError
-        If `comparison` lacks columns or the measure, holds NaN, has several references or a
+        If `comparison` lacks columns or the measure, contains NaN, has several references or a
         setting twice.
 
     See Also
     --------
-    sklearn_pk.metrics.compare_significance : The differences that are drawn.
+    sklearn_pk.metrics.compare_significance : Computes the differences.
     sklearn_pk.model_selection.prior_gain : Runs a model with its prior, without and with
         controls.
     SignificanceDisplay : All genes of one report.
 
     Notes
     -----
-    The comparison does not hold the level of the intervals, so the picture does not state it.
+    The comparison does not contain the level of the intervals, so that it is not shown.
 
     Examples
     --------
@@ -182,7 +153,7 @@ class ComparisonDisplay:
     """
 
     def __init__(self, comparison, *, measure="n_significant"):
-        _check_comparison(comparison)
+        check_table(comparison, "comparison", _COLUMNS, "compare_significance")
         self.comparison = comparison
         self.measure = measure
         self.rows = _rows_of(comparison, measure)
@@ -195,7 +166,7 @@ class ComparisonDisplay:
         Parameters
         ----------
         comparison : DataFrame of n_settings or more rows
-            What :func:`~sklearn_pk.metrics.compare_significance` returns.
+            Return value of :func:`~sklearn_pk.metrics.compare_significance`.
         measure : {"n_significant", "median_r"}, default="n_significant"
             The measure to draw.
         ax : matplotlib Axes, default=None
@@ -204,15 +175,7 @@ class ComparisonDisplay:
         Returns
         -------
         display : ComparisonDisplay
-            The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If `comparison` is no DataFrame.
-        ValueError
-            If `comparison` lacks columns or the measure, holds NaN, has several references or
-            a setting twice.
+            The plotted display.
         """
         return cls(comparison, measure=measure).plot(ax=ax)
 
@@ -224,7 +187,7 @@ class ComparisonDisplay:
         Parameters
         ----------
         reports : dict of str to result, or to list of results
-            The settings, as :func:`~sklearn_pk.metrics.compare_significance` takes them.
+            The settings, as in :func:`~sklearn_pk.metrics.compare_significance`.
         measure : {"n_significant", "median_r"}, default="n_significant"
             The measure to draw.
         ax : matplotlib Axes, default=None
@@ -236,7 +199,7 @@ class ComparisonDisplay:
         Returns
         -------
         display : ComparisonDisplay
-            The display, drawn. Its ``comparison`` holds both measures.
+            The plotted display. Its ``comparison`` has both measures.
 
         Raises
         ------
@@ -256,8 +219,8 @@ class ComparisonDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure, as high as there are settings. Letters
-            become smaller where the axes have no room for them.
+            Axes to draw on; None creates a new figure whose height depends on the number of
+            settings. Texts are scaled down if the axes are too small.
 
         Returns
         -------
@@ -265,25 +228,23 @@ class ComparisonDisplay:
             The display itself.
         """
         n_rows = len(self.rows)
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6.4, 1.2 + 0.42 * n_rows), layout="constrained")
-        self.ax_, self.figure_ = ax, ax.figure
+        ax = set_axes(self, ax, (6.4, 1.2 + 0.42 * n_rows))
         height = 72 / ax.figure.dpi * ax.get_window_extent().height / (n_rows - 1 + _ABOVE + _BELOW)
         scale = min(1.0, height / _ROW)
         self.line_ = ax.axvline(0, color=GREY, ls="--", lw=0.8, zorder=0)
         self._draw_intervals(scale)
-        self._set_axes()
-        self._write(scale)
+        self._label_axes()
+        self._label_rows(scale)
         return self
 
     def _draw_intervals(self, scale):
-        excludes = (self.rows["ci_low"] > 0) | (self.rows["ci_high"] < 0)
-        difference, low, high = self.rows[["difference", "ci_low", "ci_high"]].to_numpy(float).T
-        self.errorbars_ = [
-            self.ax_.errorbar(
-                difference[row],
-                row,
-                xerr=[[difference[row] - low[row]], [high[row] - difference[row]]],
+        self.errorbars_ = []
+        for row in self.rows.itertuples():
+            filled = row.ci_low > 0 or row.ci_high < 0
+            errorbar = self.ax_.errorbar(
+                row.difference,
+                row.Index,
+                xerr=[[row.difference - row.ci_low], [row.ci_high - row.difference]],
                 fmt="o",
                 ms=_MARKER * scale,
                 color=_COLOR if filled else _HOLLOW,
@@ -291,10 +252,9 @@ class ComparisonDisplay:
                 lw=1.8 if filled else 1.2,
                 capsize=2.5 * scale,
             )
-            for row, filled in enumerate(excludes)
-        ]
+            self.errorbars_.append(errorbar)
 
-    def _set_axes(self):
+    def _label_axes(self):
         ax, name = self.ax_, self.rows["reference"][0]
         low, high = min(0.0, self.rows["ci_low"].min()), max(0.0, self.rows["ci_high"].max())
         margin = _MARGIN * (high - low) or 1.0
@@ -307,13 +267,13 @@ class ComparisonDisplay:
         ax.spines[["top", "right", "left"]].set_visible(False)
         value = self.rows["reference_value"][0]
         title = ax.set_title(_describe_reference(name, value, self.measure), parse_math=False)
-        label = f"Difference in {_NAMES[self.measure]} from {str(name)!r}"
+        label = f"Difference in {_LABELS[self.measure]} from {str(name)!r}"
         label = ax.set_xlabel(label, parse_math=False)
         for text in (title, label):
-            _fit([[text]], 0.98 * ax.get_window_extent().width)
+            _shrink([[text]], 0.98 * ax.get_window_extent().width)
 
-    def _write(self, scale):
-        """Write names and numbers above the intervals, so small that they stay apart."""
+    def _label_rows(self, scale):
+        """Write names and numbers above the intervals, without overlap."""
 
         def write(text, row, edge, size):
             return self.ax_.annotate(
@@ -326,7 +286,7 @@ class ComparisonDisplay:
                 va="bottom",
                 fontsize=size * scale,
                 parse_math=False,
-                # Interrupts the line at 0, not the intervals.
+                # Covers the line at 0, but not the intervals.
                 bbox={"facecolor": self.ax_.get_facecolor(), "edgecolor": "none", "pad": 0},
                 zorder=1,
             )
@@ -338,4 +298,4 @@ class ComparisonDisplay:
             self.names_.append(write(str(row.setting), row.Index, 0, _NAME))
             self.texts_.append(write(text, row.Index, 1, _NUMBER))
         lines = list(zip(self.names_, self.texts_, strict=True))
-        _fit(lines, 0.96 * self.ax_.get_window_extent().width)
+        _shrink(lines, 0.96 * self.ax_.get_window_extent().width)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from itertools import product
 from numbers import Real
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.base import is_regressor
@@ -16,25 +15,25 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
 from ..metrics._scorer import _SignificanceScorer
-from ._colors import MARKERS, OKABE_ITO
+from ._style import MARKERS, OKABE_ITO, set_axes
 
 _COLUMNS = ("line", "lambda_", "mean", "std")
 _STYLES = ("-", "--", ":", "-.")
 _FILLS = ("full", "none", "bottom", "top")
-# Ticks at the lambdas themselves, where there are few and they are not too close.
+# Ticks are at the lambdas if there are not more than this, nor closer (relative distance).
 _TICKS = 8
 _CLOSEST = 0.04
-# Of the range of lambda: the step to the next line, and the place of lines without a lambda.
+# Relative to the range of lambda: shift between lines, and position of error bars without lambda.
 _STEP = 0.0125
 _EDGE = 0.06
 
 
 def _read_results(cv_results):
-    """Return the results as a table, in which None is None."""
+    """Return the results as a table that distinguishes None from NaN."""
     table = pd.DataFrame(dict(cv_results)).reset_index(drop=True)
     if "params" not in table:
         return table
-    # pandas makes NaN of None among texts, as it does of what a candidate does not set.
+    # pandas converts None among strings to NaN, like parameters that a candidate does not set.
     for name in [name for name in table if name.startswith("param_")]:
         key = name.removeprefix("param_")
         is_none = [
@@ -70,7 +69,7 @@ def _is_simple(value):
 
 
 def _readable(values):
-    """Return the values of a parameter as short texts; objects by class, numbered if several."""
+    """Return the values of a parameter as text; objects by class, numbered if there are several."""
     objects = {id(value): value for value in values if not _is_simple(value)}
     names, seen = {}, {}
     for key, value in objects.items():
@@ -90,7 +89,7 @@ def _class_name(value):
 
 
 def _text(value):
-    # In a search over several grids a candidate need not set every parameter.
+    # In a search over several grids, candidates may not set all parameters.
     return "not set" if isinstance(value, Real) and np.isnan(value) else str(value)
 
 
@@ -99,14 +98,14 @@ def _numbered(name, number, seen):
 
 
 def _texts_of(table, names):
-    """Return the searched parameters that vary as texts, and their short names."""
+    """Return the varying parameters as text, and their short names."""
     texts = pd.DataFrame({name: _readable(list(table[name])) for name in names}, index=table.index)
     texts = texts.loc[:, texts.nunique() > 1]
     return texts, ", ".join(name.removeprefix("param_").split("__")[-1] for name in texts)
 
 
 def _label_lines(texts, label):
-    """Return one label a candidate: of the display, and of its parameters."""
+    """Return the label of each candidate: that of the display and its parameters."""
     return [": ".join(filter(None, [label, ", ".join(row)])) for row in texts.to_numpy(dtype=str)]
 
 
@@ -117,20 +116,20 @@ def _fold_scores(table, metric):
     if not folds:
         raise ValueError(
             f"cv_results has no columns 'split0_test_{metric}', ...; pass the cv_results_ of a "
-            "fitted search, and the name of the metric where it has several."
+            "fitted search, and the name of the metric if it has several."
         )
     return table[folds].to_numpy(dtype=float)
 
 
 def _finite(table, scores):
-    """Leave out candidates whose fit or score failed."""
+    """Omit candidates with a failed fit or score."""
     finite = np.isfinite(scores).all(axis=1)
     if not finite.any():
         raise ValueError("cv_results has no candidate with finite scores in all folds.")
     if not finite.all():
         warnings.warn(
             f"{np.sum(~finite)} of {len(finite)} candidates have scores that are not finite; "
-            "they are not drawn.",
+            "they are omitted.",
             UserWarning,
             stacklevel=3,
         )
@@ -139,7 +138,7 @@ def _finite(table, scores):
 
 def _lambdas_of(table, lambda_column):
     """Return the lambdas, NaN for candidates without a prior."""
-    # Those are masked in a search over several grids, and mean nothing without a prior.
+    # Lambdas are masked in a search over several grids, and have no meaning without a prior.
     lambdas = table[lambda_column].astype(float)
     for name in table:
         if re.fullmatch(r"param_(.*__)?prior", name):
@@ -148,13 +147,13 @@ def _lambdas_of(table, lambda_column):
 
 
 def _name_of_score(search, metric):
-    """Return what the scores of a search are, "Score" where it does not say."""
+    """Return the name of the score of a search, or "Score" if unknown."""
     scoring = getattr(search, "scoring", None)
     if metric != "score":
         scoring = scoring.get(metric) if isinstance(scoring, Mapping) else metric
     if isinstance(scoring, _SignificanceScorer):
-        share = "Share of significant" if scoring.normalize else "Significant"
-        return f"{share} genes per fold"
+        prefix = "Fraction of significant" if scoring.normalize else "Significant"
+        return f"{prefix} genes per fold"
     if metric != "score":
         return metric
     if scoring is None and is_regressor(search):
@@ -171,14 +170,14 @@ def _check_paths(paths):
     if not paths["lambda_"].notna().any():
         raise ValueError("paths must have at least one row with a lambda, got none.")
     if not np.isfinite(paths[["mean", "std"]].to_numpy(dtype=float)).all():
-        raise ValueError("paths must hold finite means and standard deviations.")
+        raise ValueError("paths must have finite means and standard deviations.")
     repeated = paths.duplicated(["line", "lambda_"])
     if repeated.any():
         line, lambda_ = paths.loc[repeated, ["line", "lambda_"]].iloc[0]
         raise ValueError(
             f"paths must have one row for each line and lambda, but has several for line "
-            f"{line!r} and lambda {lambda_}. Give the results a further column param_..., such as "
-            "param_prior, that tells them apart."
+            f"{line!r} and lambda {lambda_}. Add a column param_... to the results, such as "
+            "param_prior, that distinguishes them."
         )
 
 
@@ -186,28 +185,28 @@ class LambdaPathDisplay:
     """
     Score of a search over the weight of the prior knowledge.
 
-    One line for each combination of the other searched parameters: the mean over the folds,
-    with error bars of one standard deviation, a little aside of each other. Candidates without
-    a prior are horizontal lines, with their error bars at the right. Several displays can share
-    axes. Build it with :meth:`from_estimator` or :meth:`from_cv_results`.
+    One line for each combination of the other searched parameters: the mean over the folds, with
+    error bars of one standard deviation, slightly shifted to avoid overlap. Candidates without a
+    prior are horizontal lines, with their error bars at the right. Several displays can be drawn
+    on the same axes. Build it with :meth:`from_estimator` or :meth:`from_cv_results`.
 
     Parameters
     ----------
     paths : DataFrame
         Columns ``line`` (label of the line), ``lambda_`` (NaN without a prior), ``mean`` and
-        ``std`` over folds. Of two more columns ``param_...``, whose combinations the lines are,
-        colour and marker tell one, and stroke and filling the other.
+        ``std`` over folds. If there are two further columns ``param_...``, whose combinations are
+        the lines, one is shown by colour and marker, the other by line style and fill style.
     score_name : str, default="Score"
         Label of the vertical axis.
     line_name : str, default=""
-        What the labels of the lines tell, the title of the legend.
+        Names of the parameters in the labels of the lines, the title of the legend.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes with the lines.
     figure_ : matplotlib Figure
-        Figure that holds the axes.
+        Figure that contains the axes.
     lines_ : list of matplotlib Line2D
         The lines.
     errorbars_ : list of matplotlib ErrorbarContainer
@@ -216,9 +215,9 @@ class LambdaPathDisplay:
     Raises
     ------
     TypeError
-        If `paths` is no DataFrame.
+        If `paths` is not a DataFrame.
     ValueError
-        If `paths` lacks columns or lambdas, holds NaN elsewhere, or a lambda twice in a line.
+        If `paths` lacks columns or lambdas, has NaN elsewhere, or a lambda twice in a line.
 
     See Also
     --------
@@ -262,20 +261,19 @@ class LambdaPathDisplay:
         lambda_param : str, default=None
             As in :meth:`from_cv_results`.
         metric : str, default=None
-            Name of the metric, where the search has several. None takes the one of its
+            Name of the metric, if the search has several. None takes that of its
             ``refit``.
         score_name : str, default=None
-            Label of the vertical axis. None asks ``scoring`` of the search:
-            "Significant genes per fold" for
-            :data:`~sklearn_pk.metrics.significance_scorer`, the name of a named score, "Score"
-            where it does not say.
+            Label of the vertical axis. None uses ``scoring`` of the search: "Significant genes
+            per fold" for :data:`~sklearn_pk.metrics.significance_scorer`, the name of a named
+            score, and "Score" otherwise.
         label, ax : object
             As in :meth:`from_cv_results`.
 
         Returns
         -------
         display : LambdaPathDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
@@ -326,19 +324,19 @@ class LambdaPathDisplay:
             The searched parameter on the horizontal axis. None takes the one whose name
             ends in ``lambda_``.
         metric : str, default="score"
-            Name of the metric, where the search has several.
+            Name of the metric, if the search has several.
         score_name : str, default=None
-            Label of the vertical axis. None takes `metric`, and "Score" where the search has
-            one alone: its results do not say what was scored. :meth:`from_estimator` knows.
+            Label of the vertical axis. None takes `metric`, or "Score" if the search has only
+            one; :meth:`from_estimator` takes the name of the score from the search.
         label : str, default=None
             Name of the display in the legend, for several on the same axes.
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
 
         Returns
         -------
         display : LambdaPathDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
@@ -349,9 +347,9 @@ class LambdaPathDisplay:
 
         Notes
         -----
-        A candidate is without a prior where ``prior`` is None, whatever its lambda, and where
-        its grid has no lambda. Those that differ by lambda alone are averaged. Candidates with
-        scores that are not finite are left out, with a warning.
+        A candidate has no prior if ``prior`` is None, whatever its lambda, or if its grid has no
+        lambda. Such candidates that differ only by lambda are averaged. Candidates with scores
+        that are not finite are omitted, with a warning.
         """
         if not isinstance(cv_results, (Mapping, pd.DataFrame)):
             raise TypeError(
@@ -389,8 +387,8 @@ class LambdaPathDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure. Lines of other displays that are there
-            already keep their colours, and the legend tells of all.
+            Axes to draw on; None creates a new figure. Existing lines of other displays keep
+            their colours, and the legend includes them.
 
         Returns
         -------
@@ -402,10 +400,9 @@ class LambdaPathDisplay:
             for _, group in self.paths.groupby(["line", self.paths["lambda_"].isna()], sort=False)
         ]
         n_lines = len(groups)
-        if ax is None:
-            width = 6.4 if n_lines == 1 else 8.4  # with a legend
-            _, ax = plt.subplots(figsize=(width, 4.8), layout="constrained")
-        self.ax_, self.figure_, self.lines_, self.errorbars_ = ax, ax.figure, [], []
+        width = 6.4 if n_lines == 1 else 8.4  # with a legend
+        ax = set_axes(self, ax, (width, 4.8))
+        self.lines_, self.errorbars_ = [], []
         n_before = len(ax.containers)
         lambdas = np.unique(self.paths["lambda_"].dropna())
         span = np.ptp(lambdas) or 0.8
@@ -425,7 +422,7 @@ class LambdaPathDisplay:
 
 
 def _choose_looks(rows, ax):
-    """Return a colour and a stroke for each line, as numbers, none of them on the axes yet."""
+    """Return unused indices of colour and line style for each line."""
     used = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
     names = [name for name in rows[0].index if name.startswith("param_")]
     if len(names) == 2 and not used:
@@ -439,7 +436,7 @@ def _choose_looks(rows, ax):
 
 
 def _draw_line(ax, path, look, shift, edge):
-    """Draw a line and its error bars; those of candidates without a lambda stand at the edge."""
+    """Draw a line and its error bars, which are at the edge for candidates without a lambda."""
     color, stroke = OKABE_ITO[look[0]], _STYLES[look[1]]
     style = {"color": color, "ls": stroke, "label": path["line"].iloc[0] or None}
     path = path.sort_values("lambda_")
@@ -466,7 +463,7 @@ def _draw_ticks(ax, lambdas):
 
 
 def _draw_legend(ax, title):
-    """Draw a legend of all displays, beside the axes where the layout makes room for it."""
+    """Draw a legend of all displays, beside the axes if the figure has a layout engine."""
     if not ax.get_legend_handles_labels()[1]:
         return
     if not title and ax.get_legend():

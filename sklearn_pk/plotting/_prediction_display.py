@@ -2,9 +2,6 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from numbers import Integral
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.cbook import normalize_kwargs
@@ -13,31 +10,7 @@ from matplotlib.collections import PathCollection
 from ..metrics import pearson_by_gene
 from ..metrics._correlation import check_same_tables
 from ..metrics._scorer import last_estimator
-from ._colors import GREY, OKABE_ITO
-
-
-def _find_gene(gene, names, n_genes):
-    """Return the column of a gene and its name."""
-    if gene is None:
-        if n_genes > 1:
-            raise ValueError(f"The tables hold {n_genes} genes; name the one to draw with gene=.")
-        return 0, None if names is None else names[0]
-    if names is not None:
-        position = np.flatnonzero(names == gene)
-        if position.size == 0:
-            raise ValueError(
-                f"gene must be one of the {n_genes} columns, got {gene!r}; the first columns are "
-                f"{names[:3].tolist()}."
-            )
-        return position[0], gene
-    if isinstance(gene, Integral) and -n_genes <= gene < n_genes:
-        return gene, gene
-    if isinstance(gene, str) and n_genes == 1:
-        return 0, gene
-    raise ValueError(
-        f"The tables have no gene names, so gene must be the number of one of their {n_genes} "
-        f"columns, got {gene!r}."
-    )
+from ._style import GREY, OKABE_ITO, RASTERIZED, find_gene, format_units, set_axes
 
 
 class PredictionDisplay:
@@ -55,16 +28,16 @@ class PredictionDisplay:
     gene : str or int, default=None
         Name of the gene, for the title.
     units : str, default=None
-        Units of the expression, such as "log2 TPM", for both axes; None states none.
+        Units of the expression, such as "log2 TPM", for both axes; None shows none.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes with the points.
     figure_ : matplotlib Figure
-        Figure that holds the axes.
+        Figure that contains the axes.
     scatter_ : matplotlib PathCollection
-        The points, one a sample.
+        The points, one per sample.
     line_ : matplotlib Line2D
         The identity line.
     r_ : float
@@ -103,17 +76,17 @@ class PredictionDisplay:
         y_pred : array-like or DataFrame of the same shape
             Predicted expression.
         gene : str or int, default=None
-            The gene to draw: its column name, or its number where there are no names. Needed
-            where the tables hold several genes.
+            The gene to draw: its column name, or its number if there are no names. Required
+            if the tables have several genes.
         units : str, default=None
-            Units of the expression, such as "log2 TPM", for both axes; None states none.
+            Units of the expression, such as "log2 TPM", for both axes; None shows none.
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
 
         Returns
         -------
         display : PredictionDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
@@ -121,7 +94,7 @@ class PredictionDisplay:
             If the gene is missing, or shapes, gene names or row names differ.
         """
         (true, pred), names = check_same_tables(y_true=y_true, y_pred=y_pred)
-        column, name = _find_gene(gene, names, true.shape[1])
+        column, name = find_gene(gene, names, true.shape[1])
         display = cls(true[:, column], pred[:, column], gene=name, units=units)
         return display.plot(ax=ax)
 
@@ -139,18 +112,18 @@ class PredictionDisplay:
         y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
             Their true expression: of all genes the estimator predicts, or of the one to draw.
         gene : str or int, default=None
-            The gene to draw: its column name in `y`, or where `y` has none its name in
-            ``gene_names_out_`` of the estimator, or its number where there are no names. A
-            Series of one gene tells it by its own name.
+            The gene to draw: its column name in `y` or, if `y` has none, its name in
+            ``gene_names_out_`` of the estimator, or its number if there are no names. None takes
+            the name of `y` if that is a Series.
         units : str, default=None
-            Units of the expression, such as "log2 TPM", for both axes; None states none.
+            Units of the expression, such as "log2 TPM", for both axes; None shows none.
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
 
         Returns
         -------
         display : PredictionDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
@@ -161,7 +134,7 @@ class PredictionDisplay:
         names = getattr(last_estimator(estimator), "gene_names_out_", None)
         if np.ndim(y) == 1 and prediction.ndim == 2:
             gene = getattr(y, "name", None) if gene is None else gene
-            column, gene = _find_gene(gene, names, prediction.shape[1])
+            column, gene = find_gene(gene, names, prediction.shape[1])
             (true, pred), _ = check_same_tables(y=y, prediction=prediction[:, column])
             return cls(true[:, 0], pred[:, 0], gene=gene, units=units).plot(ax=ax)
         if names is not None and prediction.ndim == 2:
@@ -175,7 +148,7 @@ class PredictionDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
         scatter_kwargs : dict, default=None
             Passed to ``Axes.scatter``.
 
@@ -184,27 +157,27 @@ class PredictionDisplay:
         display : PredictionDisplay
             The display itself.
         """
-        if ax is None:
-            _, ax = plt.subplots(figsize=(4.8, 4.8), layout="constrained")
+        ax = set_axes(self, ax, (4.8, 4.8))
         own = normalize_kwargs(scatter_kwargs or {}, PathCollection)
-        style = {"alpha": 0.6, "s": 22, "linewidth": 0}
+        style = {"alpha": 0.6, "s": 22, "linewidth": 0, "rasterized": len(self.y_true) > RASTERIZED}
         if not {"c", "facecolor"} & own.keys():
             style["color"] = OKABE_ITO[0]
-        # Dense clouds stay readable as a picture inside a vector file.
-        style |= {"rasterized": len(self.y_true) > 2000} | own
         both = np.concatenate([self.y_true, self.y_pred])
         low, high = both.min(), both.max()
         margin = 0.05 * (high - low) or 0.5
         limits = (low - margin, high + margin)
         (self.line_,) = ax.plot(limits, limits, color=GREY, ls="--", lw=1, label="identity")
-        self.scatter_ = ax.scatter(self.y_true, self.y_pred, **style)
+        self.scatter_ = ax.scatter(self.y_true, self.y_pred, **(style | own))
         self.r_ = float(pearson_by_gene(self.y_true, self.y_pred)[0])
-        ax.set(xlim=limits, ylim=limits, aspect="equal")
-        units = "" if self.units is None else f" ({self.units})"
-        ax.set_xlabel(f"True expression{units}")
-        ax.set_ylabel(f"Predicted expression{units}")
         name = "" if self.gene is None else f"{self.gene}: "
-        ax.set_title(f"{name}r = {self.r_:.2f}, n = {len(self.y_true)}")
+        units = format_units(self.units)
+        ax.set(
+            xlim=limits,
+            ylim=limits,
+            aspect="equal",
+            xlabel=f"True expression{units}",
+            ylabel=f"Predicted expression{units}",
+            title=f"{name}r = {self.r_:.2f}, n = {len(self.y_true)}",
+        )
         ax.spines[["top", "right"]].set_visible(False)
-        self.ax_, self.figure_ = ax, ax.figure
         return self

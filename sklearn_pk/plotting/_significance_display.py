@@ -1,10 +1,8 @@
-"""Which genes are predicted significantly, all in one picture."""
+"""Which genes are predicted significantly, in one plot."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.collections import PathCollection
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from scipy import optimize, special, stats
@@ -12,62 +10,51 @@ from scipy import optimize, special, stats
 from ..metrics import significance_report
 from ..metrics._correlation import pearson_pvalue
 from ..metrics._scorer import predict_with_untrained
-from ._colors import GREY, OKABE_ITO
+from ._style import GREY, OKABE_ITO, RASTERIZED, check_table, set_axes
 
 _COLUMNS = ("r", "p", "p_fdr", "r_baseline", "steiger_p", "steiger_fdr", "significant", "reason")
 _KINDS = ("volcano", "sorted")
 _LABEL_SIZE = 8  # points
-_LINE = 1.35  # room of a name, in heights of its letters
-_RASTERIZED = 2000
+_LINE = 1.35  # line spacing of names, in font heights
 _COLOR, _MARKED = OKABE_ITO[:2]
 _HOLLOW, _BASELINE = "0.55", "0.78"
 
 
 def _check_report(report):
-    if not isinstance(report, pd.DataFrame):
-        raise TypeError(
-            "report must be the DataFrame that significance_report returns, such as the "
-            "attribute report of a result of cross_val_significance, got an instance of "
-            f"{type(report).__name__}."
-        )
-    missing = [name for name in _COLUMNS if name not in report]
-    if missing:
-        raise ValueError(
-            f"report lacks the columns {missing}; pass what significance_report returns, such "
-            "as the report of cross_val_significance."
-        )
+    origin = "significance_report, such as the report of cross_val_significance"
+    check_table(report, "report", _COLUMNS, origin)
     if report.empty:
         raise ValueError("report must have at least one gene, got none.")
     against_mean = report["steiger_p"].isna().all()
-    # "reason" may be missing: of a significant gene it is "", which comes back from csv as NaN.
+    # The reason of a significant gene is "", which is NaN when read back from csv.
     needed = ["r", "p", "p_fdr", "significant"] if against_mean else list(_COLUMNS[:-1])
     invalid = report[needed].isna().any(axis=1)
     if invalid.any():
         raise ValueError(
-            f"report must not hold NaN, but {invalid.sum()} of {len(report)} genes have some, "
-            f"first {report.index[invalid.argmax()]!r}."
+            f"report must not contain NaN, but {invalid.sum()} of {len(report)} genes do, first "
+            f"{report.index[invalid.argmax()]!r}."
         )
 
 
 def _check_levels(report, p, corrected, alpha, fdr):
-    """Check that a report was made with these levels, as far as it shows."""
+    """Check that these levels agree with the significance of the genes in the report."""
     passes = (report["p"] < alpha) & (p < alpha) & (corrected < fdr)
     at_level = report["reason"].astype(str).str.startswith(("Pearson", "Steiger"))
     wrong = (report["significant"].astype(bool) & ~passes) | (at_level & passes)
     if wrong.any():
         raise ValueError(
-            f"alpha={alpha:g} and fdr={fdr:g} are not the levels that the report was made with: "
-            f"{wrong.sum()} of {len(report)} genes have another verdict, first "
-            f"{report.index[wrong.argmax()]!r}. Pass the same to both."
+            f"alpha={alpha:g} and fdr={fdr:g} are not the levels of the report: they change the "
+            f"significance of {wrong.sum()} of {len(report)} genes, first "
+            f"{report.index[wrong.argmax()]!r}. Use the same levels for both."
         )
 
 
-def _count_samples(r, p, level):
-    """Return the number of samples that turns all r into p, None where there is no such."""
+def _critical_r(r, p, alpha):
+    """Return the r whose two-sided p-value is alpha, or None if r and p have no common n."""
     known = np.flatnonzero((p > 0) & (p < 1) & (np.abs(r) < 1))
     if not known.size:
         return None
-    best = known[np.abs(np.log(p[known] / level)).argmin()]
+    best = known[np.abs(np.log(p[known] / alpha)).argmin()]
 
     def excess(n):
         return pearson_pvalue(r[best], n) - p[best]
@@ -75,35 +62,29 @@ def _count_samples(r, p, level):
     if excess(3) < 0 or excess(1e9) > 0:
         return None
     n = round(optimize.brentq(excess, 3, 1e9))
-    return n if np.allclose(pearson_pvalue(r, n), p, rtol=1e-6, atol=1e-12) else None
-
-
-def _critical_r(report, alpha):
-    """Return the r whose two-sided p-value is alpha, None where the report does not tell n."""
-    n = _count_samples(report["r"].to_numpy(), report["p"].to_numpy(), alpha)
-    if n is None:
+    if not np.allclose(pearson_pvalue(r, n), p, rtol=1e-6, atol=1e-12):
         return None
     t = special.stdtrit(n - 2, 1 - alpha / 2)
     return t / np.sqrt(n - 2 + t**2)
 
 
 def _corrected_level(p, corrected, fdr):
-    """Return the p-value up to which Benjamini and Hochberg accept, None where unknown."""
-    # The report may hold some of the tested genes only.
+    """Return the largest p-value that passes Benjamini-Hochberg, or None if unknown."""
+    # The report may contain only some of the tested genes.
     if not np.allclose(stats.false_discovery_control(p), corrected):
         return None
     return fdr * np.mean(corrected < fdr) or None
 
 
 def _spread(heights, gap, top):
-    """Move ascending heights apart, none above the top."""
-    places = list(heights)
-    for k in range(1, len(places)):
-        places[k] = max(places[k], places[k - 1] + gap)
-    for k in range(len(places) - 1, -1, -1):
-        places[k] = min(places[k], top)
-        top = places[k] - gap
-    return places
+    """Move ascending heights apart, up to the top."""
+    heights = list(heights)
+    for k in range(1, len(heights)):
+        heights[k] = max(heights[k], heights[k - 1] + gap)
+    for k in range(len(heights) - 1, -1, -1):
+        heights[k] = min(heights[k], top)
+        top = heights[k] - gap
+    return heights
 
 
 def _plural(count):
@@ -119,51 +100,51 @@ class SignificanceDisplay:
     Parameters
     ----------
     report : DataFrame of n_genes rows, indexed by gene
-        What :func:`~sklearn_pk.metrics.significance_report` returns.
+        Return value of :func:`~sklearn_pk.metrics.significance_report`.
     alpha : float, default=0.05
-        Level for p-values that the report was made with.
+        Level for p-values of the report.
     fdr : float, default=0.2
-        Level for corrected p-values that the report was made with.
+        Level for corrected p-values of the report.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes with the genes.
     figure_ : matplotlib Figure
-        Figure that holds the axes.
+        Figure that contains the axes.
     significant_, not_significant_ : matplotlib PathCollection
         The genes, filled and hollow circles.
     ceiling_ : matplotlib PathCollection or None
-        Genes whose p-value is too small for a float, triangles at the upper edge of the
-        volcano; None where there are none.
+        Genes whose p-value underflows to 0, as triangles at the upper edge of the volcano plot;
+        None if there are none.
     baseline_ : matplotlib PathCollection or None
-        The baseline's r of the same genes, with ``kind="sorted"`` and where the opponent is
-        not the mean.
+        The baseline's r of the same genes, with ``kind="sorted"`` and unless the baseline is
+        the mean.
     highlighted_ : matplotlib PathCollection or None
-        Marks around the genes of interest.
+        Markers around the highlighted genes.
     levels_ : list of matplotlib Line2D
-        The lines of the levels, told by their labels.
+        The lines of the levels, identified by their labels.
     labels_ : list of matplotlib Annotation
         Names of genes.
 
     Raises
     ------
     TypeError
-        If `report` is no DataFrame.
+        If `report` is not a DataFrame.
     ValueError
-        If `report` lacks columns or genes, holds NaN, or was made with other levels.
+        If `report` lacks columns or genes, contains NaN, or has other levels.
 
     See Also
     --------
-    sklearn_pk.metrics.significance_report : The tests that are shown.
+    sklearn_pk.metrics.significance_report : Computes the report.
     sklearn_pk.model_selection.cross_val_significance : The report over all folds.
     PredictionDisplay : One of the genes.
 
     Notes
     -----
-    A significant gene lies beyond all lines. One beyond them need not be significant: its RMSE,
-    which the lines cannot show, must be below the baseline's, too. The line of a corrected
-    p-value is drawn where it decides, that is below that of the p-value itself.
+    A significant gene is beyond all lines. The converse does not hold, since the RMSE, which is
+    not shown, must be below the baseline's, too. The line of the corrected p-value is drawn if
+    it is below that of the p-value itself.
 
     Examples
     --------
@@ -181,7 +162,7 @@ class SignificanceDisplay:
 
     def __init__(self, report, *, alpha=0.05, fdr=0.2):
         _check_report(report)
-        # Read back from a file, the names of the genes may be a column.
+        # When read back from a file, the gene names may be a column.
         report = report.set_index("gene") if "gene" in report else report
         self.report = report
         self.alpha = alpha
@@ -201,25 +182,24 @@ class SignificanceDisplay:
         Parameters
         ----------
         report : DataFrame of n_genes rows, indexed by gene
-            What :func:`~sklearn_pk.metrics.significance_report` returns, such as the report
+            Return value of :func:`~sklearn_pk.metrics.significance_report`, such as the report
             of :func:`~sklearn_pk.model_selection.cross_val_significance`.
         alpha, fdr : float
-            Levels that the report was made with.
+            Levels of the report.
         kind, n_labels, highlight, ax : object
             As in :meth:`plot`.
 
         Returns
         -------
         display : SignificanceDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
         TypeError
-            If `report` is no DataFrame.
+            If `report` is not a DataFrame.
         ValueError
-            If `report` is not what :func:`~sklearn_pk.metrics.significance_report` returns
-            for these levels, or a gene to highlight is not in it.
+            If `report` is not a report with these levels, or lacks a gene to highlight.
         """
         display = cls(report, alpha=alpha, fdr=fdr)
         return display.plot(ax, kind=kind, n_labels=n_labels, highlight=highlight)
@@ -251,7 +231,7 @@ class SignificanceDisplay:
         y_pred : array-like or DataFrame of the same shape
             Predictions.
         y_baseline : array-like or DataFrame of the same shape, or None
-            Predictions of the opponent; None stands for the mean of `y_true`.
+            Predictions of the baseline; None takes the mean of `y_true`.
         gene_names, alpha, fdr, groups, compat : object
             As in :func:`~sklearn_pk.metrics.significance_report`.
         kind, n_labels, highlight, ax : object
@@ -260,7 +240,7 @@ class SignificanceDisplay:
         Returns
         -------
         display : SignificanceDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
@@ -278,30 +258,30 @@ class SignificanceDisplay:
             groups=groups,
             compat=compat,
         )
-        display = cls(report, alpha=alpha, fdr=fdr)
-        return display.plot(ax, kind=kind, n_labels=n_labels, highlight=highlight)
+        plot = {"kind": kind, "n_labels": n_labels, "highlight": highlight, "ax": ax}
+        return cls.from_report(report, alpha=alpha, fdr=fdr, **plot)
 
     @classmethod
     def from_estimator(cls, estimator, X, y, **parameters):
         """
-        Let a fitted estimator predict, and draw the genes.
+        Test the predictions of a fitted estimator and draw the genes.
 
         Parameters
         ----------
         estimator : estimator
-            Fitted regressor, or a Pipeline or search that ends in one. Where it has
-            ``predict_untrained``, that is the opponent; otherwise the mean of `y` is.
+            Fitted regressor, or a Pipeline or search that ends in one. Its baseline is
+            ``predict_untrained`` if it has one, and otherwise the mean of `y`.
         X : sequence or array of n_samples
             Samples the estimator has not seen.
         y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
             Their true expression.
         **parameters : dict
-            The parameters of :meth:`from_predictions` that have a name there.
+            Keyword parameters of :meth:`from_predictions`.
 
         Returns
         -------
         display : SignificanceDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
@@ -317,16 +297,17 @@ class SignificanceDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure. Names of genes stand to their right and
-            the legend below, so beside other axes use ``plt.subplots(layout="constrained")``.
+            Axes to draw on; None creates a new figure. Gene names are at the right of the axes
+            and the legend below, so in a figure with several axes use
+            ``plt.subplots(layout="constrained")``.
         kind : {"volcano", "sorted"}, default="volcano"
-            "volcano" draws the p-value of Steiger's test over r, and that of r itself where
-            the opponent is the mean. "sorted" draws r of all genes in ascending order, with
-            the baseline's r of the same genes.
+            "volcano" draws the p-value of Steiger's test over r, or that of r itself if the
+            baseline is the mean. "sorted" draws r of all genes in ascending order, with the
+            baseline's r of the same genes.
         n_labels : int, default=5
-            How many significant genes are named, those of the largest r.
+            Number of significant genes to label, those with the largest r.
         highlight : str or sequence of str, default=()
-            Genes of interest, to be marked and named.
+            Genes to mark and label.
 
         Returns
         -------
@@ -341,9 +322,7 @@ class SignificanceDisplay:
         if kind not in _KINDS:
             raise ValueError(f"kind must be one of {_KINDS}, got {kind!r}.")
         marked = self._find(highlight)
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6.8, 5.4), layout="constrained")
-        self.ax_, self.figure_ = ax, ax.figure
+        ax = set_axes(self, ax, (6.8, 5.4))
         self.ceiling_ = self.baseline_ = self.highlighted_ = None
         self.levels_ = []
         r = self.report["r"].to_numpy()
@@ -360,7 +339,7 @@ class SignificanceDisplay:
             f"{significant.sum():,} of {_plural(len(r))} significant, median r = {np.median(r):.2f}"
         )
         ax.spines[["top", "right"]].set_visible(False)
-        # Below the labels of the axis, where there is no gene to hide.
+        # Below the axis label, where it does not hide genes.
         legend = ax.legend(
             frameon=False,
             fontsize="small",
@@ -371,7 +350,7 @@ class SignificanceDisplay:
         )
         for handle in legend.legend_handles:
             if isinstance(handle, PathCollection):
-                handle.set_sizes([30])  # the points themselves may be tiny
+                handle.set_sizes([30])  # the points may be tiny
         return self
 
     def _find(self, highlight):
@@ -379,7 +358,7 @@ class SignificanceDisplay:
         unknown = [name for name in names if name not in self.report.index]
         if unknown:
             raise ValueError(
-                f"highlight must name genes of the report, got {unknown}; its first genes are "
+                f"highlight must contain genes of the report, got {unknown}; its first genes are "
                 f"{self.report.index[:3].tolist()}."
             )
         return self.report.index.isin(names)
@@ -392,13 +371,13 @@ class SignificanceDisplay:
             levels[f"{test} FDR = {self.fdr:g}"] = corrected
         for (label, level), style in zip(levels.items(), ("--", ":"), strict=False):
             self._draw_level(self.ax_.axhline, -np.log10(level), label, style)
-        if not self._against_mean:  # the same level as that of p
+        if not self._against_mean:  # otherwise equal to the level of p
             self._draw_critical_r(self.ax_.axvline)
-        lost = self._p == 0
-        y = -np.log10(np.where(lost, 1.0, self._p))
+        underflow = self._p == 0
+        y = -np.log10(np.where(underflow, 1.0, self._p))
         top = 1.08 * max(y.max(), *-np.log10(list(levels.values())), 1.0)
-        y[lost] = top
-        self._draw_genes(r, y, lost)
+        y[underflow] = top
+        self._draw_genes(r, y, underflow)
         self.ax_.set_ylim(-0.03 * top, 1.04 * top)
         self.ax_.set_xlabel("Pearson r of truth and prediction")
         what = "Pearson's r" if self._against_mean else "Steiger's test against the baseline"
@@ -417,7 +396,7 @@ class SignificanceDisplay:
                 color=_BASELINE,
                 marker="x",
                 lw=0.6,
-                rasterized=len(r) > _RASTERIZED,
+                rasterized=len(r) > RASTERIZED,
                 label="baseline, same gene",
             )
         self._draw_critical_r(self.ax_.axhline)
@@ -431,7 +410,7 @@ class SignificanceDisplay:
         return x, r
 
     def _draw_critical_r(self, draw):
-        r = _critical_r(self.report, self.alpha)
+        r = _critical_r(self.report["r"].to_numpy(), self.report["p"].to_numpy(), self.alpha)
         if r is not None:
             self._draw_level(draw, r, f"Pearson p = {self.alpha:g} (r = {r:.2f})", "-.")
 
@@ -441,15 +420,15 @@ class SignificanceDisplay:
             self.levels_.append(line)
 
     def _size(self):
-        """Return the area of a point, smaller where there are many."""
+        """Return the area of a point, which decreases with the number of genes."""
         return float(np.clip(400 / np.sqrt(len(self.report)), 4, 28))
 
-    def _draw_genes(self, x, y, lost):
+    def _draw_genes(self, x, y, underflow):
         significant = self.report["significant"].to_numpy(dtype=bool)
         filled, edges = (np.where(significant, _COLOR, other) for other in ("none", _HOLLOW))
 
         def scatter(group, size, label, marker="o"):
-            shown = group & (lost if marker == "^" else ~lost)
+            shown = group & (underflow if marker == "^" else ~underflow)
             return self.ax_.scatter(
                 x[shown],
                 y[shown],
@@ -458,32 +437,32 @@ class SignificanceDisplay:
                 edgecolor=edges[shown],
                 lw=0.6,
                 marker=marker,
-                rasterized=len(x) > _RASTERIZED,
+                rasterized=len(x) > RASTERIZED,
                 label=f"{label} ({_plural(group.sum())})" if shown.any() else None,
             )
 
         size = self._size()
         self.not_significant_ = scatter(~significant, 0.7 * size, "not significant")
         self.significant_ = scatter(significant, 1.4 * size, "significant")
-        if lost.any():
-            self.ceiling_ = scatter(lost, 36, "p below the range of floats", "^")
+        if underflow.any():
+            self.ceiling_ = scatter(underflow, 36, "p below the range of floats", "^")
 
     def _label(self, x, y, marked, genes):
-        """Write names to the right of the axes, one below the other, with lines to the genes."""
+        """Write names in a column at the right of the axes, with lines to the genes."""
         ax = self.ax_
         low, high = ax.get_ylim()
         genes = genes[np.argsort(y[genes], kind="stable")]
         height = ax.get_window_extent().height * 72 / ax.figure.dpi
-        # Many names are smaller, so that they stay beside the axes.
+        # Many names are scaled down to the height of the axes.
         size = min(_LABEL_SIZE, height / (_LINE * max(1, len(genes))))
-        places = _spread((y[genes] - low) / (high - low), _LINE * size / height, 1.0)
-        # From the left edge of a name, so that no line crosses another name.
+        heights = _spread((y[genes] - low) / (high - low), _LINE * size / height, 1.0)
+        # From the left edge of a name, so that lines do not cross names.
         leader = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 1, "relpos": (0, 0.5)}
         self.labels_ = [
             ax.annotate(
                 str(self.report.index[gene]),
                 (x[gene], y[gene]),
-                (1.03, place),
+                (1.03, height),
                 textcoords="axes fraction",
                 va="center",
                 fontsize=size,
@@ -491,5 +470,5 @@ class SignificanceDisplay:
                 color=_MARKED if marked[gene] else "black",
                 arrowprops=leader,
             )
-            for gene, place in zip(genes, places, strict=True)
+            for gene, height in zip(genes, heights, strict=True)
         ]

@@ -13,7 +13,7 @@ from matplotlib.transforms import offset_copy
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 
 from ..slides._wsi import _reader
-from ._colors import OKABE_ITO
+from ._style import OKABE_ITO
 
 TILE_COLOR = OKABE_ITO[0]
 # Darkens the background, so that the colours of the tissue stay as they are.
@@ -120,7 +120,7 @@ def draw_color_bar(ax, artist, label, *, extend="neither", fontsize=None):
 
 
 def fit_title(ax, parts, *, fontsize=None):
-    """Set a title on one line or, where that is wider than the axes, one part a line."""
+    """Set a title on one line or, where that is wider than the axes, one part per line."""
     parts = [part for part in parts if part]
     title = ax.set_title(": ".join(parts), fontsize=fontsize)
     width = ax.get_window_extent().width

@@ -15,7 +15,7 @@ _MAX_LINES = 9
 
 
 def shorten(name, length=_NAME_LENGTH):
-    """Leave out the middle of a long name."""
+    """Replace the middle of a long name by an ellipsis."""
     if len(name) <= length:
         return name
     start = (length - 1) // 2
@@ -26,22 +26,21 @@ class SlideSheetDisplay:
     """
     Many slides on one sheet, each with its tissue and its tiles.
 
-    Build it with :meth:`from_estimator`. A slide that cannot be used is shown as well, with
-    the reason in its place.
+    Build it with :meth:`from_estimator`. For a slide that cannot be used, the reason is shown.
 
     Parameters
     ----------
     panels : list of TissueMaskDisplay or None
-        One a slide; None for a slide that cannot be used. They need not be drawn.
+        One per slide; None for a slide that cannot be used. They need not be plotted.
     names : list of str
         Name of each slide.
     reasons : list of str
-        Why a slide has no tiles; empty where it has.
+        Why a slide has no tiles; empty if it has tiles.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        Figure with the picture.
+        Figure with the slides.
     axes_ : ndarray of matplotlib Axes
         Axes with one slide each.
 
@@ -49,7 +48,7 @@ class SlideSheetDisplay:
     --------
     TissueMaskDisplay : Shows one slide.
     TileSheetDisplay : Shows tiles of one slide.
-    sklearn_pk.slides.check_slides : Says of each slide what is wrong with it.
+    sklearn_pk.slides.check_slides : Reports the problems of each slide.
 
     Examples
     --------
@@ -72,31 +71,31 @@ class SlideSheetDisplay:
     @classmethod
     def from_estimator(cls, tiler, X, *, size=300, n_columns=6, figure=None):
         """
-        Show what a tiler finds on each slide.
+        Show the tissue and the tiles that a tiler finds on each slide.
 
         Parameters
         ----------
         tiler : SlideTiler
-            The tiler, fitted or not. Its `n_jobs` is the number of slides to read at once.
+            The tiler, fitted or not. Its `n_jobs` is the number of slides read in parallel.
         X : list of path-like, Series, DataFrame with the column ``slide``, or list of TiledSlide
-            Slides, as the tiler takes them. Slides that were tiled are shown with their own
+            Slides, as input of the tiler. TiledSlide objects are shown with their own
             tiles.
         size : int, default=300
-            Longer side of a picture in pixels.
+            Longer side of an overview in pixels.
         n_columns : int, default=6
-            Number of slides in a row.
+            Number of slides per row.
         figure : matplotlib Figure or SubFigure, default=None
-            Where to draw; None makes a new figure.
+            Figure to draw on; None creates a new one.
 
         Returns
         -------
         display : SlideSheetDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
         TypeError
-            If X is no list of slides.
+            If X is not a list of slides.
         """
         panels, names, reasons = [], [], []
         for inspected in tiler.inspect_slides(X, size=size):
@@ -105,7 +104,7 @@ class SlideSheetDisplay:
             usable = thumbnail is not None
             panels.append(TissueMaskDisplay._from_inspection(*inspected) if usable else None)
             names.append(path.stem)
-            # The folder would fill the place of the picture.
+            # Without the folder, which would take too much space.
             reasons.append(tiled.reason.replace(str(path), path.name))
         return cls(panels, names, reasons).plot(n_columns=n_columns, figure=figure)
 
@@ -116,9 +115,9 @@ class SlideSheetDisplay:
         Parameters
         ----------
         n_columns : int, default=6
-            Number of slides in a row.
+            Number of slides per row.
         figure : matplotlib Figure or SubFigure, default=None
-            Where to draw; None makes a new figure.
+            Figure to draw on; None creates a new one.
 
         Returns
         -------

@@ -6,7 +6,6 @@ import warnings
 from numbers import Real
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
@@ -14,7 +13,6 @@ from scipy.spatial import cKDTree
 from sklearn.pipeline import Pipeline
 
 from ..utils._validation import same_sample
-from ._prediction_display import _find_gene
 from ._slide import (
     color_limits,
     draw_color_bar,
@@ -23,8 +21,7 @@ from ._slide import (
     fit_title,
     read_overview,
 )
-
-_RASTERIZED = 2000
+from ._style import RASTERIZED, find_gene, format_units, set_axes
 
 
 class SpatialExpressionDisplay:
@@ -32,8 +29,8 @@ class SpatialExpressionDisplay:
     Predicted expression of one gene over a slide.
 
     Build it with :meth:`from_predictions` or :meth:`from_estimator`. Each tile is a square whose
-    colour says what is predicted for it. The slide beneath is shown in grey, so that its stain
-    does not mix with the colours.
+    colour is the predicted expression. The slide below is shown in grey, so that its stain does
+    not interfere with the colours.
 
     Parameters
     ----------
@@ -43,26 +40,26 @@ class SpatialExpressionDisplay:
         Predicted expression of the gene in each tile.
     tile_size : float, default=None
         Edge of a tile in level-0 pixels. None takes the distance between neighbours, which is
-        too large if no two of the tiles are neighbours.
+        too large if no two tiles are adjacent.
     gene : str or int, default=None
         Name of the gene, for title and colour bar.
     image : ndarray of shape (height, width, 3), uint8, default=None
-        RGB overview of the whole slide. None draws the tiles on white, in their own frame.
+        RGB overview of the whole slide. None draws the tiles on white within their bounding box.
     downsample : float, default=1.0
         Level-0 pixels per pixel of `image`.
     mpp : float, default=None
-        Resolution of level 0 in um/px, for the scale bar; None and NaN draw none.
+        Resolution of level 0 in um/px, for the scale bar; None and NaN draw no scale bar.
     slide_name : str, default=None
         Name of the slide, for the title.
     units : str, default=None
-        Units of the expression, such as "log2 TPM", for the colour bar; None states none.
+        Units of the expression, such as "log2 TPM", for the colour bar; None shows none.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes with the map.
     figure_ : matplotlib Figure
-        Figure that holds the axes.
+        Figure that contains the axes.
     image_ : matplotlib AxesImage or None
         The slide.
     tiles_ : matplotlib PatchCollection
@@ -72,14 +69,14 @@ class SpatialExpressionDisplay:
 
     See Also
     --------
-    TissueMaskDisplay : Shows where the tiles lie.
-    PredictionDisplay : Compares whole slides with their true expression.
-    sklearn_pk.regression.PriorKnowledgeRegressor.predict_tiles : Makes the table.
+    TissueMaskDisplay : Shows the tiles on the slide.
+    PredictionDisplay : Compares predictions for whole slides with their true expression.
+    sklearn_pk.regression.PriorKnowledgeRegressor.predict_tiles : Returns the table.
 
     Notes
     -----
-    Where tiles overlap, each is drawn as the square in its middle that is as wide as the step
-    between them, so that no two colours mix.
+    Overlapping tiles are drawn as non-overlapping squares in their centres, as wide as the
+    distance between tiles, so that colours do not mix.
 
     Examples
     --------
@@ -141,60 +138,60 @@ class SpatialExpressionDisplay:
         Parameters
         ----------
         tiles : DataFrame of shape (n_tiles, n_genes)
-            One of the tables that ``predict_tiles`` returns: the expression of the tiles of one
+            One of the tables returned by ``predict_tiles``: the expression of the tiles of one
             slide, indexed by their upper left corners ``x`` and ``y`` in level-0 pixels.
         gene : str or int, default=None
-            The column to draw. Needed where there are several.
+            The column to draw. Required if there are several.
         slide : path-like or TiledSlide, default=None
-            The slide to show beneath. None shows none.
+            The slide to show below the tiles. None shows no slide.
         thumbnail : ndarray of shape (height, width, 3), uint8, default=None
-            RGB picture of the whole slide to show in place of `slide`, such as
-            ``SlideTiler().inspect_slide`` returns together with `downsample`.
+            RGB overview of the whole slide to show instead of `slide`, such as that of
+            ``SlideTiler().inspect_slide`` with its `downsample`.
         downsample : float, default=1.0
             Level-0 pixels per pixel of `thumbnail`.
         mpp : float, default=None
-            Resolution of level 0 in um/px, for the scale bar. None takes what `slide` states;
-            where it states none, there is no scale bar.
+            Resolution of level 0 in um/px, for the scale bar. None takes that of `slide`; if it
+            has none, there is no scale bar.
         tile_size : float, default=None
-            Edge of a tile in level-0 pixels. None takes ``tiles.attrs["size_level0"]`` or, where
-            that is None, the smallest distance between neighbours, which is too large if no two
-            of the tiles are neighbours.
+            Edge of a tile in level-0 pixels. None takes ``tiles.attrs["size_level0"]`` or, if
+            that is missing, the smallest distance between tiles, which is too large if no two
+            tiles are adjacent.
         units : str, default=None
-            Units of the expression, such as "log2 TPM", for the colour bar; None states none.
+            Units of the expression, such as "log2 TPM", for the colour bar; None shows none.
         size : int, default=1200
-            Longer side in pixels that the image read from `slide` has at least (within 1 %), unless
-            the slide is smaller.
+            Minimum length in pixels of the longer side of the overview of `slide` (within 1 %),
+            unless the slide is smaller.
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
         **style : object
             Passed to :meth:`plot`.
 
         Returns
         -------
         display : SpatialExpressionDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
         TypeError
-            If `tiles` is no DataFrame.
+            If `tiles` is not a DataFrame.
         ValueError
-            If the tiles have no coordinates or do not lie on the slide, if the gene is missing,
+            If the tiles have no coordinates or are outside the slide, if the gene is missing,
             or if the slide cannot be read.
         """
         _check_table(tiles)
         if isinstance(gene, list | tuple):
-            raise ValueError(f"gene must be one gene, got {gene!r}. Draw one map for each.")
-        column, gene = _find_gene(gene, tiles.columns.to_numpy(dtype=object), tiles.shape[1])
+            raise ValueError(f"gene must be one gene, got {gene!r}. Draw one map per gene.")
+        column, gene = find_gene(gene, tiles.columns.to_numpy(dtype=object), tiles.shape[1])
         name, edge = _name_of_slide(tiles), tiles.attrs.get("size_level0")
         if slide is not None:
             if thumbnail is not None:
-                raise ValueError("thumbnail takes the place of slide; pass one of both.")
+                raise ValueError("slide and thumbnail are exclusive. Pass one of them.")
             path = getattr(slide, "path", slide)
-            thumbnail, downsample, stated = read_overview(path, size)
-            # A TiledSlide knows what the user said of a file that states nothing.
-            mpp = getattr(slide, "slide_mpp", stated) if mpp is None else mpp
-            _warn_of_other_slide(tiles.attrs.get("slide"), path)
+            thumbnail, downsample, slide_mpp = read_overview(path, size)
+            # A TiledSlide has the um/px given by the user if the file has none.
+            mpp = getattr(slide, "slide_mpp", slide_mpp) if mpp is None else mpp
+            _warn_if_other_slide(tiles.attrs.get("slide"), path)
             name = name or Path(path).stem
             edge = edge or getattr(slide, "size_level0", None)
         display = cls(
@@ -223,38 +220,38 @@ class SpatialExpressionDisplay:
         X : FeatureBag, or what the Pipeline takes as one slide
             One slide: the features of its tiles, with their coordinates.
         gene : str or int
-            The gene to draw: its name, or its position where the genes have no names.
+            The gene to draw: its name, or its position if the genes have no names.
         window : int, default=None
-            Edge of the window that ``predict_tiles`` moves over the slide, in tiles. None takes
-            each tile by itself.
+            Edge of the sliding window of ``predict_tiles``, in tiles. None predicts each tile
+            separately.
         stride : int, default=1
             Step of the window, in tiles; at most `window`.
         mpp : float, default=None
-            Resolution of level 0 in um/px, for the scale bar. None takes what the slide states,
-            then what the bag says about the edge of its tiles.
+            Resolution of level 0 in um/px, for the scale bar. None takes that of the slide, or
+            else of the tiles of the bag.
         **options : object
-            Passed to :meth:`from_predictions`: the slide to show beneath, the axes and so on.
+            Passed to :meth:`from_predictions`, such as the slide to show and the axes.
 
         Returns
         -------
         display : SpatialExpressionDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
         KeyError
-            If the gene is not one of the estimator's.
+            If the estimator does not have the gene.
         TypeError
             If the estimator has no ``predict_tiles``.
         ValueError
-            If the tiles have no coordinates or do not lie on the slide, or if the slide cannot
+            If the tiles have no coordinates or are outside the slide, or if the slide cannot
             be read.
 
         Notes
         -----
-        A map needs the features of the tiles themselves. A clusterer of super-tiles merges them
-        and loses their places: of a Pipeline that holds one, pass the last step as the
-        estimator and the bag from before the clusterer as X.
+        A map needs the features of the original tiles, which a clusterer of super-tiles merges.
+        For a Pipeline with such a step, pass the last step as the estimator and the input of the
+        clusterer as X.
         """
         bags = [X]
         while not hasattr(estimator, "predict_tiles"):
@@ -281,16 +278,16 @@ class SpatialExpressionDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
         cmap : str or matplotlib Colormap, default="viridis"
-            Colours from low to high expression.
+            Colour map of the expression.
         vmin, vmax : float, default=None
-            Expression at both ends of the colours; pass the same to compare slides. None takes
-            the 1st and the 99th percentile. An end that some tiles lie beyond is an arrow.
+            Limits of the colour map; pass the same for comparable slides. None takes the 1st and
+            the 99th percentile. An arrow marks an end that some tiles exceed.
         alpha : float, default=0.6
             Opacity of the tiles over a slide, from 0 to 1. Without a slide they are opaque.
         fontsize : float, default=None
-            Size of the text in points; None takes matplotlib's.
+            Font size in points; None takes that of matplotlib.
 
         Returns
         -------
@@ -300,16 +297,15 @@ class SpatialExpressionDisplay:
         Raises
         ------
         ValueError
-            If shapes do not fit, a number is not finite or out of range, or tiles lie outside
-            of `image`.
+            If shapes do not match, a number is not finite or out of range, or tiles are outside
+            `image`.
         """
         corners, values = self._check_tiles()
         edge, step = _edges(corners, self.tile_size)
         self._check_image(corners)
         limits = color_limits(values, vmin, vmax, percentiles=(1, 99))
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6.6, 6), layout="constrained")
-        width, height = self._draw_image(ax, corners, edge)
+        ax = set_axes(self, ax, (6.6, 6))
+        width = self._draw_image(ax, corners, edge)
         if self.image is None:
             corners, alpha = corners - corners.min(axis=0), 1.0
         self.tiles_ = draw_squares(
@@ -323,11 +319,9 @@ class SpatialExpressionDisplay:
             facecolor="C0",
             edgecolor="none",
             linewidth=0,
-            # Many tiles stay one picture inside a vector file.
-            rasterized=len(values) > _RASTERIZED,
+            rasterized=len(values) > RASTERIZED,
         )
         self._draw_frame(ax, values, limits, width, fontsize)
-        self.ax_, self.figure_ = ax, ax.figure
         return self
 
     def _check_tiles(self):
@@ -337,7 +331,7 @@ class SpatialExpressionDisplay:
             raise ValueError(f"corners must have the shape (n_tiles, 2), got {corners.shape}.")
         if values.shape != corners.shape[:1]:
             raise ValueError(
-                f"values must have the shape ({len(corners)},), one a tile of corners, got "
+                f"values must have the shape ({len(corners)},), one per tile of corners, got "
                 f"{values.shape}."
             )
         for name, array in (("corners", corners), ("values", values)):
@@ -359,30 +353,30 @@ class SpatialExpressionDisplay:
         outside = ((corners < 0) | (corners >= size)).any(axis=1)
         if outside.any():
             raise ValueError(
-                f"corners: {outside.sum()} of {len(corners)} tiles lie outside of the picture of "
+                f"corners: {outside.sum()} of {len(corners)} tiles are outside the image of "
                 f"{size[0]:.0f} x {size[1]:.0f} level-0 pixels, such as "
                 f"{corners[outside.argmax()].tolist()}. Check that it shows this slide, and "
                 f"downsample={self.downsample:g}."
             )
 
     def _draw_image(self, ax, corners, edge):
-        """Draw the slide, set the limits, and return width and height in pixels."""
+        """Draw the slide, set the limits, and return the width in pixels."""
         self.image_ = None
         if self.image is None:
             width, height = (np.ptp(corners, axis=0) + edge) / self.downsample
         else:
             height, width = np.shape(self.image)[:2]
-            # Luminance as in ITU-R BT.601, which PIL uses as well.
+            # Luminance as in ITU-R BT.601, as in PIL.
             grey = np.asarray(self.image)[..., :3] @ np.array([0.299, 0.587, 0.114])
             style = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "antialiased"}
             self.image_ = ax.imshow(grey, extent=(0, width, height, 0), **style)
         ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
-        return width, height
+        return width
 
     def _draw_frame(self, ax, values, limits, width, fontsize):
         gene = self.gene if self.gene is None or isinstance(self.gene, str) else f"gene {self.gene}"
         label = "Predicted expression" if gene is None else f"Predicted {gene}"
-        label += "" if self.units is None else f" ({self.units})"
+        label += format_units(self.units)
         beyond = bool((values < limits[0]).any()), bool((values > limits[1]).any())
         extend = {(True, False): "min", (False, True): "max", (True, True): "both"}
         self.colorbar_ = draw_color_bar(
@@ -402,21 +396,21 @@ def _check_table(tiles):
     if list(tiles.index.names) != ["x", "y"]:
         raise ValueError(
             "tiles must be indexed by x and y, the corners of the tiles in level-0 pixels, but "
-            f"the index is {list(tiles.index.names)}. predict_tiles gives such a table for "
+            f"the index is {list(tiles.index.names)}. predict_tiles returns such a table for "
             "FeatureBag(features, coords=...); arrays and super-tiles have no coordinates."
         )
 
 
 def _name_of_slide(tiles):
-    """Return the name in a table; of a path, its last part without the ending."""
+    """Return the slide of a table; for a path, the name of the file without suffix."""
     name = str(tiles.attrs.get("slide") or "")
     return Path(name).stem if Path(name).name != name else name
 
 
-def _warn_of_other_slide(name, path):
+def _warn_if_other_slide(name, path):
     if name and not same_sample(str(name), str(path)):
         warnings.warn(
-            f"The tiles are of the slide {name!r}, and the picture is of {str(path)!r}.",
+            f"The tiles are from the slide {name!r}, but the image is from {str(path)!r}.",
             UserWarning,
             stacklevel=3,
         )
@@ -428,16 +422,16 @@ def _check_positive(name, value):
 
 
 def _edges(corners, tile_size):
-    """Return the edge of a tile, and of the square that it does not share with another one."""
+    """Return the edge of a tile, and of its part that does not overlap other tiles."""
     if len(corners) == 1:
         if tile_size is None:
-            raise ValueError("tile_size cannot be told from one tile; pass it.")
+            raise ValueError("tile_size cannot be inferred from one tile; pass it.")
         return tile_size, tile_size
     distances = cKDTree(corners).query(corners, k=2, p=np.inf)[0][:, 1]
     if not distances.all():
-        double = corners[distances.argmin()].tolist()
-        raise ValueError(f"corners must differ, but more than one tile starts at {double}.")
-    # Not the smallest one: some tools lay a grid over each piece of tissue, and two may touch.
+        repeated = corners[distances.argmin()].tolist()
+        raise ValueError(f"corners must be unique, but several tiles start at {repeated}.")
+    # Not the minimum: some tools use one grid per piece of tissue, which may touch another.
     step = np.quantile(distances, 0.05, method="lower")
     edge = step if tile_size is None else tile_size
     return edge, min(edge, step)

@@ -1,4 +1,4 @@
-"""Some tiles of a slide, as the encoder gets them, beside the slide."""
+"""Some tiles of a slide, as the encoder receives them, beside the slide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patheffects import withStroke
 
-from ._colors import OKABE_ITO
 from ._slide import draw_squares, format_um
+from ._style import OKABE_ITO
 from ._tissue_mask_display import TissueMaskDisplay
 
 _SHOWN = OKABE_ITO[1]
@@ -18,27 +18,27 @@ _STROKE = [withStroke(linewidth=2, foreground="white")]
 
 class TileSheetDisplay:
     """
-    Some tiles of a slide, as the encoder gets them, beside the slide.
+    Some tiles of a slide, as the encoder receives them, beside the slide.
 
-    Build it with :meth:`from_estimator`. Equal numbers mark a tile and its place.
+    Build it with :meth:`from_estimator`. Tiles have the same numbers on the slide.
 
     Parameters
     ----------
     overview : TissueMaskDisplay
-        The slide with all tiles that were kept; it need not be drawn.
+        The slide with all kept tiles; it need not be plotted.
     images : ndarray of shape (n_images, height, width, 3), uint8
         RGB pixels of the tiles to show.
     positions : array-like of shape (n_images,)
-        Which of the tiles of `overview` these are.
+        Their positions among the tiles of `overview`.
     tile_um : float, default=None
         Edge of a tile in um, for the title.
     reason : str, default=""
-        Why there is no tile, shown in their place.
+        Why there are no tiles, shown instead of them.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        Figure with the picture.
+        Figure with slide and tiles.
     ax_ : matplotlib Axes
         Axes with the slide.
     axes_ : ndarray of matplotlib Axes
@@ -74,31 +74,31 @@ class TileSheetDisplay:
     @classmethod
     def from_estimator(cls, tiler, slide, *, n_tiles=24, n_columns=6, figure=None):
         """
-        Show tiles that a tiler keeps, spread evenly over the slide.
+        Show tiles that a tiler keeps, evenly spaced over the slide.
 
         Parameters
         ----------
         tiler : SlideTiler
             The tiler, fitted or not.
         slide : path-like, DataFrame of one row, or TiledSlide
-            The slide, with its um/px where the file states none. A slide that was tiled is
-            shown with its own tiles.
+            The slide, with its um/px if the file has none. A TiledSlide is shown with its own
+            tiles.
         n_tiles : int, default=24
-            Number of tiles to show; all if there are fewer.
+            Maximum number of tiles to show.
         n_columns : int, default=6
-            Number of tiles in a row.
+            Number of tiles per row.
         figure : matplotlib Figure or SubFigure, default=None
-            Where to draw; None makes a new figure.
+            Figure to draw on; None creates a new one.
 
         Returns
         -------
         display : TileSheetDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
         ValueError
-            If the slide cannot be read or states no um/px.
+            If the slide cannot be read or has no um/px.
         """
         inspected = tiler.inspect_slide(slide)
         overview, tiled = TissueMaskDisplay._from_inspection(*inspected), inspected[-1]
@@ -116,9 +116,9 @@ class TileSheetDisplay:
         Parameters
         ----------
         n_columns : int, default=6
-            Number of tiles in a row.
+            Number of tiles per row.
         figure : matplotlib Figure or SubFigure, default=None
-            Where to draw; None makes a new figure.
+            Figure to draw on; None creates a new one.
 
         Returns
         -------
@@ -159,15 +159,8 @@ class TileSheetDisplay:
         corners = np.asarray(overview.tiles)[self.positions] / overview.downsample
         draw_squares(self.ax_, corners, edge, edgecolor=_SHOWN, linewidth=1.2)
         for number, (x, y) in enumerate(corners + edge / 2, start=1):
-            self.ax_.text(
-                x,
-                y,
-                str(number),
-                ha="center",
-                va="center",
-                fontsize=8,
-                path_effects=_STROKE,
-            )
+            style = {"ha": "center", "va": "center", "fontsize": 8, "path_effects": _STROKE}
+            self.ax_.text(x, y, str(number), **style)
 
     def _draw_images(self, axes):
         for number, (ax, image) in enumerate(zip(axes, self.images, strict=False), start=1):

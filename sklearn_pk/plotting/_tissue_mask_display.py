@@ -4,11 +4,11 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
 
 from ._slide import TILE_COLOR, VEIL, below_axes, draw_scale_bar, draw_squares, draw_veil
+from ._style import set_axes
 
 
 class TissueMaskDisplay:
@@ -22,28 +22,28 @@ class TissueMaskDisplay:
     thumbnail : ndarray of shape (height, width, 3), uint8
         RGB overview of the slide.
     mask : ndarray of shape (height, width), bool, default=None
-        True on tissue; the rest is darkened. None darkens nothing.
+        True on tissue; the background is darkened. None darkens nothing.
     tiles : ndarray of shape (n, 2), default=None
         Upper left corners (x, y) of the kept tiles in level-0 pixels; None draws none.
     tile_size : float, default=None
-        Edge of a tile in level-0 pixels. Needed with `tiles`.
+        Edge of a tile in level-0 pixels. Required with `tiles`.
     downsample : float, default=1.0
         Level-0 pixels per pixel of the overview.
     mpp : float, default=None
-        Resolution of level 0 in um/px, for the scale bar; None draws none.
+        Resolution of level 0 in um/px, for the scale bar; None draws no scale bar.
     title : str, default=None
-        Title, such as the name of the slide; the number of tiles is added.
+        Title, such as the name of the slide, to which the number of tiles is added.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        Axes with the picture.
+        Axes with the slide.
     figure_ : matplotlib Figure
-        Figure that holds the axes.
+        Figure that contains the axes.
     image_ : matplotlib AxesImage
         The overview.
     veil_ : matplotlib AxesImage or None
-        What darkens all that is no tissue.
+        The overlay that darkens the background.
     tiles_ : matplotlib PatchCollection or None
         The kept tiles.
 
@@ -51,7 +51,7 @@ class TissueMaskDisplay:
     --------
     TileSheetDisplay : Shows some of the tiles beside the slide.
     SlideSheetDisplay : Shows many slides.
-    sklearn_pk.slides.SlideTiler : Finds mask and tiles.
+    sklearn_pk.slides.SlideTiler : Computes mask and tiles.
 
     Examples
     --------
@@ -87,35 +87,35 @@ class TissueMaskDisplay:
     @classmethod
     def from_estimator(cls, tiler, slide, *, size=1200, ax=None):
         """
-        Draw what a tiler finds on a slide.
+        Draw the tissue and the tiles that a tiler finds on a slide.
 
         Parameters
         ----------
         tiler : SlideTiler
             The tiler, fitted or not.
         slide : path-like, DataFrame of one row, or TiledSlide
-            The slide, with its um/px where the file states none. A slide that was tiled is
-            shown with its own tiles.
+            The slide, with its um/px if the file has none. A TiledSlide is shown with its own
+            tiles.
         size : int, default=1200
             Longer side of the overview in pixels; a smaller slide is not enlarged.
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
 
         Returns
         -------
         display : TissueMaskDisplay
-            The display, drawn.
+            The plotted display.
 
         Raises
         ------
         ValueError
-            If the slide cannot be read or states no um/px.
+            If the slide cannot be read or has no um/px.
         """
         return cls._from_inspection(*tiler.inspect_slide(slide, size=size)).plot(ax=ax)
 
     @classmethod
     def _from_inspection(cls, thumbnail, mask, downsample, tiled):
-        """Build a display, not drawn yet, of what ``SlideTiler.inspect_slide`` returns."""
+        """Build a display, without plotting it, from the result of ``inspect_slide``."""
         return cls(
             thumbnail,
             mask=mask,
@@ -133,13 +133,13 @@ class TissueMaskDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on; None makes a new figure.
+            Axes to draw on; None creates a new figure.
         legend : bool, default=True
-            Whether to explain the colours.
+            Whether to draw a legend of the colours.
         tile_kwargs : dict, default=None
             Passed to ``matplotlib.collections.PatchCollection``.
         fontsize : float, default=None
-            Size of the text of the scale bar in points; None takes matplotlib's.
+            Font size of the scale bar in points; None takes that of matplotlib.
 
         Returns
         -------
@@ -152,16 +152,15 @@ class TissueMaskDisplay:
             If there are tiles but no `tile_size`.
         """
         if self.tiles is not None and self.tile_size is None:
-            raise ValueError("tiles need tile_size, their edge in level-0 pixels; got None.")
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 6), layout="constrained")
+            raise ValueError("tiles require tile_size, their edge in level-0 pixels, got None.")
+        ax = set_axes(self, ax, (6, 6))
         height, width = self.thumbnail.shape[:2]
         extent = (0, width, height, 0)
         self.image_ = ax.imshow(self.thumbnail, extent=extent, interpolation="antialiased")
         self.veil_ = None
         if self.mask is not None:
             self.veil_ = draw_veil(ax, self.mask, width, height)
-        # A tile that starts near the border must not widen the picture.
+        # A tile that extends beyond the border must not enlarge the axes.
         ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
         self.tiles_ = self._draw_tiles(ax, tile_kwargs or {})
         if self.mpp is not None:
@@ -170,7 +169,6 @@ class TissueMaskDisplay:
         ax.set_title(": ".join(part for part in (self.title, count) if part))
         if legend:
             self._draw_legend(ax)
-        self.ax_, self.figure_ = ax, ax.figure
         return self
 
     def _draw_tiles(self, ax, tile_kwargs):

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import hashlib
 import os
 import warnings
 from numbers import Integral, Real
@@ -18,11 +19,11 @@ from ..utils import check_groups, pick_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._patients import PatientAverager, infer_groups
 from ..utils._validation import check_finite
-from ._aliases import load_aliases
-from ._gene_sets import edges_to_graph, load_edges, pairs_to_graph, upper_pairs
+from ._gene_sets import edges_to_graph, load_aliases, load_edges, pairs_to_graph, upper_pairs
 from ._pearson_graph import correlated_pairs, prepare_rows
-from ._recognition import positions_by_value, row_digests
-from ._rewiring import rewire_pairs
+
+# Attempted swaps per edge, enough to make its new position independent of the old one.
+_ROUNDS = 20
 
 
 def _check_order(groups, columns):
@@ -33,6 +34,48 @@ def _check_order(groups, columns):
             "groups and the columns of X name the same samples in a different order. Reorder with "
             "groups.loc[X.columns]."
         )
+
+
+def row_digests(X):
+    """Hash the float32 values of each row."""
+    with np.errstate(over="ignore"):
+        X = np.asarray(X, dtype=np.float32) + np.float32(0)  # -0.0 becomes 0.0
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in X]
+
+
+def positions_by_value(X, known):
+    """Match rows with hashes; the k-th of several equal rows matches the k-th equal hash."""
+    candidates = {}
+    for position, digest in enumerate(known):
+        candidates.setdefault(digest, []).append(position)
+    seen, positions = {}, []
+    for digest in row_digests(X):
+        number = seen[digest] = seen.get(digest, -1) + 1
+        matches = candidates.get(digest, [-1])
+        positions.append(matches[min(number, len(matches) - 1)])
+    return np.array(positions, dtype=np.intp)
+
+
+def rewire_pairs(rows, columns, n_genes, fraction, random_state):
+    """Rewire a fraction of the edges at random and keep the degree of every gene."""
+    ends = np.sort(np.stack([rows, columns], axis=1).astype(np.int64), axis=1)
+    chosen = random_state.permutation(len(ends))[: round(fraction * len(ends))]
+    half = len(chosen) // 2
+    for _ in range(_ROUNDS if half else 0):
+        first, second = np.split(random_state.permutation(chosen)[: 2 * half], 2)
+        a, b = ends[first].T
+        c, d = np.where(random_state.randint(2, size=(half, 1)), ends[second], ends[second, ::-1]).T
+        one, other = np.sort([a, d], axis=0), np.sort([c, b], axis=0)
+        keys = np.stack([_key(one, n_genes), _key(other, n_genes)])
+        _, number, times = np.unique(keys, return_inverse=True, return_counts=True)
+        new = (times[number.reshape(keys.shape)] == 1) & ~np.isin(keys, _key(ends.T, n_genes))
+        swap = new.all(axis=0) & (one[0] != one[1]) & (other[0] != other[1])
+        ends[first[swap]], ends[second[swap]] = one.T[swap], other.T[swap]
+    return ends[:, 0], ends[:, 1]
+
+
+def _key(ends, n_genes):
+    return ends[0] * n_genes + ends[1]
 
 
 class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
@@ -48,55 +91,55 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
     ----------
     threshold : float, default=0.85
         Two genes are connected if their correlation over the patients is larger
-        than this. External edges that carry an r are held to it as well.
+        than this. The threshold also applies to external edges with an r.
 
     source : {"internal", "external", "combined"}, default="internal"
-        Where the edges come from: the correlations in X, the pairs in
+        Source of the edges: the correlations in X, the pairs in
         `external`, or the union of both.
 
     external : {"cgn"}, str, path-like, DataFrame, tuple or networkx graph, default="cgn"
-        External knowledge, matched by the names of genes, so X has to be a DataFrame
+        External knowledge, matched by gene name, so X has to be a DataFrame
         with gene names as its index. It is one of
 
         - "cgn", the shipped Cancer Gene Neighborhoods of MSigDB,
-        - the path of a GMT file, read as `edges` says,
+        - the path of a GMT file, converted to edges according to `edges`,
         - a DataFrame with the columns gene_a and gene_b; with a third column r, the pairs
-          whose r is above `threshold`,
+          with r above `threshold` are used,
         - a tuple of a sparse adjacency matrix and the names of its genes, whose positive values
           are edges,
-        - a networkx graph whose nodes are genes; an attribute r of its edges counts like
-          the column.
+        - a networkx graph whose nodes are genes; an edge attribute r is treated like
+          the column r.
 
     edges : {"star", "clique"}, default="star"
         How the gene sets of a GMT file become edges. "star" connects the centre gene that
-        ends the name of a set (``PREFIX_GENE``) with its members; a file whose sets are not
-        named so is refused. "clique" connects all members of a set with each other.
+        ends the name of a set (``PREFIX_GENE``) with its members; a file with other set
+        names raises an error. "clique" connects all members of a set with each other.
 
     aliases : mapping, Series, DataFrame, str, path-like or None, default=None
-        Other names of genes, for names of `external` that X does not have: alias to symbol,
-        a table with the columns alias and symbol, or the complete set of HGNC (columns symbol,
-        prev_symbol, alias_symbol, ensembl_gene_id). Names are matched exactly first. An alias of
-        two genes, or one that is the symbol of another, is not followed. Versions of
-        Ensembl identifiers (``ENSG00000141510.17``) never stand in the way.
+        Aliases of genes, for names in `external` that are not in X: a mapping of alias to symbol,
+        a table with the columns alias and symbol, or the HGNC complete set (columns symbol,
+        prev_symbol, alias_symbol, ensembl_gene_id). Exact matches take precedence. An alias of
+        two genes, or one that is the symbol of another gene, is ignored, and so are the versions
+        of Ensembl identifiers (``ENSG00000141510.17``).
 
     method : {"pearson", "spearman"}, default="pearson"
-        Correlation of values or of ranks.
+        Whether to correlate values or ranks.
 
     absolute : bool, default=False
         Whether strong negative correlations connect genes as well.
 
     min_samples : int, default=2
-        Smallest number of patients that correlations are computed from. Two are
-        the least that have one; below some twenty they are mostly chance.
+        Minimum number of patients for computing correlations. Correlations over
+        fewer than about 20 patients are mostly noise.
 
     rewire : float, default=0.0
-        Share of the edges that are rewired at random, in [0, 1], each gene keeping its number
-        of edges. With 1 the graph holds no knowledge but its degrees: what a
-        model gains from it is not owed to knowing which genes go together.
+        Fraction of the edges that are rewired at random, in [0, 1], keeping the degree of each
+        gene. With 1 the graph has no information except its degrees: the gain of a model with it
+        does not come from knowing which genes are co-expressed.
 
     device : str, default="cpu"
-        Where products are computed: "cpu", "cuda" or another torch device, "auto" for the GPU if
-        there is one. The edges do not depend on it.
+        Device of the matrix products: "cpu", "cuda" or another torch device, or "auto" for a GPU if
+        there is one. The edges do not depend on the device.
 
     random_state : int, RandomState instance or None, default=None
         Seed of `rewire`.
@@ -110,7 +153,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         Adjacency matrix: symmetric, ones, zero diagonal.
 
     gene_names_in_ : ndarray of shape (n_genes,), object
-        Index of X. Defined only when X is a DataFrame whose index is not a plain numbering.
+        Index of X. Defined only when X is a DataFrame whose index is not a RangeIndex.
 
     n_edges_ : int
         Number of undirected edges.
@@ -119,14 +162,14 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         Number of genes with at least one edge.
 
     n_rewired_edges_ : int
-        Number of edges that were not there before `rewire`.
+        Number of edges that did not exist before rewiring.
 
     constant_genes_ : ndarray
-        Genes that do not vary over the patients and so have no correlation: their names, or their
-        positions where X has no names. Empty for ``source="external"``.
+        Genes that are constant over the patients and so have no correlation: their names, or
+        their positions if X has no names. Empty for ``source="external"``.
 
     unmatched_genes_ : ndarray of str
-        Genes of the external source that are not in X; empty without one.
+        Genes of the external source that are not in X; empty for ``source="internal"``.
 
     n_features_in_ : int
         Number of columns of X.
@@ -137,27 +180,27 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
 
     See Also
     --------
-    NMFGeneEmbedder : Turns the graph into gene embeddings.
+    NMFGeneEmbedder : Factorises the graph into gene embeddings.
     EigengeneEmbedder : Gene embeddings from expression without a graph.
     sklearn_pk.regression.PriorKnowledgeRegressor : Fits both on training patients.
 
     Notes
     -----
-    Correlations are computed in blocks of float32 products. Pairs that come within the bound on
-    the rounding error of such a product are computed again in float64, so that the edges depend
-    neither on the number of threads nor on the device. The gene by gene matrix is never built.
+    Correlations are computed in blocks of float32 products. Pairs within the rounding error
+    bound of the threshold are recomputed in float64, so that the edges depend neither on the
+    number of threads nor on the device. The full gene by gene matrix is never built.
 
-    :meth:`transform` knows the genes of :meth:`fit` again, by name or, where X has no
-    names, by their values, and returns their rows of ``graph_``, so that ``fit_transform(X)``
-    equals ``fit(X).transform(X)``. Other genes, of the same patients, are connected to
-    those of :meth:`fit`; their edges are not rewired.
+    :meth:`transform` recognises the genes of :meth:`fit` by name or, if X has no names, by
+    their values, and returns their rows of ``graph_``, so that ``fit_transform(X)`` equals
+    ``fit(X).transform(X)``. Other genes, measured in the same patients, are connected to the
+    genes of :meth:`fit`; their edges are not rewired.
 
     References
     ----------
     .. [1] "Prior knowledge injection into deep learning models predicting gene
        expression from whole slide images", AAAI 2025.
     .. [2] Subramanian et al., "Gene set enrichment analysis", PNAS 102:15545 (2005), for the
-       collection of neighbourhoods.
+       Cancer Gene Neighborhoods.
 
     Examples
     --------
@@ -171,7 +214,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
     (1000, 1000)
     """
 
-    # In a search over genes, groups would be those of rows.
+    # A search over genes would pass the groups of rows, not of columns.
     __metadata_request__fit = {"groups": False}
 
     _parameter_constraints: dict = {
@@ -226,7 +269,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         Parameters
         ----------
         X : {array-like, DataFrame} of shape (n_genes, n_samples)
-            Expression on a log scale; one row a gene, one column a patient or, with
+            Expression on a log scale; one row per gene, one column per patient or, with
             `groups`, a sample.
         y : None
             Ignored, present for API consistency.
@@ -242,40 +285,41 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         Raises
         ------
         MemoryError
-            If the memory of `device` does not suffice.
+            If `device` runs out of memory.
         ValueError
-            If gene names repeat, if names are needed and missing, if values are NaN or infinite, if
+            If gene names repeat or are required but missing, if values are NaN or infinite, if
             no external gene is in X, or if there are fewer patients than `min_samples`.
         """
         names = self._gene_names(X, needed=self.source != "internal")
         columns = getattr(X, "columns", None)
         X = self._check_values(X, names, reset=True)
-        self._internal, self._averager = self.source != "external", None
+        internal, self._averager = self.source != "external", None
         if groups is not None:
             _check_order(groups, columns)
             groups = check_groups(np.asarray(groups), X.T)
             self._averager = PatientAverager(groups)
-        elif self.source != "external":
-            self._warn_of_repeats(X)
+        elif internal:
+            self._warn_about_repeats(X)
         if names is None:
             if hasattr(self, "gene_names_in_"):
                 del self.gene_names_in_
         else:
             self.gene_names_in_ = names
-        # Averaged values depend on how they were rounded, so genes are known by those they had.
+        # Averages depend on rounding, so genes are recognised by their original values.
         self._digests = None if self._averager is None else row_digests(X)
-        # A copy, which nobody else changes; external edges need no values.
-        self._fit_X = self._average(X).copy() if self._internal else np.empty((len(X), 0))
-        if self._internal:
+        # A copy, so that changes of X by the caller have no effect. External edges need no values.
+        self._fit_X = self._average(X).copy() if internal else np.empty((len(X), 0))
+        self._correlation = None
+        if internal:
             self._check_patients(self._fit_X.shape[1])
-        self._settings = {"threshold": self.threshold, "absolute": self.absolute}
-        self._fit_method = self.method
+            limits = {"threshold": self.threshold, "absolute": self.absolute}
+            self._correlation = {"method": self.method, **limits}
         self._edges, self._aliases = None, load_aliases(self.aliases)
         if self.source != "internal":
             self._edges = load_edges(
                 self.external, edges=self.edges, threshold=self.threshold, absolute=self.absolute
             )
-        self.graph_ = self._connect()
+        self.graph_ = self._rewire(self._connect())
         degrees = np.diff(self.graph_.indptr)
         self.n_edges_ = int(degrees.sum()) // 2
         self.n_connected_genes_ = int(np.count_nonzero(degrees))
@@ -288,7 +332,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         Parameters
         ----------
         X : {array-like, DataFrame} of shape (n_genes, n_samples)
-            Expression on a log scale; one row a gene, one column a patient or, with
+            Expression on a log scale; one row per gene, one column per patient or, with
             `groups`, a sample.
         y : None
             Ignored, present for API consistency.
@@ -341,18 +385,18 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
             if len(repeated):
                 raise ValueError(
                     f"X: gene names must be unique, but {len(repeated)} appear more than once: "
-                    f"{list(repeated[:5])!r}. Rows of X are genes; sum or drop repeated ones."
+                    f"{list(repeated[:5])!r}. Rows of X are genes; sum or drop repeated rows."
                 )
         if names is None and needed:
             raise ValueError(
                 f"source={self.source!r} matches genes by name, but X has no gene names. Pass a "
-                "DataFrame whose index holds them, such as expression.T."
+                "DataFrame with gene names as its index, such as expression.T."
             )
         return names
 
     def get_feature_names_out(self, input_features=None):
         """
-        Name the columns of the graph, which are genes.
+        Get the gene names of the columns of the graph.
 
         Parameters
         ----------
@@ -362,7 +406,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         Returns
         -------
         names : ndarray of shape (n_genes,), object
-            Names of the genes of :meth:`fit`; numbered ones where X had none.
+            Names of the genes of :meth:`fit`, or generated names if X had none.
         """
         check_is_fitted(self, "graph_")
         names = getattr(self, "gene_names_in_", None)
@@ -372,7 +416,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
 
     def set_output(self, *, transform=None):
         """
-        Do nothing: a graph stays a sparse matrix, whatever the steps after it return.
+        Do nothing: the graph is always returned as a sparse matrix.
 
         Parameters
         ----------
@@ -406,8 +450,8 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
                 f"that is {n_patients} feature(s)."
             )
 
-    def _warn_of_repeats(self, X):
-        for genes in (X[:16], X):  # some genes tell columns apart as a rule
+    def _warn_about_repeats(self, X):
+        for genes in (X[:16], X):  # a few genes usually suffice to find distinct columns
             groups = infer_groups(np.ascontiguousarray(genes.T))
             n_repeats = len(groups) - groups.max() - 1
             if not n_repeats:
@@ -422,67 +466,66 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
 
     def _connect(self):
         n_genes = len(self._fit_X)
-        i, j = np.empty((2, 0), dtype=np.intp)
-        constant = np.zeros(n_genes, dtype=bool)
-        if self._internal:
-            rows = prepare_rows(self._fit_X, method=self._fit_method)
-            constant = rows.norms == 0
-            i, j = self._correlated(rows)
         names = getattr(self, "gene_names_in_", np.arange(n_genes))
-        self.constant_genes_ = names[constant]
+        pairs, constant = [], np.zeros(n_genes, dtype=bool)
         self.unmatched_genes_ = np.empty(0, dtype=str)
+        if self._correlation is not None:
+            found, constant = self._correlated(self._fit_X)
+            pairs.append(found)
         if self._edges is not None:
             external, self.unmatched_genes_ = edges_to_graph(self._edges, names, self._aliases)
             self._check_matched(names)
-            rows, columns = upper_pairs(external)
-            i, j = np.concatenate([i, rows]), np.concatenate([j, columns])
-        graph = pairs_to_graph(i, j, n_genes)
+            pairs.append(upper_pairs(external))
+        self.constant_genes_ = names[constant]
+        return pairs_to_graph(*np.concatenate(pairs, axis=1), n_genes)
+
+    def _rewire(self, graph):
         self.n_rewired_edges_ = 0
-        if self.rewire:
-            random_state = check_random_state(self.random_state)
-            pairs = rewire_pairs(*upper_pairs(graph), n_genes, self.rewire, random_state)
-            before, graph = graph, pairs_to_graph(*pairs, n_genes)
-            self.n_rewired_edges_ = (graph.nnz - int(graph.multiply(before).sum())) // 2
-        return graph
+        if not self.rewire:
+            return graph
+        n_genes, random_state = graph.shape[0], check_random_state(self.random_state)
+        pairs = rewire_pairs(*upper_pairs(graph), n_genes, self.rewire, random_state)
+        rewired = pairs_to_graph(*pairs, n_genes)
+        self.n_rewired_edges_ = (rewired.nnz - int(rewired.multiply(graph).sum())) // 2
+        return rewired
 
     def _connect_new(self, X, names):
         n_known, n_new = len(self._fit_X), len(X)
-        i, j = np.empty((2, 0), dtype=np.intp)
-        if self._internal:
-            method = self._fit_method
-            rows, columns = (prepare_rows(part, method=method) for part in (X, self._fit_X))
-            i, j = self._correlated(rows, columns)
+        pairs = []
+        if self._correlation is not None:
+            pairs.append(self._correlated(X, self._fit_X)[0])
         if self._edges is not None:
             all_names = np.concatenate([self.gene_names_in_, names])
             external, _ = edges_to_graph(self._edges, all_names, self._aliases)
             external = sparse.coo_array(external[n_known:, :n_known])
-            i, j = np.concatenate([i, external.row]), np.concatenate([j, external.col])
+            pairs.append((external.row, external.col))
+        i, j = np.concatenate(pairs, axis=1)
         graph = sparse.csr_array((np.ones(len(i), np.float32), (i, j)), shape=(n_new, n_known))
         graph.sum_duplicates()
         graph.data[:] = 1.0
         return graph
 
-    def _correlated(self, rows, columns=None):
-        return correlated_pairs(
-            rows,
-            columns,
-            **self._settings,
-            device=pick_device(self.device),
-            verbose=self.verbose,
-        )
+    def _correlated(self, X, known=None):
+        """Return the correlated pairs within X, or of X and known genes, and constant genes."""
+        limits = dict(self._correlation)
+        method = limits.pop("method")
+        rows = prepare_rows(X, method=method)
+        columns = None if known is None else prepare_rows(known, method=method)
+        device = pick_device(self.device)
+        pairs = correlated_pairs(rows, columns, **limits, device=device, verbose=self.verbose)
+        return pairs, rows.norms == 0
 
     def _check_matched(self, names):
         genes = pd.unique(self._edges.to_numpy().ravel())
         if not len(genes):
             raise ValueError(
-                f"external: it has no edges, or none with an r above threshold={self.threshold!r}."
+                f"external has no edges, or none with an r above threshold={self.threshold!r}."
             )
         if len(self.unmatched_genes_) == len(genes):
             raise ValueError(
                 f"external: none of its genes (such as {genes[0]!r}) is among the {len(names)} "
-                f"genes of X (such as {names[0]!r}). Both need the same kind of identifiers, for "
-                "the shipped collection HGNC symbols; a table in `aliases` can lead from one to "
-                "the other."
+                f"genes of X (such as {names[0]!r}). Both need the same kind of identifiers (HGNC "
+                "symbols for the shipped collection). Pass a table in `aliases` to translate them."
             )
 
     def __getstate__(self):

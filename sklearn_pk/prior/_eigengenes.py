@@ -20,12 +20,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..utils._rows import centre_rows
 
-# Rows that are normalised together, which bounds the float64 copies.
+# Rows per block, which bounds the memory of float64 copies.
 _ROWS = 1024
 
 
 def normalize_genes(X, normalize):
-    """Centre each gene over the patients, and bring all genes to one scale."""
+    """Centre each gene over the patients and scale it."""
     n_patients = X.shape[1]
     Z = np.empty_like(X)
     for block in gen_batches(len(X), _ROWS):
@@ -45,21 +45,21 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     """
     Embed genes by the leading eigenvectors of their co-expression.
 
-    The rows of X are *genes*, its columns patients: pass ``expression.T``. No graph and no
-    threshold are needed. The inner product of two embeddings is the best approximation of
-    the correlation of the two genes, as normalised, that so few components allow; without a
-    common scale (``normalize=None``), of their covariance.
+    The rows of X are *genes*, its columns patients: pass ``expression.T``. Neither a graph nor a
+    threshold is needed. The inner product of two embeddings is the best low-rank approximation
+    of the correlation of the two normalised genes or, with ``normalize=None``, of their
+    covariance.
 
     Parameters
     ----------
     n_components : int, default=30
-        Width of the embeddings. Components beyond the number of genes or of
+        Dimension of the embeddings. Components beyond the number of genes or of
         patients are zero.
 
     normalize : {"rank", "standard"} or None, default="rank"
-        What is done to each gene before. "rank" replaces its values by the normal scores of
-        their ranks, so that neither scale nor outliers count, "standard" divides by the
-        standard deviation, None only centres it.
+        Normalisation of each gene. "rank" replaces its values by the normal scores of their
+        ranks, so that neither scale nor outliers matter; "standard" divides by the standard
+        deviation; None only centres.
 
     random_state : int, RandomState instance or None, default=None
         Seed of the randomised singular value decomposition.
@@ -71,13 +71,13 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         values divided by the square root of the number of patients.
 
     components_ : ndarray of shape (n_components, n_patients)
-        The eigengenes: profiles over the patients, of unit length.
+        The eigengenes: profiles over the patients, with unit norm.
 
     singular_values_ : ndarray of shape (n_components,)
         Singular values of the normalised expression.
 
     explained_variance_ratio_ : ndarray of shape (n_components,)
-        Share of the variance of all genes along each eigengene.
+        Fraction of the variance of all genes that each eigengene explains.
 
     n_features_in_ : int
         Number of patients.
@@ -88,13 +88,13 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     See Also
     --------
-    NMFGeneEmbedder : Embeddings of a graph of genes.
+    NMFGeneEmbedder : Embeds genes by their graph.
     sklearn.decomposition.TruncatedSVD : The decomposition alone.
     sklearn_pk.regression.PriorKnowledgeRegressor : Takes this as its `prior`.
 
     Notes
     -----
-    The rows of G are those of the eigenvectors of the gene by gene correlation matrix, each times
+    The columns of G are the eigenvectors of the gene by gene correlation matrix, each times
     the square root of its eigenvalue. That matrix is never built. Constant genes get a
     row of zeros.
 
@@ -128,12 +128,12 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def fit(self, X, y=None):
         """
-        Find the eigengenes.
+        Compute the eigengenes.
 
         Parameters
         ----------
         X : {array-like, DataFrame} of shape (n_genes, n_patients)
-            Expression on a log scale; one row a gene, one column a patient.
+            Expression on a log scale; one row per gene, one column per patient.
         y : None
             Ignored, present for API consistency.
 
@@ -153,12 +153,12 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     @_fit_context(prefer_skip_nested_validation=True)
     def fit_transform(self, X, y=None):
         """
-        Find the eigengenes and return the gene embeddings.
+        Compute the eigengenes and return the gene embeddings.
 
         Parameters
         ----------
         X : {array-like, DataFrame} of shape (n_genes, n_patients)
-            Expression on a log scale; one row a gene, one column a patient.
+            Expression on a log scale; one row per gene, one column per patient.
         y : None
             Ignored, present for API consistency.
 

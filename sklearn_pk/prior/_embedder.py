@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import hashlib
 import warnings
 from numbers import Integral, Real
 
@@ -22,18 +23,34 @@ from ..utils import pick_device
 from ..utils._neighborhood import check_graph, count_kept
 from ..utils._scaling import unit_scale
 from ._nmf import factorize, nonempty, project
-from ._recognition import canonical, edge_keys
 
-# What a gene gets whose edges no component covers, relative to the scale of the embedding.
+# Value for genes whose edges no component covers, relative to the scale of the embedding.
 _TRACE = 1e-6
 
 
 def residual_norm(X, W, H):
-    """Compute the Frobenius norm of X - W H without building it."""
+    """Compute the Frobenius norm of X - W H without building the difference."""
     cross = np.sum(np.asarray(X @ H.T) * W, dtype=np.float64)
     product = np.sum((W.T @ W) * (H @ H.T), dtype=np.float64)
     norm = squared_norm(X.data if sparse.issparse(X) else X)
     return float(np.sqrt(max(norm - 2 * cross + product, 0.0)))
+
+
+def canonical(X):
+    """Copy a matrix to CSR with sorted, unique columns and no explicit zeros."""
+    X = sparse.csr_array(X, copy=True)
+    X.sum_duplicates()
+    X.eliminate_zeros()
+    return X
+
+
+def edge_keys(X):
+    """Hash the edges and weights of each row of a graph."""
+    X = canonical(X)
+    indices, data = X.indices.astype(np.int64), X.data.astype(np.float32)
+    rows = map(slice, X.indptr[:-1], X.indptr[1:])
+    edges = [indices[row].tobytes() + data[row].tobytes() for row in rows]
+    return [hashlib.blake2b(edge, digest_size=16).hexdigest() for edge in edges]
 
 
 def _without_loops(X, own):
@@ -48,7 +65,7 @@ def _inverse_norms(factor):
 
 
 def _average_equal_rows(X, *factors):
-    """Give genes that have the same edges the same embedding: their mean."""
+    """Replace the embeddings of genes with the same edges by their mean, in place."""
     codes = np.unique(edge_keys(X), return_inverse=True)[1]
     counts = np.bincount(codes)
     repeated = np.flatnonzero(counts[codes] > 1)
@@ -68,55 +85,54 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     The adjacency matrix M of a gene-gene graph is factorised as
     ``M ~ G @ components_`` with non-negative factors; the rows of G are the gene
     embeddings [1]_. Genes without edges get a row of zeros, so that a model which
-    uses G falls back to what it learned by itself for them.
+    uses G falls back to its learned weights for them.
 
     Parameters
     ----------
     n_components : int, default=1024
-        Width of the embeddings. Components beyond the number of connected genes
+        Dimension of the embeddings. Components beyond the number of connected genes
         are zero.
 
     factors : {"left", "both"}, default="both"
-        What becomes the embedding of M ~ W H. "left" is W, as published. "both" is the sum of W
-        and the transpose of H, their components scaled to unit length: two genes with an
-        edge then are near to each other, which W alone brings about only for genes with
-        the same neighbours. Needs a symmetric graph.
+        Which factors of M ~ W H form the embedding. "left" uses W, as published. "both" sums W
+        and the transpose of H, after scaling their components to unit norm: genes with an edge
+        then are close to each other, whereas W alone brings only genes with the same neighbours
+        close to each other. Requires a symmetric graph.
 
     solver : {"hals", "cd", "mu"}, default="hals"
-        "hals" is hierarchical alternating least squares, made of matrix products; "cd" and
+        "hals" is hierarchical alternating least squares by matrix products; "cd" and
         "mu" are the solvers of :func:`sklearn.decomposition.non_negative_factorization`. All run
-        on the connected part of the graph. Iterations of "hals" and "cd" take the same steps.
+        on the connected part of the graph. "hals" and "cd" perform the same updates.
 
     init : {"random", "nndsvd", "nndsvda", "nndsvdar"}, default="random"
-        Start of the factors, as in :class:`sklearn.decomposition.NMF`. "nndsvd" is of no use to
-        "mu", which never leaves a zero.
+        Initial factors, as in :class:`sklearn.decomposition.NMF`. "nndsvd" cannot be used with
+        "mu", which keeps zeros at zero.
 
     tol : float, default=1e-4
-        "hals" stops when ten iterations bring the residual norm down by less than `tol` times
+        "hals" stops when ten iterations decrease the residual norm by less than `tol` times
         the norm of the graph. For the others see scikit-learn.
 
     max_iter : int, default=500
-        Largest number of iterations.
+        Maximum number of iterations.
 
     scaling : {"init", "columns"} or None, default="init"
-        The scale of NMF factors is arbitrary, yet it decides how much a given
-        lambda weighs the embeddings. "init" brings G as a whole to the root mean
-        square of a freshly drawn linear layer of the same width,
-        ``1 / sqrt(3 * n_components)``, "columns" does so for each component, and
-        None leaves the factors as the solver gives them.
+        The scale of NMF factors is arbitrary, yet it determines the effect of a given
+        lambda. "init" scales G as a whole to the root mean square of a freshly initialised
+        linear layer of the same width, ``1 / sqrt(3 * n_components)``, "columns" does so
+        for each component, and None keeps the factors of the solver.
 
     n_neighbors : int, default=100
-        Size of the neighbourhoods that :meth:`score` and ``explained_neighbors_`` compare.
+        Size of the neighbourhoods in :meth:`score` and ``explained_neighbors_``.
 
     compute_neighbors : bool, default=False
         Whether to compute ``explained_neighbors_``.
 
     device : str, default="cpu"
-        Where "hals" computes: "cpu", "cuda" or another torch device, "auto" for the GPU if there
-        is one. Devices agree up to rounding.
+        Device of "hals": "cpu", "cuda" or another torch device, or "auto" for a GPU if there
+        is one. Results of devices agree up to rounding.
 
     random_state : int, RandomState instance or None, default=None
-        Seed of the start.
+        Seed of the initial factors.
 
     verbose : int, default=0
         Whether to show progress.
@@ -127,21 +143,21 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         G for the genes of :meth:`fit`, in the dtype of X.
 
     components_ : ndarray of shape (n_components, n_genes)
-        The other factor: ``embedding_ @ components_`` is near to the graph. With
-        ``factors="both"``, that holds for the part of the embedding that comes from W.
+        The other factor: ``embedding_ @ components_`` approximates the graph. With
+        ``factors="both"``, this holds for the part of the embedding that comes from W.
 
     reconstruction_err_ : float
         Frobenius norm of the graph minus the product of its factors.
 
     n_iter_ : int
-        Number of iterations. `max_iter` means that `tol` was not reached, of which there is no
-        warning: a graph is embedded well long before.
+        Number of iterations. It equals `max_iter` if `tol` was not reached, which causes no
+        warning, since embeddings are useful long before convergence.
 
     n_uncovered_genes_ : int
         Number of genes with edges that no component covers.
 
     explained_neighbors_ : ndarray of shape (n_genes,)
-        Share of a gene's neighbours in the graph, at most `n_neighbors`, that are among its
+        Fraction of a gene's neighbours in the graph, at most `n_neighbors`, that are among its
         `n_neighbors` nearest in the embedding by cosine; NaN for genes without edges. Defined
         only with ``compute_neighbors=True``.
 
@@ -154,23 +170,23 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     See Also
     --------
-    CoexpressionGraph : Makes the graph.
+    CoexpressionGraph : Builds the graph.
     EigengeneEmbedder : Gene embeddings from expression without a graph.
-    sklearn_pk.metrics.neighborhood_preservation : How well G keeps the graph.
+    sklearn_pk.metrics.neighborhood_preservation : How well G preserves the graph.
 
     Notes
     -----
-    A row of G is zero exactly where a gene has no edges. With few components, some genes
-    have edges that none of them covers; such a gene gets the same tiny value, a millionth of the
-    embedding's scale, in each component.
+    A row of G is zero exactly if the gene has no edges. With few components, some genes have
+    edges that no component covers; such a gene gets the same tiny value, 1e-6 of the scale of
+    the embedding, in each component.
 
-    Genes with the same edges get the same embedding. :meth:`transform` knows the genes of
-    :meth:`fit` again by their edges, so that it agrees with :meth:`fit_transform`; for other
-    rows it solves a non-negative least squares problem each.
+    Genes with the same edges get the same embedding. :meth:`transform` recognises the genes of
+    :meth:`fit` by their edges, so that it agrees with :meth:`fit_transform`; for each other row
+    it solves a non-negative least squares problem.
 
-    As a step of a search, cross-validation holds out *genes*: the graph of the others is
-    factorised, and :meth:`score` asks whether held-out genes, embedded by their edges to those,
-    come to lie near their neighbours.
+    In a search with cross-validation, *genes* are held out: the graph of the other genes is
+    factorised, and :meth:`score` measures whether held-out genes, embedded by their edges to
+    these, are close to their neighbours.
 
     References
     ----------
@@ -255,7 +271,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Raises
         ------
         MemoryError
-            If the memory of `device` does not suffice.
+            If `device` runs out of memory.
         ValueError
             If X has negative entries, is not square, or, with ``factors="both"``, is not
             symmetric.
@@ -307,11 +323,11 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if X.shape[0] != X.shape[1]:
             raise ValueError(
                 "NMFGeneEmbedder is fitted on a graph, a square matrix with one row and one column "
-                f"a gene, got shape {X.shape}. CoexpressionGraph makes one of expression."
+                f"per gene, got shape {X.shape}. CoexpressionGraph builds one from expression."
             )
         if self.solver == "mu" and self.init == "nndsvd":
             raise ValueError(
-                "init='nndsvd' starts with zeros, which solver='mu' never leaves. Use "
+                "init='nndsvd' contains zeros, which solver='mu' never changes. Use "
                 "init='nndsvda' or solver='hals'."
             )
         if self.factors == "both" and abs(X - X.T).max() > 1e-6 * X.max():
@@ -328,17 +344,12 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
 
     def _set_embedding(self, X, W, H):
-        """Make the embedding of the factors, and the factors that embed other rows alike."""
-        W, V = W.astype(X.dtype, copy=True), H.T.astype(X.dtype, copy=True)
+        """Set the embedding, and the factors that embed new rows in the same way."""
         both = self.factors == "both"
-        if both:
-            weights = [_inverse_norms(factor) for factor in (W, V)]
-            _average_equal_rows(X, W, V)
-            embedding = W * weights[0] + V * weights[1]
-        else:
-            weights = [np.ones(W.shape[1], dtype=X.dtype)]
-            _average_equal_rows(X, W)
-            embedding = W
+        factors = [factor.astype(X.dtype) for factor in ((W, H.T) if both else (W,))]
+        weights = [_inverse_norms(factor) if both else 1 for factor in factors]
+        _average_equal_rows(X, *factors)
+        embedding = sum(factor * weight for factor, weight in zip(factors, weights, strict=True))
         covered = embedding[embedding.any(axis=1)]
         size = np.sqrt(np.mean(np.square(covered, dtype=np.float64))) if len(covered) else 1.0
         self._trace = np.full(W.shape[1], _TRACE * size)
@@ -348,11 +359,11 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             scale = unit_scale(embedding, columns=self.scaling == "columns")
         embedding *= scale
         self._trace *= scale
-        # X ~ W H is also X ~ (W s) (H / s), so rows solved against H / s come out as W s.
+        # Since X ~ W H is also X ~ (W s) (H / s), solving rows for H / s gives W s.
         self.components_ = (H / (scale * weights[0])[:, np.newaxis]).astype(X.dtype)
         self._other_components = None
         if both:
-            self._other_components = (W / (scale * weights[1])).T.astype(X.dtype)
+            self._other_components = (factors[0] / (scale * weights[1])).T.astype(X.dtype)
         self.embedding_ = embedding
         keys = edge_keys(X)
         self._known = {key: position for position, key in enumerate(keys)}
@@ -370,7 +381,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_rows, n_genes)
-            Non-negative weights of the edges; one row a gene.
+            Non-negative weights of the edges; one row per gene.
 
         Returns
         -------
@@ -383,13 +394,13 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def score(self, X, y=None):
         """
-        Measure how many neighbours of genes in a graph are neighbours in the embedding.
+        Measure how many graph neighbours of genes are neighbours in the embedding.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_rows, n_genes)
             Non-negative weights of edges to the genes of :meth:`fit`: the graph of :meth:`fit`, or
-            rows of genes that it has not seen.
+            rows of new genes.
         y : None
             Ignored, present for API consistency.
 
@@ -403,17 +414,17 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Raises
         ------
         ValueError
-            If X has no edge.
+            If X has no edges.
         """
         check_is_fitted(self, "embedding_")
         X = self._validate(X, reset=False)
         positions = self._positions(X)
-        # The rows of fit in their order; elsewhere, genes with the same edges are one.
+        # For the rows of fit in their order, each gene is its own position.
         if np.array_equal(positions, self._own_positions):
             positions = np.arange(len(positions))
         graph = _without_loops(canonical(X), positions)
         if not graph.nnz:
-            raise ValueError("X must hold at least one edge to a gene of fit, got none.")
+            raise ValueError("X must have at least one edge to a gene of fit, got none.")
         queries = self._embed(X, positions)
         kept, size = count_kept(
             graph, self.embedding_, k=self.n_neighbors, queries=queries, own=positions
@@ -421,7 +432,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return float(np.mean(kept[size > 0]) / self.n_neighbors)
 
     def _positions(self, X):
-        """Find the rows of X among those of fit; -1 for others."""
+        """Return the position of each row of X among those of fit, or -1."""
         keys = edge_keys(X)
         return np.array([self._known.get(key, -1) for key in keys], dtype=np.intp)
 

@@ -1,8 +1,10 @@
-"""Gene sets and edge lists as gene-gene graphs."""
+"""External knowledge about genes: gene sets, edge lists and aliases, as gene-gene graphs."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
+import re
+from collections.abc import Mapping
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +13,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ._aliases import match_genes
 from ._pearson_graph import MAX_PAIRS
 
 _BLOCK_PAIRS = 4_000_000
 CGN_PATH = files("sklearn_pk") / "datasets" / "data" / "c4.cgn.v2024.1.Hs.symbols.gmt"
+# In ENSG00000141510.17, the suffix is the version of the record.
+_VERSIONED = re.compile(r"(ENS[A-Z]*G\d{11})\.\d+")
+# Columns of the HGNC complete set; several aliases of a gene are separated by "|".
+_HGNC_ALIASES = ("ensembl_gene_id", "prev_symbol", "alias_symbol")
 
 
 def read_gmt(path):
@@ -25,7 +30,7 @@ def read_gmt(path):
     Parameters
     ----------
     path : str or path-like
-        Tab-separated file with one set a line: name, description, then genes.
+        Tab-separated file with one set per line: name, description, then genes.
 
     Returns
     -------
@@ -37,7 +42,7 @@ def read_gmt(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a line has fewer than three fields, a set appears twice, or the file is no text.
+        If a line has fewer than three fields, a set appears twice, or the file is not text.
 
     See Also
     --------
@@ -55,7 +60,7 @@ def read_gmt(path):
             return _sets_of_lines(lines, path)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no GMT file: expected text in UTF-8, separated by tabs ({error})."
+            f"{path} is not a GMT file: expected tab-separated UTF-8 text ({error})."
         ) from error
 
 
@@ -79,11 +84,11 @@ def _sets_of_lines(lines, path):
 
 def centre_member_edges(gene_sets):
     """List the distinct centre-member pairs of sets named ``PREFIX_GENE``."""
-    listed = [name.partition("_")[2] in genes for name, genes in gene_sets.items()]
-    if np.mean(listed) < 0.5:
+    named = [name.partition("_")[2] in genes for name, genes in gene_sets.items()]
+    if np.mean(named) < 0.5:
         n_pairs = _count_pairs(gene_sets)
         raise ValueError(
-            f"Only {sum(listed)} of {len(listed)} gene sets contain the gene their name ends in "
+            f"Only {sum(named)} of {len(named)} gene sets contain the gene that ends their name "
             "(PREFIX_GENE), so they are not neighbourhoods of a centre gene. edges='clique' "
             f"would connect all genes of a set with each other, {n_pairs} distinct edges; or "
             "give the graph as an edge DataFrame with the columns gene_a and gene_b."
@@ -98,7 +103,7 @@ def centre_member_edges(gene_sets):
 
 
 def _count_pairs(gene_sets):
-    """Count the distinct pairs of genes that share a set, but not far beyond what is allowed."""
+    """Count the distinct pairs of genes with a common set, up to MAX_PAIRS."""
     n_pairs = 0
     for rows, _ in _clique_blocks(*_membership(gene_sets)):
         n_pairs += len(rows)
@@ -108,7 +113,7 @@ def _count_pairs(gene_sets):
 
 
 def clique_edges(gene_sets):
-    """List the distinct pairs of genes that share a set."""
+    """List the distinct pairs of genes with a common set."""
     genes, membership = _membership(gene_sets)
     found, n_pairs = [], 0
     for rows, columns in _clique_blocks(genes, membership):
@@ -135,26 +140,26 @@ def _membership(gene_sets):
 
 
 def _clique_blocks(genes, membership):
-    """Yield the pairs of genes that share a set, as many genes at a time as memory allows."""
+    """Yield the pairs of genes with a common set, in blocks of bounded memory."""
     sets_by_genes = sparse.csr_array(membership.T)
-    # How many pairs each gene has at most, and so which genes go into one block.
+    # An upper bound on the pairs of each gene decides which genes form a block.
     n_pairs = membership @ sets_by_genes.sum(axis=1)
     blocks = np.cumsum(n_pairs, dtype=np.float64) // _BLOCK_PAIRS
     starts = [*np.flatnonzero(np.diff(blocks, prepend=-1.0)), len(genes)]
     for start, stop in pairwise(starts):
-        shared = (membership[start:stop] @ sets_by_genes).tocoo()
-        rows, columns = shared.row + start, shared.col
+        common = (membership[start:stop] @ sets_by_genes).tocoo()
+        rows, columns = common.row + start, common.col
         yield rows[rows < columns], columns[rows < columns]
 
 
 def load_edges(external, *, edges="star", threshold=0.85, absolute=False):
-    """Turn any description of external knowledge into an edge list."""
+    """Convert any form of external knowledge to an edge list."""
     if isinstance(external, str | os.PathLike):
         return _edges_of_file(external, edges)
     if isinstance(external, tuple):
         if len(external) != 2:
             raise ValueError(
-                "external: a tuple holds a sparse adjacency matrix and the names of its genes, got "
+                "external: expected a tuple of a sparse adjacency matrix and its gene names, got "
                 f"{len(external)} items."
             )
         return _edges_of_matrix(*external)
@@ -168,12 +173,12 @@ def _edges_of_file(external, edges):
     path = CGN_PATH if external == "cgn" else Path(external)
     if not path.is_file():
         raise FileNotFoundError(
-            f"external: there is no file {os.fspath(path)!r}. Expected the path of a GMT file, "
+            f"external: file not found: {os.fspath(path)!r}. Expected the path of a GMT file, "
             "or 'cgn' for the shipped collection."
         )
     gene_sets = read_gmt(path)
     if not gene_sets:
-        raise ValueError(f"external: {os.fspath(path)!r} holds no gene sets.")
+        raise ValueError(f"external: {os.fspath(path)!r} has no gene sets.")
     try:
         return centre_member_edges(gene_sets) if edges == "star" else clique_edges(gene_sets)
     except ValueError as error:
@@ -192,15 +197,15 @@ def _edges_of_table(external, threshold, absolute):
         if np.isnan(r).any():
             first = external[["gene_a", "gene_b"]].iloc[np.flatnonzero(np.isnan(r))[0]]
             raise ValueError(
-                f"external: {int(np.isnan(r).sum())} of {len(r)} edges have no number as their r, "
-                f"the first {tuple(first)!r}. Give all of them one, or none."
+                f"external: {int(np.isnan(r).sum())} of {len(r)} edges have no numeric r, "
+                f"first {tuple(first)!r}. Give r for all edges, or for none."
             )
         external = external[(np.abs(r) if absolute else r) > threshold]
     edges = external[["gene_a", "gene_b"]]
     unnamed = int(edges.isna().any(axis=1).sum())
     if unnamed:
         raise ValueError(
-            f"external: {unnamed} of {len(edges)} edges lack the name of a gene. Drop them, for "
+            f"external: {unnamed} of {len(edges)} edges lack a gene name. Drop them, for "
             "example with edges.dropna(subset=['gene_a', 'gene_b'])."
         )
     return edges
@@ -210,14 +215,14 @@ def _edges_of_matrix(matrix, names):
     names = np.asarray(names, dtype=object)
     if not sparse.issparse(matrix) or matrix.shape != (len(names), len(names)):
         raise ValueError(
-            "external: a tuple holds a sparse adjacency matrix of shape (n, n) and the names of "
-            f"its n genes, got {type(matrix).__name__} of shape {getattr(matrix, 'shape', None)} "
+            "external: expected a tuple of a sparse adjacency matrix of shape (n, n) and its "
+            f"n gene names, got {type(matrix).__name__} of shape {getattr(matrix, 'shape', None)} "
             f"and {len(names)} names."
         )
     matrix = sparse.coo_array(matrix)
     if not (matrix.data >= 0).all():
         raise ValueError(
-            "external: an adjacency matrix must not hold negative values or NaN. Every positive "
+            "external: an adjacency matrix must not have negative values or NaN. Every positive "
             "value is an edge; pass correlations as a DataFrame with the columns gene_a, gene_b "
             "and r."
         )
@@ -226,7 +231,7 @@ def _edges_of_matrix(matrix, names):
 
 
 def edges_to_graph(edges, gene_names, aliases):
-    """Make the adjacency matrix of an edge list over given genes."""
+    """Build the adjacency matrix of an edge list over given genes."""
     mentioned = pd.Index(pd.unique(pd.concat([edges["gene_a"], edges["gene_b"]])), dtype=object)
     positions = match_genes(mentioned, gene_names, aliases)
     unmatched = np.sort(mentioned[positions < 0].to_numpy().astype(str))
@@ -237,7 +242,7 @@ def edges_to_graph(edges, gene_names, aliases):
 
 
 def pairs_to_graph(rows, columns, n_genes):
-    """Make a symmetric 0/1 adjacency matrix from index pairs."""
+    """Build a symmetric 0/1 adjacency matrix from index pairs."""
     ones = np.ones(2 * len(rows), dtype=np.float32)
     ends = (np.concatenate([rows, columns]), np.concatenate([columns, rows]))
     graph = sparse.csr_array((ones, ends), shape=(n_genes, n_genes))
@@ -250,3 +255,81 @@ def upper_pairs(graph):
     """List the edges of a symmetric graph, each once."""
     upper = sparse.triu(graph, k=1).tocoo()
     return upper.row, upper.col
+
+
+def strip_version(name):
+    """Remove the version from an Ensembl gene identifier."""
+    match = _VERSIONED.fullmatch(name) if isinstance(name, str) else None
+    return match.group(1) if match else name
+
+
+def load_aliases(aliases):
+    """Return a dict of alias to symbol, without ambiguous aliases."""
+    if aliases is None:
+        return {}
+    if isinstance(aliases, str | os.PathLike):
+        pairs = _read_pairs(aliases)
+    elif isinstance(aliases, Mapping | pd.Series):
+        for alias, symbol in aliases.items():
+            if isinstance(symbol, list | tuple | set | dict):
+                raise ValueError(
+                    f"aliases: expected one symbol for each alias, but {alias!r} maps to "
+                    f"{symbol!r}."
+                )
+        pairs = [(alias, symbol) for alias, symbol in aliases.items() if not pd.isna(symbol)]
+    else:
+        pairs = _pairs_of_table(aliases)
+    symbols = {symbol for _, symbol in pairs}
+    found, ambiguous = {}, set()
+    for alias, symbol in pairs:
+        alias = strip_version(alias)
+        if found.setdefault(alias, symbol) != symbol:
+            ambiguous.add(alias)
+    return {
+        alias: symbol
+        for alias, symbol in found.items()
+        if alias not in ambiguous and alias not in symbols
+    }
+
+
+def _read_pairs(path):
+    separator = "," if Path(path).suffix == ".csv" else "\t"
+    try:
+        return _pairs_of_table(pd.read_csv(path, sep=separator, dtype=str))
+    except ValueError as error:  # includes the parser errors of pandas
+        raise ValueError(f"aliases: {os.fspath(path)!r} cannot be read. {error}") from error
+
+
+def _pairs_of_table(table):
+    if {"alias", "symbol"} <= set(table.columns):
+        return list(table[["alias", "symbol"]].dropna().itertuples(index=False, name=None))
+    columns = [column for column in _HGNC_ALIASES if column in table]
+    if "symbol" not in table or not columns:
+        raise ValueError(
+            "aliases: a table needs the columns alias and symbol, or those of HGNC (symbol, "
+            f"{', '.join(_HGNC_ALIASES)}), got {[str(name)[:40] for name in table.columns[:10]]!r}."
+        )
+    return [
+        (alias, symbol)
+        for column in columns
+        for names, symbol in table[[column, "symbol"]].dropna().itertuples(index=False)
+        for alias in str(names).split("|")
+    ]
+
+
+def match_genes(names, gene_names, aliases):
+    """Find genes by name, by name without a version, or by alias."""
+
+    def canonical(values):
+        plain = [strip_version(value) for value in values]
+        known = [strip_version(aliases.get(value, value)) for value in plain]
+        return pd.Index(known, dtype=object)
+
+    names = pd.Index(names, dtype=object)
+    positions = pd.Index(gene_names, dtype=object).get_indexer(names)
+    unmatched = np.flatnonzero(positions < 0)
+    known = canonical(gene_names)
+    unique = np.flatnonzero(~known.duplicated(keep=False))
+    where = known[unique].get_indexer(canonical(names[unmatched]))
+    positions[unmatched[where >= 0]] = unique[where[where >= 0]]
+    return positions

@@ -1,4 +1,4 @@
-"""Non-negative matrix factorisation as pure functions on arrays."""
+"""Non-negative matrix factorisation of a graph, as functions on arrays."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -18,29 +18,29 @@ from ..utils._device import full_precision
 from ..utils._out_of_memory import explain_out_of_memory
 from ..utils._threads import blas_threads
 
-# Most rows that one task updates: few enough for the cache, many enough for their vectors not to be
-# done before Python has called the next. Not the number of threads, which must not change numbers.
+# Maximum rows per task: they fit into the cache, and are enough to hide the overhead of Python.
+# Independent of the number of threads, which must not change the result.
 _ROWS = 1536
-# Components that are updated between two large matrix products, and between two small ones.
+# Components updated between two large matrix products, and between two small ones.
 _COMPONENTS = 256
 _FEW = 32
-# Iterations between two looks at the objective.
+# Iterations between two evaluations of the stopping criterion.
 _PERIOD = 10
-# Relative to the scale of a random start: no entry falls below this while HALS runs. It keeps
-# components from dying, and numbers from becoming subnormal, which are a hundred times slower.
+# Lower bound of all entries during HALS, relative to the scale of a random start. It prevents
+# dead components, and subnormal numbers, which are a hundred times slower.
 _FLOOR = 1e-8
 
 
 def factorize(
     X, n_components, *, solver, init, tol, max_iter, random_state, device="cpu", verbose=0
 ):
-    """Factorise X into non-negative W and H, leaving out its empty rows and columns."""
+    """Factorise X into non-negative W and H, without its empty rows and columns."""
     rows, columns = nonempty(X)
     W = np.zeros((X.shape[0], n_components), dtype=X.dtype)
     H = np.zeros((n_components, X.shape[1]), dtype=X.dtype)
     if not rows.any():
         return W, H, 0
-    # More components than rows or columns reconstruct no better: the rest stay zero.
+    # Components beyond the number of rows or columns do not improve the fit: they stay zero.
     rank = min(n_components, np.count_nonzero(rows), np.count_nonzero(columns))
     X = X[rows][:, columns]
     start = initialize(X, rank, init, random_state)
@@ -49,7 +49,7 @@ def factorize(
         solution = hals(sparse.csr_array(X), *start, tol=tol, max_iter=max_iter, **options)
     else:
         with warnings.catch_warnings():
-            # Reaching max_iter is the method's usual end; the caller has n_iter to tell.
+            # Stopping at max_iter is normal here, and visible in n_iter.
             warnings.simplefilter("ignore", ConvergenceWarning)
             solution = non_negative_factorization(
                 X,
@@ -66,12 +66,12 @@ def factorize(
 
 
 def nonempty(X):
-    """Tell which rows and columns of a non-negative matrix hold anything."""
+    """Return which rows and columns of a non-negative matrix have a positive entry."""
     return tuple(np.asarray(X.sum(axis=axis)).ravel() > 0 for axis in (1, 0))
 
 
 def initialize(X, n_components, init, random_state):
-    """Make the factors that a solver starts from."""
+    """Compute the initial factors."""
     mean = X.sum(dtype=np.float64) / np.prod(X.shape, dtype=np.float64)
     if init == "random":
         scale = np.sqrt(mean / n_components)
@@ -121,13 +121,13 @@ def hals(X, W, H, *, tol, max_iter, device="cpu", verbose=0):
                 errors.append(error)
             if n_iter >= max_iter or (not n_iter % _PERIOD and errors[-2] - error < tol * norm):
                 break
-    # What sits on the floor stands for zero.
+    # Entries at the floor represent zeros.
     left, right = (np.where(factor > floor, factor, 0) for factor in (left, right))
     return left, np.ascontiguousarray(right.T), n_iter
 
 
 def sweep(W, target, gram, clip):
-    """Update each component once, in place, by its exact minimiser."""
+    """Replace each component once, in place, by its exact minimiser."""
     for outer in gen_batches(len(W), _COMPONENTS):
         rows, within = W[outer], gram[outer, outer]
         residual = target[outer] - gram[outer] @ W
@@ -148,20 +148,20 @@ def sweep(W, target, gram, clip):
 
 
 def _inverse_diagonal(gram):
-    """Return one over the diagonal as a column; 1 for a component that is all zero, which stays."""
+    """Return the inverse diagonal as a column, with 1 for components that are zero."""
     diagonal = gram.diagonal()
     return (1 / np.where(diagonal > 0, diagonal, 1))[:, np.newaxis]
 
 
 def _row_blocks(n_rows):
-    """Split rows evenly, in a way that depends on their number alone."""
+    """Split rows evenly, depending on their number only."""
     n_blocks = -(-n_rows // _ROWS)
-    # An even number keeps two threads, the fewest that anyone has, equally busy.
+    # An even number balances two threads.
     return list(gen_even_slices(n_rows, n_blocks + n_blocks % 2 if n_blocks > 1 else 1))
 
 
 class _Factor:
-    """A factor: all of its rows, some at a time as columns, and its product with itself."""
+    """A factor, its transposed blocks, and its Gram matrix."""
 
     def __init__(self, values, run):
         self.values, self.run = values, run
@@ -183,13 +183,13 @@ class _Factor:
 
         tasks = zip(self.blocks, X_blocks, self.columns, strict=True)
         grams, products = zip(*self.run(update_rows, tasks), strict=True)
-        # In the order of the blocks, whichever thread was first.
+        # Summed in the order of blocks, so that the result is deterministic.
         self.gram = sum(grams)
         return sum(products)
 
 
 def _iterate_numpy(X, left, right, floor):
-    """Update both factors in place, for ever; yield <X, W H> and ||W H||^2."""
+    """Update both factors in place; yield <X, W H> and ||W H||^2 after each iteration."""
     clip = partial(_clip_numpy, floor=X.dtype.type(floor))
     transposed = X.T.tocsr()
     with blas_threads() as run:
@@ -206,13 +206,13 @@ def _clip_numpy(values, floor):
 
 
 def _iterate_torch(X, left, right, floor, device):
-    """Do the same on another device, in one block of rows; the factors come back at the end."""
+    """Do the same on another device; the factors are copied back at the end."""
 
     def explain(memory):
         return (
             f"device={device!r}: a graph of {len(left)} genes with {X.nnz} entries, and its "
             f"{left.shape[1]} components, do not fit into the memory of {memory}. Pass "
-            "device='cpu' or a smaller n_components, or end other processes that use the device."
+            "device='cpu' or a smaller n_components, or stop other processes that use the device."
         )
 
     with explain_out_of_memory(device, explain):
@@ -238,7 +238,7 @@ def _iterate_device(X, left, right, floor, device):
         return float((product * factor).sum(dtype=torch.float64))
 
     rows, columns = to_device(X), to_device(X.T.tocsr())
-    # Components are rows there, as sweep wants them.
+    # Components are rows, as sweep requires.
     W, H = (torch.as_tensor(factor.T.copy(), device=device) for factor in (left, right))
     try:
         with full_precision():
@@ -252,7 +252,7 @@ def _iterate_device(X, left, right, floor, device):
 
 
 def project(X, H, *, tol=1e-5, max_iter=200):
-    """Solve min ||X - W H|| for non-negative W, each row by itself."""
+    """Solve min ||X - W H|| for non-negative W, independently for each row."""
     H = H.astype(np.float64, copy=False)
     W = np.zeros((X.shape[0], len(H)))
     todo = np.flatnonzero(nonempty(X)[0])

@@ -1,4 +1,4 @@
-"""Pairs of correlated rows, exact at the threshold, without the matrix of all pairs."""
+"""Find pairs of correlated rows, exactly at the threshold, without the full matrix."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -18,16 +18,16 @@ from ..utils._rows import centre_rows
 from ..utils._threads import blas_threads
 from ..utils._warnings import warn_user
 
-# Rows of either side of one product: 1,024 x 1,024 float32 are 4 MB, near to the processor.
+# Rows per block: a product of 1,024 x 1,024 float32 takes 4 MB, which fits into the cache.
 _BLOCK = 1024
-# Values of either side of the pairs that are correlated in float64 together: 8 MB.
+# Values per side of the pairs that are correlated in float64 at a time: 8 MB.
 _VALUES = 2**20
-# Beyond this, making the graph takes some 5 GB, and it tells hardly any gene from another.
+# A larger graph needs more than 5 GB and hardly distinguishes any genes.
 MAX_PAIRS = 50_000_000
 
 
 class Rows(NamedTuple):
-    """Rows that are ready to be correlated."""
+    """Rows prepared for correlation."""
 
     values: np.ndarray
     means: np.ndarray
@@ -39,7 +39,7 @@ def prepare_rows(values, *, method="pearson"):
     """Centre and scale rows so that their inner products are correlations."""
     n_rows = len(values)
     if method == "spearman":
-        # Ranks are multiples of one half, which float32 holds exactly up to 8 million.
+        # Ranks are multiples of one half, which are exact in float32 up to 8 million.
         ranks = np.empty(values.shape, dtype=np.float32)
         for block in gen_batches(n_rows, _BLOCK):
             ranks[block] = rankdata(values[block], axis=1)
@@ -57,8 +57,8 @@ def prepare_rows(values, *, method="pearson"):
 
 def rounding_bound(n_columns):
     """Bound the error of a float32 inner product of two rounded unit vectors."""
-    # One rounding a factor, a product and a sum (Higham, Accuracy and Stability of Numerical
-    # Algorithms, section 3.1), with room for the unit vectors' own length.
+    # One rounding per factor, product and sum (Higham, Accuracy and Stability of Numerical
+    # Algorithms, section 3.1), and a margin for the norm of the unit vectors.
     unit_roundoff = 2.0**-24
     return (n_columns + 4) * unit_roundoff / (1 - (n_columns + 4) * unit_roundoff)
 
@@ -95,7 +95,7 @@ def correlated_pairs(
     ]
     empty = np.empty(0, np.int32)
     found, n_pairs = [(empty, empty)], 0
-    # The whole of a block is one product, as long as it fits.
+    # A block is one product, as long as it fits into memory.
     halving = Halving(None, device)
     with _multiplier(rows.unit, columns.unit, absolute, halving) as (run, multiply):
         blocks = run(partial(find, multiply=multiply), tasks)
@@ -105,14 +105,14 @@ def correlated_pairs(
             if n_pairs > max_pairs:
                 raise ValueError(
                     f"threshold={threshold!r} connects more than {max_pairs:,} pairs of "
-                    f"{len(rows.unit):,} genes, a graph of no use and too large for memory. Raise "
-                    "the threshold."
+                    f"{len(rows.unit):,} genes, a graph too dense to be useful or to fit into "
+                    "memory. Raise the threshold."
                 )
     if halving.size is not None:
         warn_user(
             f"device={device!r}: a block of {block_size} rows does not fit into the memory of "
-            f"{describe_memory(device)}. Went on with {halving.size} at once, which takes longer "
-            "and gives the same graph. End other processes that use the device, or pass "
+            f"{describe_memory(device)}. Continued with {halving.size} rows, which takes longer "
+            "and gives the same graph. Stop other processes that use the device, or pass "
             "device='cpu'."
         )
     i, j = zip(*found, strict=True)
@@ -152,19 +152,19 @@ def _unit64(rows, index):
 
 @contextmanager
 def _multiplier(rows, columns, absolute, halving):
-    """Yield how blocks are run, and a product that returns its entries above a limit."""
+    """Yield a parallel map, and a product that returns its entries above a limit."""
     device = halving.device
     if device == "cpu":
-        # Memory of a block that is used again: the system takes long to find some for each.
-        memory = threading.local()
+        # One buffer per thread, since allocating one per block is slow.
+        buffer = threading.local()
 
         def multiply(a, b, limit):
             shape = (a.stop - a.start, b.stop - b.start)
             size = shape[0] * shape[1]
-            if getattr(memory, "size", 0) < size:
-                memory.size, memory.r = size, np.empty(size, dtype=np.float32)
-                memory.above = np.empty(size, dtype=bool)
-            r, above = memory.r[:size], memory.above[:size]
+            if getattr(buffer, "size", 0) < size:
+                buffer.size, buffer.r = size, np.empty(size, dtype=np.float32)
+                buffer.above = np.empty(size, dtype=bool)
+            r, above = buffer.r[:size], buffer.above[:size]
             np.matmul(rows[a], columns[b].T, out=r.reshape(shape))
             if absolute:
                 np.abs(r, out=r)
@@ -180,7 +180,7 @@ def _multiplier(rows, columns, absolute, halving):
     def explain(memory):
         return (
             f"device={device!r}: the products of {len(rows)} genes in {rows.shape[1]} samples do "
-            f"not fit into the memory of {memory}. Pass device='cpu', or end other processes "
+            f"not fit into the memory of {memory}. Pass device='cpu', or stop other processes "
             "that use the device."
         )
 
@@ -192,13 +192,13 @@ def _multiplier(rows, columns, absolute, halving):
             r = left[a][first:last] @ right[b].T
             r = (r.abs() if absolute else r).ravel()
             at = torch.nonzero(r > limit).ravel()
-            # Counted from the first row of the block.
+            # Positions relative to the block.
             return (at + first * (b.stop - b.start)).cpu().numpy(), r[at].cpu().numpy()
 
-        # Rows in order, so that their parts have the pairs in the order of the whole.
+        # In the order of rows, so that the order of pairs does not depend on the split.
         at, r = zip(*halving(product, a.stop - a.start, explain), strict=True)
         return np.concatenate(at), np.concatenate(r)
 
-    # TensorFloat-32 and bfloat16 would break the bound on the rounding error.
+    # TensorFloat-32 and bfloat16 would violate the bound on the rounding error.
     with full_precision():
         yield map, multiply

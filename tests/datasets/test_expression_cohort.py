@@ -48,7 +48,7 @@ def test_dtype(dtype):
     assert set(cohort.expression.dtypes) == {np.dtype(np.float64)}
 
 
-def test_features_take_no_memory_beyond_their_own(cohort):
+def test_features_are_not_copied(cohort):
     assert cohort.X.flags.owndata
     assert cohort.X.nbytes == 40 * 6 * 24 * 4
 
@@ -67,9 +67,9 @@ def test_expression_does_not_depend_on_the_tiles(cohort):
     pd.testing.assert_frame_equal(other.expression, cohort.expression)
 
 
-@pytest.mark.parametrize(("share", "n_patients"), [(0.0, 40), (0.25, 32), (1.0, 20)])
-def test_slides_of_a_patient_share_their_row_and_not_their_tiles(share, n_patients):
-    cohort = make_expression_cohort(40, two_slide_share=share, **SMALL)
+@pytest.mark.parametrize(("fraction", "n_patients"), [(0.0, 40), (0.25, 32), (1.0, 20)])
+def test_slides_of_a_patient_have_equal_rows_and_different_tiles(fraction, n_patients):
+    cohort = make_expression_cohort(40, two_slide_share=fraction, **SMALL)
     patients, counts = np.unique(cohort.patients, return_counts=True)
     assert len(patients) == n_patients
     assert counts.max() <= 2
@@ -81,19 +81,19 @@ def test_slides_of_a_patient_share_their_row_and_not_their_tiles(share, n_patien
         assert not np.array_equal(cohort.X[first], cohort.X[second])
 
 
-def test_an_odd_number_of_slides_with_two_each():
+def test_odd_number_of_slides_with_two_per_patient():
     cohort = make_expression_cohort(5, two_slide_share=1.0, **SMALL)
     assert len(set(cohort.patients)) == 3
 
 
-def test_modules_of_genes_that_do_not_divide():
+def test_modules_of_unequal_size():
     cohort = make_expression_cohort(4, **SMALL | {"module_share": 0.8})
     sizes = cohort.modules.value_counts()
     assert sizes.to_dict() == {-1: 21, 0: 21, 1: 21, 2: 20, 3: 20}
     assert list(cohort.modules) != sorted(cohort.modules)
 
 
-def test_modules_explain_what_they_say():
+def test_modules_explain_the_given_fraction():
     cohort = make_expression_cohort(3000, coherence=(0.4, 0.9), visibility=1.0, **SMALL)
     for module in cohort.visible_modules:
         genes = cohort.modules.index[cohort.modules == module]
@@ -106,11 +106,11 @@ def test_modules_explain_what_they_say():
     assert np.abs(np.corrcoef(lone.T) - np.eye(lone.shape[1])).max() < 0.1
 
 
-def test_without_noise_the_tiles_explain_as_much_as_is_planted():
+def test_tiles_without_noise_explain_the_planted_fraction():
     tiles = {"n_tiles": 200, "noise": 0.0, "n_tile_types": 1}
     cohort = make_expression_cohort(2000, visibility=0.6, **SMALL | tiles)
     means = cohort.X.mean(axis=1, dtype=np.float64)
-    # All that varies are the planted directions.
+    # Tiles vary along the planted directions only.
     assert np.linalg.matrix_rank(means - means.mean(axis=0), tol=1e-3) == 2
     r2 = 1 - np.var(
         cohort.expression - LinearRegression().fit(means, cohort.expression).predict(means), axis=0
@@ -118,7 +118,7 @@ def test_without_noise_the_tiles_explain_as_much_as_is_planted():
     assert_allclose(r2, cohort.planted, atol=0.06)
 
 
-def test_a_ridge_on_bag_means_finds_the_planted_genes_and_no_others():
+def test_ridge_on_bag_means_predicts_only_planted_genes():
     cohort = make_expression_cohort(400, n_tiles=20, n_features=32, n_genes=300, random_state=0)
     prediction = cross_val_predict(
         RidgeCV(np.logspace(0, 4, 5)),
@@ -140,8 +140,8 @@ def test_tiles_of_a_slide_differ():
     kinds = [len(np.unique(bag, axis=0)) for bag in cohort.X]
     assert max(kinds) <= 4
     assert np.mean(kinds) > 3
-    shares = [np.unique(bag, axis=0, return_counts=True)[1] for bag in cohort.X]
-    assert np.std([share.max() / 200 for share in shares]) > 0.01
+    fractions = [np.unique(bag, axis=0, return_counts=True)[1] for bag in cohort.X]
+    assert np.std([fraction.max() / 200 for fraction in fractions]) > 0.01
 
 
 @pytest.mark.parametrize("hidden", [{"visible_share": 0.0}, {"visibility": 0.0}])
@@ -151,7 +151,7 @@ def test_nothing_planted(hidden):
     assert cohort.visible_modules.size == 0
 
 
-def test_edges_join_genes_of_a_module(cohort):
+def test_edges_connect_genes_of_a_module(cohort):
     first, second = module_pairs(cohort)
     assert_array_equal(first, second)
     assert set(first) == {0, 1, 2, 3}
@@ -170,7 +170,7 @@ def test_degrees_and_small_modules():
     assert draw_edges(modules, [], 6, 0.0, draw).shape == (0, 2)
 
 
-def test_edges_may_know_less_and_falsely():
+def test_known_and_false_edges():
     cohort = make_expression_cohort(4, known_share=0.5, false_share=0.25, **SMALL)
     first, second = module_pairs(cohort)
     assert len(set(first[first == second])) == 2
@@ -179,7 +179,7 @@ def test_edges_may_know_less_and_falsely():
     assert len(make_expression_cohort(4, known_share=0.0, **SMALL).edges) == 0
 
 
-def test_outsiders_are_of_all_other_modules():
+def test_outsiders_are_from_all_other_modules():
     modules = np.array([1, -1, 0, 1, 0, -1, 2])
     genes = np.repeat(np.arange(7), 200)
     outsiders = draw_outsiders(genes, modules, np.random.RandomState(0))
@@ -188,7 +188,7 @@ def test_outsiders_are_of_all_other_modules():
         assert_array_equal(np.unique(outsiders[genes == gene]), expected)
 
 
-def test_the_graph_takes_the_edges(cohort):
+def test_edges_as_external_knowledge(cohort):
     graph = CoexpressionGraph(source="external", external=cohort.edges).fit(cohort.expression.T)
     assert graph.n_edges_ == len(cohort.edges)
     assert graph.n_connected_genes_ == (cohort.modules >= 0).sum()
@@ -200,11 +200,14 @@ def test_the_graph_takes_the_edges(cohort):
     [
         ({"coherence": (0.9, 0.3)}, r"coherence: expected \(lowest, highest\).*got \(0.9, 0.3\)"),
         ({"coherence": [0.5]}, r"coherence: expected .*got \(0.5,\)"),
-        ({"n_modules": 40}, r"n_modules=40 .* need 80 genes .* are 52. Ask for fewer modules"),
-        ({"n_features": 5}, r"n_features=5 is too few: 4 kinds .* 2 visible .* Ask for 6 or more"),
+        ({"n_modules": 40}, r"n_modules=40 .* require 80 genes .* gives 52. Use fewer modules"),
+        (
+            {"n_features": 5},
+            r"n_features=5 is too small: .* 4 tile types .* 2 visible .* at least 6",
+        ),
         (
             {"n_modules": 1, "module_share": 1.0, "false_share": 0.5},
-            r"false_share=0.5 needs genes outside .* all 103 belong",
+            r"false_share=0.5 requires genes outside .* all 103 belong",
         ),
         ({"n_slides": 1}, "'n_slides' parameter of make_expression_cohort"),
         ({"dtype": np.float16}, "'dtype' parameter of make_expression_cohort"),

@@ -20,7 +20,7 @@ def test_cmu_slide_opens():
 
 
 @pytest.mark.parametrize("load", [load_cmu_slide, load_cgn])
-def test_files_are_the_ones_described(load):
+def test_files_match_their_descriptions(load):
     bunch = load()
     assert hashlib.sha256(Path(bunch.path).read_bytes()).hexdigest() in bunch.DESCR
 
@@ -35,6 +35,6 @@ def test_brca_expression():
 
 
 @pytest.mark.parametrize("load", [load_cmu_slide, load_cgn, load_brca_expression])
-def test_every_description_names_origin_and_licence(load):
+def test_descriptions_have_origin_and_licence(load):
     assert "Origin" in load().DESCR
     assert any(word in load().DESCR for word in ("CC BY", "MIT", "Apache"))

@@ -1,4 +1,4 @@
-"""Samples find their row of expression, and what does not is told."""
+"""Matching of samples with rows of expression, and its record."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -32,7 +32,7 @@ def samples(names):
         ("tcga-3c-aali-01Z-00-DX1", "TCGA-3C-AALI", "TCGA patient"),
         ("TCGA-3C-AALJ-01A-00-DX1", "TCGA-3C-AALJ-01A-11R", "TCGA sample"),
         ("TCGA-3C-AALJ-06A-00-DX1", "TCGA-3C-AALJ-06A-11R", "TCGA sample"),
-        ("TCGA-3C-AALJ", None, "2 rows that differ, all by TCGA patient"),
+        ("TCGA-3C-AALJ", None, "2 different rows, all by TCGA patient"),
         (
             "TCGA-3C-AALK-01Z-00-DX1",
             None,
@@ -58,7 +58,7 @@ def test_one_sample(name, row, how):
     assert len(matched.X) == 1 + (row is not None)
 
 
-def test_rows_follow_the_samples():
+def test_rows_are_in_the_order_of_samples():
     names = [f"p{i}" for i in range(6)]
     expression = expression_of(names)
     X = samples(["p3-a", "x", "p0-b", "p3-c"])
@@ -72,7 +72,7 @@ def test_rows_follow_the_samples():
     check_sample_names(matched.X, matched.expression)
 
 
-def test_rows_that_are_equal_are_one():
+def test_equal_rows_count_as_one():
     rows = ["S1.svs", "S2.svs", "S3.svs", "S4.svs"]
     expression = expression_of(rows)
     expression.loc["S2.svs"] = expression.loc["S1.svs"]
@@ -81,19 +81,17 @@ def test_rows_that_are_equal_are_one():
     assert matched.unused_rows == ["S3.svs"]
     apart = match_samples(samples(["S1"]), expression, patients=["P1", "P2", "P3", "P4"])
     assert apart.unused_rows == ["S2.svs", "S3.svs", "S4.svs"]
-    # TCGA slides of one patient, whose table has a row for each, in which only one is left.
+    # TCGA slides of one patient in a table with a row for each, of which one is left.
     barcodes = [f"TCGA-3C-AALI-01Z-00-DX{i}.{i}{i}" for i in (1, 2)]
     expression = expression_of(barcodes)
     twice = expression.copy()
     twice.iloc[1] = twice.iloc[0]
     assert len(match_samples(samples(["TCGA-3C-AALI-01Z-00-DX3"]), twice).X) == 1
-    with pytest.raises(
-        ValueError, match="None of the 1 samples .* 2 rows that differ, all by TCGA"
-    ):
+    with pytest.raises(ValueError, match="None of the 1 samples .* 2 different rows, all by TCGA"):
         match_samples(samples(["TCGA-3C-AALI-01Z-00-DX3"]), expression)
 
 
-def test_patients_as_given():
+def test_given_patients():
     expression = expression_of(["a", "b", "c"])
     patients = pd.Series(["P2", "P1", "P1"], index=["c", "b", "a"])
     matched = match_samples(samples(["a", "c"]), expression, patients=patients)
@@ -111,13 +109,13 @@ def test_patients_from_barcodes():
     names = ["TCGA-3C-AALI-01Z", "TCGA-3C-AALI-06Z", "TCGA-3C-AALJ-01Z"]
     matched = match_samples(samples(names), expression)
     assert matched.patients.tolist() == ["TCGA-3C-AALI", "TCGA-3C-AALI", "TCGA-3C-AALJ"]
-    # A row without a barcode does not part the others.
+    # A row without a barcode between those of a patient.
     more = pd.concat([expression, expression_of(["control"], seed=1)])
     matched = match_samples(samples([*names, "control"]), more)
     assert matched.patients.tolist()[1:] == ["TCGA-3C-AALI", "TCGA-3C-AALJ", "control"]
 
 
-def test_bags_keep_what_they_know():
+def test_bags_keep_their_attributes():
     bags = FeatureBags([FeatureBag(np.ones((2, 3)), slide=f"{name}.svs") for name in "abc"])
     bags.failures.loc[0] = ["broken.h5", "not HDF5"]
     matched = match_samples(bags, expression_of(["c", "a"]))
@@ -131,13 +129,13 @@ def test_bags_keep_what_they_know():
     assert paths.X == ["x/a.svs"]
 
 
-def test_bad_input_is_told():
+def test_invalid_input():
     expression = expression_of(["a", "b"])
     with pytest.raises(ValueError, match="X has no samples"):
         match_samples(FeatureBags([]), expression)
-    with pytest.raises(ValueError, match="X must name its samples"):
+    with pytest.raises(ValueError, match="X must have sample names"):
         match_samples(np.ones((2, 3)), expression)
-    with pytest.raises(ValueError, match="X has 1 names twice: 'a'"):
+    with pytest.raises(ValueError, match="X has 1 repeated names: 'a'"):
         match_samples(["1/a.svs", "2/a.svs"], expression)
     with pytest.raises(TypeError, match="expression must be a DataFrame .* got ndarray"):
         match_samples(samples(["a"]), expression.to_numpy())

@@ -15,7 +15,7 @@ from sklearn_pk.datasets import load_brca_expression, make_slide_cohort
 from sklearn_pk.datasets._slide_cohort import (
     compose_slide,
     draw_layout,
-    explained_share,
+    explained_fraction,
     patch_colors,
     principal_scores,
     texture_library,
@@ -30,14 +30,14 @@ def cohort(tmp_path_factory):
     )
 
 
-def test_slides_are_pyramidal_and_carry_their_resolution(cohort):
+def test_slides_are_pyramidal_with_resolution(cohort):
     with openslide.OpenSlide(cohort.slides[0]) as slide:
         assert slide.level_dimensions == ((1100, 900), (550, 450))
         assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.5)
         assert slide.properties["openslide.level[1].tile-width"] == "256"
         thumbnail = np.asarray(slide.get_thumbnail((275, 225)).convert("RGB"))
     bright = thumbnail.min(axis=2) > 220
-    assert 0.1 < bright.mean() < 0.9, "tissue and glass"
+    assert 0.1 < bright.mean() < 0.9, "tissue and background"
 
 
 def test_patients_and_rows(cohort):
@@ -69,7 +69,7 @@ def test_same_seed_same_bytes_for_any_n_jobs(cohort, tmp_path):
         assert Path(path).read_bytes() != Path(another).read_bytes()
 
 
-def test_as_many_slides_as_asked_for(tmp_path):
+def test_number_of_slides(tmp_path):
     for n_slides in (2, 5):
         cohort = make_slide_cohort(
             n_slides, random_state=0, out_dir=tmp_path, slide_size=(512, 512), two_slide_share=1.0
@@ -78,7 +78,7 @@ def test_as_many_slides_as_asked_for(tmp_path):
         assert len(set(cohort.patients)) == (n_slides + 1) // 2
 
 
-def test_strength_and_noise_plant_what_they_say(tmp_path):
+def test_strength_and_noise(tmp_path):
     def compose(**planting):
         return make_slide_cohort(
             6, random_state=0, out_dir=tmp_path, slide_size=(512, 512), **planting
@@ -95,7 +95,7 @@ def test_strength_and_noise_plant_what_they_say(tmp_path):
     assert 0.25 < spread.iloc[:, 1:].to_numpy().std() < 1.0
 
 
-def test_planted_r2_is_that_of_a_regression_on_the_planted_components(cohort):
+def test_planted_r2_is_that_of_a_regression_on_the_components(cohort):
     assert cohort.planted_r2.between(0, 1).all()
     table = load_brca_expression().expression
     rows = [np.flatnonzero((table == row).all(axis=1))[0] for row in cohort.expression.to_numpy()]
@@ -105,12 +105,12 @@ def test_planted_r2_is_that_of_a_regression_on_the_planted_components(cohort):
     assert_allclose(cohort.planted_r2, expected, atol=1e-8)
 
 
-def test_composition_follows_the_components():
+def test_composition_depends_on_the_components():
     table = load_brca_expression().expression
     scores = principal_scores(table, 3)
     assert_allclose(scores.mean(axis=0), 0, atol=1e-10)
     assert_allclose(scores.std(axis=0), 1)
-    r2 = explained_share(table.to_numpy(), scores)
+    r2 = explained_fraction(table.to_numpy(), scores)
     assert 0.4 < np.average(r2, weights=table.var()) < 0.5
     assert r2.max() < 1
 
@@ -125,16 +125,16 @@ def test_noise_free_composition_is_a_function_of_expression(tmp_path):
     assert_allclose(logs, principal_scores(table, 3)[rows], atol=1e-8)
 
 
-def test_layout_has_the_shares_asked_for():
-    shares = np.array([0.1, 0.2, 0.3, 0.4])
-    layout = draw_layout(shares, (40, 50), np.random.RandomState(0))
-    assert_allclose(np.bincount(layout[layout >= 0]) / (layout >= 0).sum(), shares, atol=0.01)
+def test_layout_has_the_given_fractions():
+    fractions = np.array([0.1, 0.2, 0.3, 0.4])
+    layout = draw_layout(fractions, (40, 50), np.random.RandomState(0))
+    assert_allclose(np.bincount(layout[layout >= 0]) / (layout >= 0).sum(), fractions, atol=0.01)
     assert (layout < 0).mean() > 0.1
 
 
 def test_textures_differ():
-    textures, glass = texture_library()
-    density = [patch_colors(patches)[:, :3].mean() for patches in [*textures, glass]]
+    textures, background = texture_library()
+    density = [patch_colors(patches)[:, :3].mean() for patches in [*textures, background]]
     assert density == sorted(density, reverse=True)
     assert min(map(len, textures)) > 50
     assert not any(np.array_equal(textures[0][0], other[0]) for other in textures[1:])
@@ -159,7 +159,9 @@ def test_write_slide_keeps_the_pixels(tmp_path):
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="n_slides=900 .* needs 750 patients, but there are 250"):
+    with pytest.raises(
+        ValueError, match="n_slides=900 .* requires 750 patients, but there are 250"
+    ):
         make_slide_cohort(900, out_dir=tmp_path)
     with pytest.raises(ValueError, match=r"at least 512 px, got \(100, 600\)"):
         make_slide_cohort(4, out_dir=tmp_path, slide_size=(100, 600))

@@ -1,4 +1,4 @@
-"""The paired bootstrap against reports on tables that are really resampled."""
+"""The paired bootstrap against reports on resampled tables."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -25,7 +25,7 @@ def make_tables(n=60, n_genes=700, seed=0, dtype=np.float64, strength=0.4):
     y_pred[:, 0] = 3
     y_true[:, 1] = 2
     y_base[:, 2] = 1
-    y_true[1:, 3] = 0  # constant wherever the first sample is not drawn
+    y_true[1:, 3] = 0  # constant in draws without the first sample
     y_true[:, 4] += 2e4
     y_pred[:, 4] += 2e4
     return tuple(table.astype(dtype) for table in (y_true, y_pred, 0.6 * y_base))
@@ -41,11 +41,11 @@ def resampled(tables, rows):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("opponent", ["untrained", "mean"])
+@pytest.mark.parametrize("baseline", ["untrained", "mean"])
 @pytest.mark.parametrize("compat", [None, "sequoia"])
-def test_replicates_equal_reports_on_resampled_tables(dtype, opponent, compat):
+def test_replicates_equal_reports_on_resampled_tables(dtype, baseline, compat):
     y_true, y_pred, y_base = make_tables(dtype=dtype)
-    tables = (y_true, y_pred, None if opponent == "mean" else y_base)
+    tables = (y_true, y_pred, None if baseline == "mean" else y_base)
     criteria = CRITERIA | {"compat": compat}
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(60, np.full(60, 1 / 60), size=20).T
@@ -58,16 +58,16 @@ def test_replicates_equal_reports_on_resampled_tables(dtype, opponent, compat):
     assert len(set(found[0])) > 5
 
 
-def test_draws_that_are_held_in_parts_are_the_same(monkeypatch):
+def test_result_does_not_depend_on_chunks(monkeypatch):
     tables = make_tables(n_genes=30)
     weights = np.random.default_rng(0).integers(0, 3, size=(60, 10)).astype(float)
     whole = resample_measures(tables, weights, CRITERIA)
-    monkeypatch.setattr(_comparison, "_HELD", 3)
-    monkeypatch.setattr(_comparison, "_JUDGED", 2)
+    monkeypatch.setattr(_comparison, "_CHUNK", 3)
+    monkeypatch.setattr(_comparison, "_BLOCK", 2)
     assert_allclose(resample_measures(tables, weights, CRITERIA), whole, rtol=1e-12)
 
 
-def test_comparison_of_a_plain_bootstrap_over_patients():
+def test_comparison_equals_bootstrap_over_patients():
     y_true, weak, y_base = make_tables(n=80, n_genes=40, strength=0.3)
     strong = weak + 0.2 * (y_true - y_true.mean(axis=0))
     patients = np.random.default_rng(1).integers(0, 30, size=80)
@@ -86,7 +86,7 @@ def test_comparison_of_a_plain_bootstrap_over_patients():
     assert table["measure"].tolist() == ["n_significant", "median_r"]
     assert set(table["setting"]) == {"strong"}
     assert set(table["reference"]) == {"weak"}
-    # The same draws, made of rows.
+    # The same draws by indexing rows.
     unique = np.unique(names)
     n = len(unique)
     drawn = np.random.RandomState(7).multinomial(n, np.full(n, 1 / n), size=60)
@@ -110,32 +110,32 @@ def test_comparison_of_a_plain_bootstrap_over_patients():
     assert (table["ci_low"] > 0).all()
 
 
-def test_a_setting_and_itself_do_not_differ():
+def test_equal_settings_have_no_difference():
     tables = make_tables(n_genes=30)
     table = compare_significance({"a": tables, "b": tables}, n_boot=20, random_state=0)
     assert (table[["difference", "ci_low", "ci_high"]] == 0).all(axis=None)
 
 
-def test_interval_holds_the_true_difference_about_as_often_as_it_says():
-    # Many cohorts of two models, one with more noise; the truth is the mean over all of them.
+def test_coverage_of_intervals():
+    # Two models, one with more noise, on many cohorts; the truth is the mean over all.
     rng = np.random.default_rng(0)
     found = []
     for _ in range(60):
-        y_true, shared, base = rng.normal(size=(3, 80, 40))
-        signal = np.linspace(0, 0.5, 40) * y_true + 0.5 * shared
-        models = [signal + scale * rng.normal(size=(80, 40)) for scale in (0.5, 0.9)]
+        y_true, common, base = rng.normal(size=(3, 80, 20))
+        signal = np.linspace(0, 0.5, 20) * y_true + 0.5 * common
+        models = [signal + scale * rng.normal(size=(80, 20)) for scale in (0.5, 0.9)]
         reports = {name: (y_true, m, base) for name, m in zip("ab", models, strict=True)}
-        table = compare_significance(reports, n_boot=100, random_state=0)
+        table = compare_significance(reports, n_boot=60, random_state=0)
         found.append(table[["difference", "ci_low", "ci_high"]].to_numpy())
     found = np.array(found)
     truth = found[:, :, 0].mean(axis=0)
     assert (truth < 0).all()
     covered = ((found[:, :, 1] <= truth) & (truth <= found[:, :, 2])).mean(axis=0)
     assert (covered >= 0.85).all()
-    assert (found[:, 0, 2] < 0).mean() > 0.3, "intervals that hold everything say nothing"
+    assert (found[:, 0, 2] < 0).mean() > 0.3, "the intervals are too wide"
 
 
-def test_same_seed_same_numbers_whatever_the_threads():
+def test_result_depends_on_seed_but_not_on_threads():
     reports = {name: make_tables(n_genes=1100, strength=s) for name, s in (("a", 0.3), ("b", 0.4))}
     tables = []
     for n_threads in (1, 2):
@@ -168,8 +168,8 @@ def test_variance_over_runs_widens_the_interval():
     seeds = [np.random.default_rng(seed).normal(size=(60, 80)) for seed in range(4)]
     none = [(y_true, 0.3 * y_true + seed, other) for seed in seeds]
     prior = [
-        (y_true, share * y_true + seed, other)
-        for share, seed in zip((0.4, 0.3, 0.6, 0.5), seeds, strict=True)
+        (y_true, weight * y_true + seed, other)
+        for weight, seed in zip((0.4, 0.3, 0.6, 0.5), seeds, strict=True)
     ]
     n_boot, rest = 50, {"n_boot": 50, "random_state": 0}
     table = compare_significance({"none": none, "prior": prior}, **rest)
@@ -193,9 +193,9 @@ def test_variance_over_runs_widens_the_interval():
         freedom *= ((by_patients + by_runs) / by_runs) ** 2
         return stats.t.isf(0.025, freedom) * np.sqrt(by_patients + by_runs)
 
-    # Not in pairs: the seeds do not cancel (Welch).
+    # Not paired: the seeds do not cancel (Welch).
     fewer = compare_significance({"none": none[:3], "prior": prior}, **rest)
-    alone = compare_significance({"none": none[0], "prior": tuple(prior)}, **rest)
+    single = compare_significance({"none": none[0], "prior": tuple(prior)}, **rest)
     for number in range(2):
         own, other = observed[0, :, number], observed[1, :3, number]
         mean = np.mean(measures[0], axis=0)[number]
@@ -204,17 +204,17 @@ def test_variance_over_runs_widens_the_interval():
         by_patients = (mean - np.mean(measures[1][:3], axis=0)[number]).var(ddof=1)
         expected = width(by_patients, parts.sum(), freedom)
         assert_allclose(half_width(fewer)[number], expected)
-        # One run varies as the others do.
+        # The variance of a single run is that of the others.
         by_patients = (mean - measures[1][0][number]).var(ddof=1)
         expected = width(by_patients, own.var(ddof=1) * (1 / 4 + 1), 3)
-        assert_allclose(half_width(alone)[number], expected)
+        assert_allclose(half_width(single)[number], expected)
     same = compare_significance({"none": none[0], "prior": [none[0]] * 3}, **rest)
     assert_allclose(half_width(same), 0, atol=1e-12)
 
 
 @pytest.fixture
 def results():
-    """Return results of two ridges on slides of patients, with criteria of their own."""
+    """Return results of two ridges with groups and criteria."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 20))
     names = [f"S{row}" for row in range(60)]
@@ -230,7 +230,7 @@ def results():
     }
 
 
-def test_results_bring_their_patients_and_criteria(results):
+def test_patients_and_criteria_of_results_are_used(results):
     first, second = results
     table = compare_significance(results, n_boot=40, random_state=0)
     assert table["value"][0] == results[second].n_significant
@@ -242,17 +242,17 @@ def test_results_bring_their_patients_and_criteria(results):
         tables, groups=groups, alpha=1e-6, fdr=1e-5, n_boot=40, random_state=0
     )
     pd.testing.assert_frame_equal(table, by_table)
-    alone = compare_significance(tables, alpha=1e-6, fdr=1e-5, n_boot=40, random_state=0)
-    assert alone["ci_low"][1] != table["ci_low"][1]
+    by_sample = compare_significance(tables, alpha=1e-6, fdr=1e-5, n_boot=40, random_state=0)
+    assert by_sample["ci_low"][1] != table["ci_low"][1]
     published = compare_significance(results, alpha=0.05, fdr=0.2, n_boot=2, random_state=0)
     report = significance_report(*tables[second])
     assert published["value"][0] == report["significant"].sum() > table["value"][0]
-    turned = compare_significance(results, reference=second, n_boot=40, random_state=0)
-    assert_allclose(turned["difference"], -table["difference"])
-    assert_allclose(turned["ci_low"], -table["ci_high"])
+    reversed_ = compare_significance(results, reference=second, n_boot=40, random_state=0)
+    assert_allclose(reversed_["difference"], -table["difference"])
+    assert_allclose(reversed_["ci_low"], -table["ci_high"])
 
 
-def test_bad_reports_are_refused(results):
+def test_invalid_reports(results):
     tables = make_tables(n_genes=20)
     with pytest.raises(ValueError, match="a dict that maps .* to results, got list"):
         compare_significance([tables, tables])
@@ -289,14 +289,14 @@ def named(tables, names):
     return tuple(pd.DataFrame(table, index=names) for table in tables)
 
 
-def test_other_samples_are_not_taken_for_the_same():
+def test_different_samples_raise():
     tables = make_tables(n_genes=20)
     turned = tuple(table[::-1] for table in tables)
-    with pytest.raises(ValueError, match=r"'b'\] and reports\['a'\] have a different y_true"):
+    with pytest.raises(ValueError, match=r"'b'\] and reports\['a'\] have different y_true"):
         compare_significance({"a": tables, "b": turned})
-    with pytest.raises(ValueError, match="have a different y_true"):
+    with pytest.raises(ValueError, match="have different y_true"):
         compare_significance({"a": tables, "b": named(turned, np.arange(60))})
-    # Names say that the samples are the same, so the scale may be another.
+    # The samples have the same names, so that the scales may differ.
     names = [f"S{row}" for row in range(60)]
     scaled = tuple(2 * table + 1 for table in tables)
     reports = {"a": named(tables, names), "b": named(scaled, names)}
@@ -306,10 +306,10 @@ def test_other_samples_are_not_taken_for_the_same():
         compare_significance(reports | {"c": named(tables, names[::-1])})
 
 
-def test_other_opponents_are_not_taken_for_the_same():
+def test_different_baselines_raise():
     y_true, y_pred, y_base = make_tables(n_genes=100)
     reports = {"a": (y_true, y_pred, None), "b": (y_true, y_pred, y_base)}
-    with pytest.raises(ValueError, match="have different opponents"):
+    with pytest.raises(ValueError, match="have different baselines"):
         compare_significance(reports)
     table = compare_significance(reports, baseline="mean", n_boot=5, random_state=0)
     assert (table["difference"] == 0).all()
@@ -324,13 +324,13 @@ def test_patients_of_the_results_must_agree(results):
         compare_significance(results, n_boot=20, random_state=0), expected
     )
     first.groups = second.groups.replace("P0", "P1")
-    with pytest.raises(ValueError, match="name different patients for the same samples"):
+    with pytest.raises(ValueError, match="have different patients for the same samples"):
         compare_significance(results)
     given = compare_significance(results, groups=second.groups, n_boot=20, random_state=0)
     pd.testing.assert_frame_equal(given, expected)
 
 
-def test_lists_are_tables_too():
+def test_lists_are_accepted_as_tables():
     tables = make_tables(n=20, n_genes=8)
     as_lists = tuple(table.tolist() for table in tables)
     table = compare_significance({"a": as_lists, "b": tables}, n_boot=5, random_state=0)

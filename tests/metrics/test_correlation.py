@@ -15,7 +15,7 @@ from sklearn_pk.metrics._correlation import pearson_pvalue
 
 
 def plain_steiger(a, b, c, n):
-    """Return Williams' t as the textbook writes it, for numbers well inside (-1, 1)."""
+    """Return Williams' t by the textbook formula, for r well inside (-1, 1)."""
     determinant = 1 - a**2 - b**2 - c**2 + 2 * a * b * c
     mean = (a + b) / 2
     spread = 2 * (n - 1) / (n - 3) * determinant + mean**2 * (1 - c) ** 3
@@ -44,7 +44,7 @@ def test_pearson_more_genes_than_one_block():
     assert_allclose(pearson_by_gene(y_true, y_pred), expected, atol=1e-13)
 
 
-def test_pearson_keeps_its_digits_under_a_huge_offset():
+def test_pearson_is_accurate_with_a_huge_offset():
     rng = np.random.default_rng(0)
     y_true, y_pred = 2e4 + 0.01 * rng.normal(size=(2, 300, 5))
     y_pred += 0.5 * (y_true - 2e4)
@@ -60,7 +60,7 @@ def test_pearson_of_constants_is_zero():
     assert (pearson_by_gene(table, varying) == 0).all()
     assert (pearson_by_gene(varying, table) == 0).all()
     assert (pearson_by_gene(table, table) == 0).all()
-    # What is left of a constant after float64 arithmetic is still a constant.
+    # A constant with rounding errors is still a constant.
     rounded = table * (1 + 1e-16 * np.sign(varying)) + 0.3 - 0.3
     assert (pearson_by_gene(rounded[:, 1:4], varying[:, 1:4]) == 0).all()
 
@@ -77,9 +77,9 @@ def test_pearson_checks_shapes_names_and_values():
     y = pd.DataFrame(np.eye(4), columns=list("abcd"), index=list("wxyz"))
     with pytest.raises(ValueError, match=r"same shape .* got \(4, 4\) and \(4, 3\)"):
         pearson_by_gene(y, y.to_numpy()[:, :3])
-    with pytest.raises(ValueError, match="same genes in the same order.*'a' against 'd'"):
+    with pytest.raises(ValueError, match="same genes in the same order.*'a' and 'd'"):
         pearson_by_gene(y, y[list("dcba")])
-    with pytest.raises(ValueError, match="same rows in the same order.*'w' against 'z'"):
+    with pytest.raises(ValueError, match="same rows in the same order.*'w' and 'z'"):
         pearson_by_gene(y, y.loc[list("zyxw")])
     y_nan = y.copy()
     y_nan.loc["x", "c"] = np.nan
@@ -125,23 +125,23 @@ def test_steiger_small_pvalues_do_not_become_zero():
     assert 0 < pvalue < 1e-50
 
 
-def test_steiger_holds_its_level_on_equal_correlations():
+def test_steiger_level_for_equal_correlations():
     rng = np.random.default_rng(0)
-    shared = rng.normal(size=(4000, 20, 1))
-    x, y, z = np.moveaxis(shared + rng.normal(size=(4000, 20, 3)), 2, 0)
+    common = rng.normal(size=(4000, 20, 1))
+    x, y, z = np.moveaxis(common + rng.normal(size=(4000, 20, 3)), 2, 0)
     r = [pearson_by_gene(a.T, b.T) for a, b in ((x, y), (x, z), (y, z))]
     _, pvalue = steiger_test(*r, 20)
     assert 0.035 < np.mean(pvalue < 0.05) < 0.065
 
 
-def test_steiger_near_the_edge():
-    # The opponent is the same up to scale: no difference, whatever rounding says.
+def test_steiger_near_1():
+    # The baseline is equal up to scale: no difference, except for rounding errors.
     assert steiger_test(0.3, 0.3 - 1e-16, 1.0, 100) == (0.0, 0.5)
     assert steiger_test(1.0, 1.0, 1.0, 100) == (0.0, 0.5)
     # A perfect prediction: finite, equal to the formula with a determinant of 0.
     statistic, _ = steiger_test(1.0, 0.2, 0.2, 121)
     assert_allclose(statistic, 0.8 * math.sqrt(120 * 1.2 / (0.6**2 * 0.8**3)))
-    # Near 1 the determinant has to keep its digits: compare with exact integers.
+    # The determinant must be accurate near 1: compare with exact integers.
     a, b, c = 1 - 2.0**-30, 1 - 2.0**-28, 1 - 2.0**-29
     one = 2**30
     ia, ib, ic = one - 1, one - 4, one - 2
@@ -150,17 +150,17 @@ def test_steiger_near_the_edge():
         99 * (1 + c) / (2 * 99 / 97 * exact + ((a + b) / 2) ** 2 * (1 - c) ** 3)
     )
     assert_allclose(steiger_test(a, b, c, 100)[0], expected, rtol=1e-6)
-    # Opposites: the limit of the formula, finite unless the prediction is perfect.
+    # Opposite variables: the limit of the formula, finite unless the prediction is perfect.
     assert_allclose(steiger_test(0.6, -0.6, -1.0, 28)[0], 0.6 * math.sqrt(25) / 0.8)
     assert steiger_test(1.0, -1.0, -1.0, 100) == (np.inf, 0.0)
 
 
-def test_steiger_refuses_bad_input():
+def test_steiger_invalid_input():
     with pytest.raises(ValueError, match="n >= 4 samples, got n = .*3"):
         steiger_test(0.5, 0.2, 0.1, 3)
-    with pytest.raises(ValueError, match=r"r_xz must hold correlations in \[-1, 1\], got .*1.5"):
+    with pytest.raises(ValueError, match=r"r_xz must be correlations in \[-1, 1\], got .*1.5"):
         steiger_test(0.5, 1.5, 0.1, 30)
-    with pytest.raises(ValueError, match="r_yz must hold correlations.*nan"):
+    with pytest.raises(ValueError, match="r_yz must be correlations.*nan"):
         steiger_test(0.5, 0.5, np.nan, 30)
     with pytest.raises(ValueError, match="alternative must be one of.*'smaller'"):
         steiger_test(0.5, 0.5, 0.1, 30, alternative="smaller")

@@ -29,7 +29,7 @@ def random_graph(n_genes=80, density=0.1, weighted=True, seed=0):
 
 def plain_preservation(graph, embedding, k, metric, normalize):
     graph = graph.toarray()
-    shares = []
+    ratios = []
     for gene in range(len(graph)):
         edges = [j for j in np.flatnonzero(graph[gene]) if j != gene]
         if not edges:
@@ -39,8 +39,8 @@ def plain_preservation(graph, embedding, k, metric, normalize):
         others = [j for j in range(len(graph)) if j != gene]
         nearest = sorted(others, key=lambda j: (distances[j], j))[:k]
         size = k if normalize == "k" else len(edges)
-        shares.append(len(set(edges) & set(nearest)) / size)
-    return np.mean(shares)
+        ratios.append(len(set(edges) & set(nearest)) / size)
+    return np.mean(ratios)
 
 
 @pytest.mark.parametrize("normalize", ["k", "degree"])
@@ -71,13 +71,13 @@ def test_perfect_embedding_and_normalisation():
     assert neighborhood_preservation(graph, embedding, k=12, normalize="degree") == 1.0
 
 
-def test_zero_rows_are_nobodys_neighbours_under_cosine():
+def test_zero_rows_have_no_neighbours_by_cosine():
     graph = sparse.csr_array(np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]))
     embedding = np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
     assert neighborhood_preservation(graph, embedding, k=2) == 0.0
 
 
-def test_random_embedding_keeps_what_chance_keeps():
+def test_random_embedding_preserves_the_expected_number():
     graph = random_graph(n_genes=400, density=0.05, weighted=False)
     embedding = np.random.default_rng(1).normal(size=(400, 50)).astype(np.float32)
     score = neighborhood_preservation(graph, embedding, k=40, normalize="degree")
@@ -111,7 +111,7 @@ def test_ties_do_not_depend_on_the_block(monkeypatch, dtype):
 
 
 def test_directed_graph_over_two_hops():
-    graph = np.triu(np.eye(4)[::-1], 1)  # from gene 0 to 3 and from 1 to 2, and no further
+    graph = np.triu(np.eye(4)[::-1], 1)  # edges from gene 0 to 3 and from 1 to 2
     embedding = np.array([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [0.2, 1.0]])
     # The nearest of gene 0 is 3, those of gene 1 are 2 and 3.
     assert neighborhood_preservation(graph, embedding, k=1, hops=2) == 1.0
@@ -148,22 +148,22 @@ def test_boolean_graph():
 def test_second_hop_against_a_plain_loop(k):
     graph = random_graph(n_genes=60, density=0.03)
     adjacency = graph.toarray() > 0
-    shared = adjacency.astype(int) @ adjacency.astype(int)
+    common = adjacency.astype(int) @ adjacency.astype(int)
     embedding = np.random.default_rng(1).normal(size=(60, 5))
-    shares, sizes = [], []
+    ratios, sizes = [], []
     for gene in np.flatnonzero(adjacency.any(axis=1)):
-        weight = np.where(adjacency[gene], 1e6 + graph.toarray()[gene], shared[gene])
+        weight = np.where(adjacency[gene], 1e6 + graph.toarray()[gene], common[gene])
         weight[gene] = 0
         around = sorted(np.flatnonzero(weight), key=lambda other: (-weight[other], other))[:k]
         distances = cdist(embedding[[gene]], embedding)[0]
         distances[gene] = np.inf
-        shares.append(len(set(around) & set(np.argsort(distances)[:k])))
+        ratios.append(len(set(around) & set(np.argsort(distances)[:k])))
         sizes.append(len(around))
     arguments = {"k": k, "hops": 2, "metric": "euclidean"}
-    assert_allclose(neighborhood_preservation(graph, embedding, **arguments), np.mean(shares) / k)
+    assert_allclose(neighborhood_preservation(graph, embedding, **arguments), np.mean(ratios) / k)
     assert_allclose(
         neighborhood_preservation(graph, embedding, normalize="degree", **arguments),
-        np.mean(np.divide(shares, sizes)),
+        np.mean(np.divide(ratios, sizes)),
     )
     with pytest.raises(ValueError, match="'hops' parameter"):
         neighborhood_preservation(graph, embedding, hops=3)

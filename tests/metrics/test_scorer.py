@@ -25,14 +25,14 @@ from sklearn_pk.metrics import (
 )
 
 
-class TwinRidge(RegressorMixin, BaseEstimator):
-    """Ridge with an untrained twin: a random projection of the features."""
+class BaselineRidge(RegressorMixin, BaseEstimator):
+    """Ridge with an untrained baseline: a random projection of the features."""
 
     def __init__(self, alpha=1.0):
         self.alpha = alpha
 
     def fit(self, X, y):
-        """Fit the ridge and draw the twin."""
+        """Fit the ridge and draw the projection."""
         self.ridge_ = Ridge(alpha=self.alpha).fit(X, y)
         shape = np.shape(self.ridge_.coef_.T)
         self.projection_ = np.random.default_rng(0).normal(size=shape)
@@ -43,12 +43,12 @@ class TwinRidge(RegressorMixin, BaseEstimator):
         return self.ridge_.predict(X)
 
     def predict_untrained(self, X):
-        """Predict without having learned."""
+        """Predict with the untrained baseline."""
         return X @ self.projection_
 
 
 class CountingScaler(TransformerMixin, BaseEstimator):
-    """Count how often X is transformed, as featurising slides twice would cost hours."""
+    """Count transformations of X, since featurising slides twice would take hours."""
 
     def fit(self, X, y=None):
         """Count from 0."""
@@ -77,7 +77,7 @@ def data():
 
 def test_scorer_counts_the_genes_of_the_report(data):
     X, y = data
-    model = TwinRidge().fit(X[:60], y[:60])
+    model = BaselineRidge().fit(X[:60], y[:60])
     report = significance_report(
         y[60:], model.predict(X[60:]), model.predict_untrained(X[60:]), alpha=0.01, fdr=0.1
     )
@@ -86,17 +86,17 @@ def test_scorer_counts_the_genes_of_the_report(data):
     assert type(score) is float
     assert score == report["significant"].sum()
     assert 0 < score <= 8
-    share = make_significance_scorer(alpha=0.01, fdr=0.1, normalize=True)
-    assert_allclose(share(model, X[60:], y[60:]), score / 8)
+    fraction = make_significance_scorer(alpha=0.01, fdr=0.1, normalize=True)
+    assert_allclose(fraction(model, X[60:], y[60:]), score / 8)
     frame = pd.DataFrame(y[60:], columns=list("abcdefgh"))
     assert scorer(model, X[60:], frame) == score
 
 
-def test_alpha_and_fdr_reach_the_count():
+def test_alpha_and_fdr_change_the_count():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 6))
     y = X @ rng.normal(size=(6, 200)) + rng.uniform(2, 40, size=200) * rng.normal(size=(60, 200))
-    model = TwinRidge().fit(X[:30], y[:30])
+    model = BaselineRidge().fit(X[:30], y[:30])
     tables = (y[30:], model.predict(X[30:]), model.predict_untrained(X[30:]))
     counts = []
     for criteria in ({}, {"alpha": 1e-3}, {"fdr": 1e-3}):
@@ -108,19 +108,19 @@ def test_alpha_and_fdr_reach_the_count():
 
 def test_scorer_transforms_once_through_pipelines_and_searches(data):
     X, y = data
-    pipeline = make_pipeline(CountingScaler(), make_pipeline(StandardScaler(), TwinRidge()))
+    pipeline = make_pipeline(CountingScaler(), make_pipeline(StandardScaler(), BaselineRidge()))
     pipeline.fit(X, y)
     calls = pipeline[0].calls_
     score = significance_scorer(pipeline, X, y)
     assert pipeline[0].calls_ == calls + 1
-    search = GridSearchCV(pipeline, {"pipeline__twinridge__alpha": [1.0]}, cv=3)
+    search = GridSearchCV(pipeline, {"pipeline__baselineridge__alpha": [1.0]}, cv=3)
     search.fit(X, y)
     assert significance_scorer(search, X, y) == score
-    assert significance_scorer(Pipeline([("only", TwinRidge())]).fit(X, y), X, y) > 0
+    assert significance_scorer(Pipeline([("only", BaselineRidge())]).fit(X, y), X, y) > 0
 
 
-def test_regressor_without_a_twin_meets_the_mean_and_hears_of_it_once(data, monkeypatch):
-    monkeypatch.setattr(_scorer, "_told", set())
+def test_regressor_without_untrained_baseline_warns_once(data, monkeypatch):
+    monkeypatch.setattr(_scorer, "_warned", set())
     X, y = data
     ridge = Ridge().fit(X[:60], y[:60])
     with pytest.warns(UserWarning, match="Ridge has no predict_untrained"):
@@ -143,7 +143,7 @@ def test_callable_baseline(data):
 
 def test_one_gene_and_few_samples(data):
     X, y = data
-    model = TwinRidge().fit(X, y[:, 0])
+    model = BaselineRidge().fit(X, y[:, 0])
     assert significance_scorer(model, X, y[:, 0]) == 1.0
     few = significance_report(y[:4, 0], model.predict(X[:4]), model.predict_untrained(X[:4]))
     assert significance_scorer(model, X[:4], y[:4, 0]) == few["significant"].sum()
@@ -167,11 +167,11 @@ def test_scorer_is_picklable_cloneable_and_readable(data):
 def test_scorer_in_searches_and_cross_validate(data, routing):
     X, y = data
     groups = np.arange(90) // 2
-    pipeline = make_pipeline(StandardScaler(), TwinRidge())
+    pipeline = make_pipeline(StandardScaler(), BaselineRidge())
     with config_context(enable_metadata_routing=routing):
         search = GridSearchCV(
             pipeline,
-            {"twinridge__alpha": [1e-3, 1e6]},
+            {"baselineridge__alpha": [1e-3, 1e6]},
             scoring=significance_scorer,
             cv=GroupKFold(3),
             error_score="raise",
@@ -184,7 +184,7 @@ def test_scorer_in_searches_and_cross_validate(data, routing):
             cv=GroupKFold(3),
             scoring={
                 "n": significance_scorer,
-                "share": make_significance_scorer(normalize=True),
+                "fraction": make_significance_scorer(normalize=True),
                 "r2": "r2",
             },
             error_score="raise",
@@ -193,8 +193,8 @@ def test_scorer_in_searches_and_cross_validate(data, routing):
         single = cross_val_score(
             pipeline, X, y, cv=GroupKFold(3), scoring=significance_scorer, **params
         )
-    assert search.best_params_ == {"twinridge__alpha": 1e-3}
-    assert_allclose(scores["test_share"] * 8, scores["test_n"])
+    assert search.best_params_ == {"baselineridge__alpha": 1e-3}
+    assert_allclose(scores["test_fraction"] * 8, scores["test_n"])
     assert_allclose(single, scores["test_n"])
     assert (scores["test_n"] > 0).all()
 
@@ -209,16 +209,16 @@ def test_scorer_in_worker_processes(data):
         cv=3,
         error_score="raise",
     )
-    alone = clone(search).fit(X, y).cv_results_["mean_test_score"]
-    both = clone(search).set_params(n_jobs=2).fit(X, y).cv_results_["mean_test_score"]
-    assert_allclose(alone, both)
+    sequential = clone(search).fit(X, y).cv_results_["mean_test_score"]
+    parallel = clone(search).set_params(n_jobs=2).fit(X, y).cv_results_["mean_test_score"]
+    assert_allclose(sequential, parallel)
 
 
-class NamedTwin(TwinRidge):
-    """A regressor that knows the names of its genes."""
+class NamedRidge(BaselineRidge):
+    """A regressor with gene names."""
 
     def fit(self, X, y):
-        """Fit and note the names."""
+        """Fit and store the names."""
         self.gene_names_out_ = np.asarray(y.columns, dtype=object)
         return super().fit(X, y.to_numpy())
 
@@ -227,8 +227,8 @@ def test_names_of_genes_and_samples_are_compared(data):
     X, y = data
     names = [f"S{row}" for row in range(90)]
     X, y = pd.DataFrame(X, index=names), pd.DataFrame(y, names, list("abcdefgh"))
-    model = make_pipeline(StandardScaler(), NamedTwin())
-    search = GridSearchCV(model, {"namedtwin__alpha": [1.0]}, cv=3, scoring=significance_scorer)
+    model = make_pipeline(StandardScaler(), NamedRidge())
+    search = GridSearchCV(model, {"namedridge__alpha": [1.0]}, cv=3, scoring=significance_scorer)
     search.fit(X, y)
     assert significance_scorer(search, X, y) > 0
     with pytest.raises(ValueError, match="other genes than in fit, or another order: 'h', 'g'"):
@@ -238,11 +238,11 @@ def test_names_of_genes_and_samples_are_compared(data):
     with pytest.raises(ValueError, match="do not belong to the samples of X.*'S0'.*'S89'"):
         significance_scorer(search, X, y[::-1])
     assert significance_scorer(search, X.to_numpy(), y.to_numpy()) > 0
-    one = NamedTwin().fit(X.to_numpy(), y[["a"]])
+    one = NamedRidge().fit(X.to_numpy(), y[["a"]])
     assert significance_scorer(one, X.to_numpy(), y["a"].rename("log2 TPM")) == 1
 
 
-def test_bad_parameters_are_refused():
+def test_invalid_parameters():
     with pytest.raises(ValueError, match="'baseline' parameter"):
         make_significance_scorer(baseline="zero")
     with pytest.raises(ValueError, match="'fdr' parameter"):

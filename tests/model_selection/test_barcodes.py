@@ -30,7 +30,7 @@ def test_barcodes_of_any_kind(container):
     assert patients.tolist() == PATIENTS
 
 
-def test_other_names_are_refused_by_name():
+def test_other_names_raise():
     with pytest.raises(ValueError, match="2 of 3 entries.*'CPTAC-1', 'TCGA-A1-A0SBX'.*groups"):
         patient_ids([BARCODES[0], "CPTAC-1", "TCGA-A1-A0SBX"])
     with pytest.raises(ValueError, match="1 of 1 entries.*nan"):

@@ -1,4 +1,4 @@
-"""Pooling over folds, patients kept together, groups delivered, and early errors."""
+"""Pooling over folds, patients in one fold, routing of groups, and early errors."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -31,7 +31,7 @@ GENES = [f"G{gene}" for gene in range(N_GENES)]
 
 
 class PatientRidge(RegressorMixin, BaseEstimator):
-    """Ridge that remembers the patients and samples it was fitted on, with an untrained twin."""
+    """Ridge with an untrained baseline that stores the groups and y of fit."""
 
     __metadata_request__fit = {"groups": True}
 
@@ -39,7 +39,7 @@ class PatientRidge(RegressorMixin, BaseEstimator):
         self.alpha = alpha
 
     def fit(self, X, y, groups=None):
-        """Fit, and remember what came in."""
+        """Fit, and store groups and y."""
         self.groups_ = None if groups is None else np.asarray(groups)
         self.y_ = y
         self.ridge_ = Ridge(alpha=self.alpha).fit(X, y)
@@ -51,7 +51,7 @@ class PatientRidge(RegressorMixin, BaseEstimator):
         return self.ridge_.predict(X)
 
     def predict_untrained(self, X):
-        """Predict without having learned."""
+        """Predict with the untrained baseline."""
         return np.asarray(X) @ self.projection_
 
 
@@ -62,15 +62,15 @@ class PlainRidge(PatientRidge):
 
 
 class Untrained(PatientRidge):
-    """The twin alone."""
+    """The untrained baseline only."""
 
     def predict(self, X):
-        """Predict without having learned."""
+        """Predict with the untrained baseline."""
         return self.predict_untrained(X)
 
 
 class FileReader(TransformerMixin, BaseEstimator):
-    """Make features of file names, as the steps for slides do."""
+    """Read features by file name, as the steps for slides do."""
 
     def fit(self, X, y=None):
         """Do nothing."""
@@ -166,7 +166,7 @@ def test_folds_keep_patients_together(data):
 
 
 @pytest.mark.parametrize("routing", [False, True])
-def test_groups_reach_whoever_asks(data, routing):
+def test_groups_reach_estimators_that_request_them(data, routing):
     X, y, patients = data
     search = GridSearchCV(
         make_pipeline(StandardScaler(), PatientRidge()),
@@ -191,17 +191,17 @@ def test_groups_reach_whoever_asks(data, routing):
 def test_same_result_in_threads_and_processes(data):
     X, y, patients = data
     pipeline = make_pipeline(StandardScaler(), PatientRidge())
-    alone = cross_val_significance(pipeline, X, y, groups=patients, cv=4)
+    sequential = cross_val_significance(pipeline, X, y, groups=patients, cv=4)
     with parallel_config("threading"):
         threads = cross_val_significance(pipeline, X, y, groups=patients, cv=4, n_jobs=2)
-    pd.testing.assert_frame_equal(alone.report, threads.report)
+    pd.testing.assert_frame_equal(sequential.report, threads.report)
     assert all(len(model[-1].groups_) == 45 for model in threads.estimators)
     # In other processes the search gets its groups too; without them GroupKFold would fail.
     search = GridSearchCV(Ridge(), {"alpha": [1.0, 1e6]}, cv=GroupKFold(4))
-    alone = cross_val_significance(search, X, y, groups=patients, cv=4)
-    both = cross_val_significance(search, X, y, groups=patients, cv=4, n_jobs=2)
-    pd.testing.assert_frame_equal(alone.report, both.report)
-    pd.testing.assert_frame_equal(alone.predictions, both.predictions)
+    sequential = cross_val_significance(search, X, y, groups=patients, cv=4)
+    parallel = cross_val_significance(search, X, y, groups=patients, cv=4, n_jobs=2)
+    pd.testing.assert_frame_equal(sequential.report, parallel.report)
+    pd.testing.assert_frame_equal(sequential.predictions, parallel.predictions)
 
 
 def test_estimator_is_cloned_and_fold_models_are_averaged(data):
@@ -214,7 +214,7 @@ def test_estimator_is_cloned_and_fold_models_are_averaged(data):
     assert_allclose(result.predict(X_new), expected)
 
 
-def test_regressor_without_a_twin_meets_the_mean(data):
+def test_regressor_without_untrained_baseline_is_compared_with_the_mean(data):
     X, y, _ = data
     result = cross_val_significance(Ridge(), X, y)
     assert result.untrained_predictions is None
@@ -281,7 +281,7 @@ def test_lists_of_paths_frames_and_arrays(data):
     assert by_array.report.index.tolist() == list(range(N_GENES))
 
 
-def test_folds_may_leave_samples_out_and_be_tiny(data):
+def test_folds_may_omit_samples_and_be_tiny(data):
     X, y, _ = data
     rows = np.arange(N)
     cv = [(rows[6:], rows[:3]), (rows[6:], rows[3:6])]
@@ -293,11 +293,11 @@ def test_folds_may_leave_samples_out_and_be_tiny(data):
 
 
 class NeverFit(PatientRidge):
-    """Fail the test where work starts in spite of bad input."""
+    """Raise in fit, which must not be called with invalid input."""
 
     def fit(self, X, y, groups=None):
-        """Complain."""
-        raise AssertionError("work started before the input was checked")
+        """Raise."""
+        raise AssertionError("fit was called before the input was checked")
 
 
 def permuted(y):
@@ -328,14 +328,14 @@ def permuted(y):
         (lambda X, y, g: {"fdr": -1}, "'fdr' parameter"),
     ],
 )  # fmt: skip
-def test_bad_input_is_found_before_any_work(data, change, message):
+def test_invalid_input_raises_before_any_fit(data, change, message):
     X, y, patients = data
     arguments = {"X": X, "y": y, "groups": patients} | change(X, y, patients)
     with pytest.raises((ValueError, TypeError), match=message):
         cross_val_significance(NeverFit(), **arguments)
 
 
-def test_slides_of_one_patient_in_two_folds_are_told(data):
+def test_slides_of_a_patient_in_two_folds_warn(data):
     X, y, _ = data
     repeated = y.to_numpy()[np.arange(N) // 2]
     order = np.random.default_rng(0).permutation(N)
@@ -353,7 +353,7 @@ def test_slides_of_one_patient_in_two_folds_are_told(data):
 
 @pytest.fixture
 def external(data):
-    """Return samples of another cohort that follow the first, genes in another order."""
+    """Return samples of another cohort with genes in another order."""
     X, y, _ = data
     rng = np.random.default_rng(9)
     rows = rng.permutation(N)[:30]
@@ -362,7 +362,7 @@ def external(data):
     return X[rows], (y.iloc[rows] + 0.3 * noise)[genes].set_axis([f"E{row}" for row in range(30)])
 
 
-def test_result_knows_its_patients_and_criteria(data):
+def test_result_has_patients_and_criteria(data):
     X, y, patients = data
     result = cross_val_significance(PatientRidge(), X, y, groups=patients, alpha=0.01, fdr=0.1)
     assert result.criteria == {"alpha": 0.01, "fdr": 0.1, "compat": None}
@@ -375,7 +375,7 @@ def test_result_knows_its_patients_and_criteria(data):
     assert cross_val_significance(PatientRidge(), X, y).groups is None
 
 
-def test_external_report_finds_genes_by_name(data, external):
+def test_external_report_matches_genes_by_name(data, external):
     X, y, _ = data
     X_ext, y_ext = external
     result = cross_val_significance(PatientRidge(), X, y, alpha=0.01, compat="sequoia")
@@ -397,11 +397,11 @@ def test_external_report_finds_genes_by_name(data, external):
     pd.testing.assert_frame_equal(against_mean, expected)
     ridge = cross_val_significance(Ridge(), X, y)
     assert ridge.evaluate(X_ext, y_ext)["steiger_p"].isna().all()
-    same, (truth, prediction, opponent) = result.evaluate(X_ext, y_ext, return_tables=True)
+    same, (truth, prediction, baseline) = result.evaluate(X_ext, y_ext, return_tables=True)
     pd.testing.assert_frame_equal(same, report)
     pd.testing.assert_frame_equal(truth, y_ext[GENES], check_names=False)
     assert_allclose(prediction, result.predict(X_ext))
-    assert_allclose(opponent, untrained)
+    assert_allclose(baseline, untrained)
     assert result.evaluate(X_ext, y_ext, baseline="mean", return_tables=True)[1][2] is None
     patients = np.arange(30) // 2
     assert_allclose(
@@ -411,7 +411,7 @@ def test_external_report_finds_genes_by_name(data, external):
 
 
 @pytest.mark.parametrize("transformer", [None, QuantileTransformer(n_quantiles=20)])
-def test_external_genes_that_are_missing_are_told_and_left_out(data, external, transformer):
+def test_missing_external_genes_warn_and_are_omitted(data, external, transformer):
     X, y, _ = data
     X_ext, y_ext = external
     result = cross_val_significance(PatientRidge(), X, y, target_transformer=transformer)
@@ -437,16 +437,16 @@ def test_external_truth_is_on_the_scale_of_the_predictions(data, external):
     mixing = cross_val_significance(PatientRidge(), X, y, target_transformer=NoNaN())
     with (
         pytest.warns(UserWarning, match="lacks 1 of"),
-        pytest.raises(ValueError, match="target_transformer .* cannot leave them out"),
+        pytest.raises(ValueError, match="target_transformer .* does not accept NaN"),
     ):
         mixing.evaluate(X_ext, y_ext.drop(columns="G3"))
 
 
 class NoNaN(FunctionTransformer):
-    """Refuse tables with gaps."""
+    """Raise for NaN."""
 
     def transform(self, X):
-        """Complain."""
+        """Raise."""
         if np.isnan(X).any():
             raise ValueError("Input contains NaN")
         return X
@@ -496,7 +496,7 @@ def test_report_by_patient(data):
     pd.testing.assert_frame_equal(result.report_by_patient(baseline="mean"), expected)
     with pytest.raises(ValueError, match="baseline must be 'untrained' or 'mean', got 'zero'"):
         result.report_by_patient(baseline="zero")
-    with pytest.raises(ValueError, match="patients are not known: pass groups="):
+    with pytest.raises(ValueError, match="patients are unknown. Pass groups="):
         cross_val_significance(PatientRidge(), X, y).report_by_patient()
 
 

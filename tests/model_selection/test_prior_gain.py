@@ -1,10 +1,11 @@
-"""A prior against none and against its controls, on the same folds and seeds."""
+"""A prior compared with none and with controls, on the same folds and seeds."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import numpy as np
 import pandas as pd
 import pytest
+from joblib import parallel_config
 from numpy.testing import assert_array_equal
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.compose import TransformedTargetRegressor
@@ -36,12 +37,12 @@ def data():
 
 
 class RecordingRegressor(PriorKnowledgeRegressor):
-    """Note what each fit was given, for all to see."""
+    """Record seed, embeddings and samples of each fit in a class attribute."""
 
     fits = []  # noqa: RUF012
 
     def fit(self, X, y, groups=None):
-        """Fit and note."""
+        """Fit and record."""
         super().fit(X, y, groups=groups)
         self.fits.append(
             (self.random_state, None if self.embeddings_ is None else self.embeddings_, y.index)
@@ -51,7 +52,7 @@ class RecordingRegressor(PriorKnowledgeRegressor):
 
 @pytest.fixture
 def recorded():
-    """Forget the fits of other tests."""
+    """Return an empty list of recorded fits."""
     RecordingRegressor.fits = []
     return RecordingRegressor.fits
 
@@ -60,7 +61,7 @@ def graph_prior():
     return make_pipeline(CoexpressionGraph(threshold=0.3), NMFGeneEmbedder(3, random_state=0))
 
 
-def test_settings_share_folds_seeds_and_embeddings(data, recorded):
+def test_settings_have_the_same_folds_and_seeds(data, recorded):
     X, y, patients = data
     model = RecordingRegressor(prior=graph_prior(), **MODEL)
     table = prior_gain(model, X, y, groups=patients, cv=2, n_seeds=2, random_state=0)
@@ -71,7 +72,7 @@ def test_settings_share_folds_seeds_and_embeddings(data, recorded):
     assert table["seed"].tolist() == seeds * 5
     assert (table["fit_time"] > 0).all()
     assert len(recorded) == 20
-    # Runs come seed by seed, setting by setting with the prior first, fold by fold.
+    # The order of runs: by seed, by setting with the prior first, by fold.
     found = iter(recorded)
     for seed in seeds:
         order = ["prior", "none", *settings[2:]]
@@ -94,7 +95,7 @@ def test_settings_share_folds_seeds_and_embeddings(data, recorded):
             assert not np.array_equal(embeddings["rewired"], own)
 
 
-def test_prior_and_none_are_what_cross_val_significance_finds(data):
+def test_prior_and_none_equal_cross_val_significance(data):
     X, y, patients = data
     model = make_pipeline(StandardScaler(), PriorKnowledgeRegressor(prior=graph_prior(), **MODEL))
     folds = KFold(3, shuffle=True, random_state=0)
@@ -124,13 +125,16 @@ def test_prior_and_none_are_what_cross_val_significance_finds(data):
 def test_same_seed_same_table_for_any_number_of_jobs(data):
     X, y, patients = data
     model = PriorKnowledgeRegressor(prior=graph_prior(), **MODEL)
-    alone, both, other = (
-        prior_gain(model, X, y, groups=patients, cv=2, n_seeds=1, random_state=s, n_jobs=n_jobs)
-        for s, n_jobs in ((0, None), (0, 2), (1, None))
-    )
+    options = {"groups": patients, "cv": 2, "n_seeds": 1, "controls": ["shuffled", "rewired"]}
+    # Threads, which start faster; cross_val_significance is tested in processes.
+    with parallel_config("threading"):
+        sequential, parallel, other = (
+            prior_gain(model, X, y, random_state=seed, n_jobs=n_jobs, **options)
+            for seed, n_jobs in ((0, None), (0, 2), (1, None))
+        )
     columns = ["setting", "seed", "n_significant", "n_significant_mean", "median_r"]
-    pd.testing.assert_frame_equal(alone[columns], both[columns])
-    assert (other["median_r"] != alone["median_r"]).all()
+    pd.testing.assert_frame_equal(sequential[columns], parallel[columns])
+    assert (other["median_r"] != sequential["median_r"]).all()
 
 
 def test_arrays_and_frames_as_priors(data, recorded):
@@ -150,7 +154,7 @@ def test_arrays_and_frames_as_priors(data, recorded):
         assert not np.array_equal(shuffled, own)
 
 
-def test_search_over_lambda_is_done_for_each_setting(data):
+def test_lambda_is_searched_in_each_setting(data):
     X, y, patients = data
     search = GridSearchCV(
         PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), **MODEL), {"lambda_": [0.1, 0.9]}, cv=2
@@ -169,11 +173,11 @@ class NeverFit(RegressorMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X, y):
-        """Complain."""
-        raise AssertionError("work started before the input was checked")
+        """Raise."""
+        raise AssertionError("fit was called before the input was checked")
 
     def predict(self, X):
-        """Complain."""
+        """Raise."""
         raise AssertionError("never fitted")
 
 
@@ -195,26 +199,26 @@ class NestedPrior(TransformerMixin, BaseEstimator):
 @pytest.mark.parametrize(
     ("model", "change", "message"),
     [
-        (Ridge(), {}, r"one parameter 'prior'.*found \[\]"),
-        (NeverFit(None), {}, "no prior to test: prior is None"),
+        (Ridge(), {}, r"one parameter 'prior'.*got \[\]"),
+        (NeverFit(None), {}, "no prior to compare: prior is None"),
         (SeedlessModel(), {}, "must have the parameter 'random_state'"),
         (make_pipeline(StandardScaler(), NeverFit(None)), {}, "neverfit__prior is None"),
-        (GridSearchCV(NeverFit(), {"prior": [1, 2]}), {}, "search sets 'prior' by itself"),
+        (GridSearchCV(NeverFit(), {"prior": [1, 2]}), {}, "search sets 'prior' itself"),
         (
             GridSearchCV(NeverFit(NestedPrior()), [{"random_state": [0]}, {"prior__rewire": [1]}]),
             {},
-            "search sets 'prior__rewire' by itself",
+            "search sets 'prior__rewire' itself",
         ),
         (
             GridSearchCV(make_pipeline(NeverFit()), {"neverfit": [NeverFit()]}),
             {},
-            "search sets 'neverfit' by itself",
+            "search sets 'neverfit' itself",
         ),
         (GridSearchCV(NeverFit(), {"random_state": [1, 2]}), {}, "search sets 'random_state'"),
         (
             make_pipeline(RandomizedSearchCV(NeverFit(), {"prior": [1, 2]})),
             {},
-            "search sets 'prior' by itself",
+            "search sets 'prior' itself",
         ),
         (NeverFit, {}, r"must be an instance, got the class NeverFit. Pass NeverFit\(\)"),
         (NeverFit("text"), {}, "prior must be an estimator with fit_transform.*got 'text'"),
@@ -235,13 +239,13 @@ class NestedPrior(TransformerMixin, BaseEstimator):
         (NeverFit(), {"colour": 3}, "unexpected keyword argument 'colour'"),
     ],
 )
-def test_bad_input_is_found_before_any_fit(data, model, change, message):
+def test_invalid_input_raises_before_any_fit(data, model, change, message):
     X, y, _ = data
     with pytest.raises((ValueError, TypeError), match=message):
         prior_gain(model, X, y, **change)
 
 
-def test_a_prior_that_cannot_be_fitted_is_found_first(data, recorded):
+def test_prior_is_fitted_first(data, recorded):
     X, y, _ = data
     frame = pd.DataFrame(np.eye(N_GENES), index=GENES)
     with pytest.raises(ValueError, match="matched by gene name, but y has none"):
@@ -249,14 +253,14 @@ def test_a_prior_that_cannot_be_fitted_is_found_first(data, recorded):
     assert recorded == []
 
 
-def test_the_prior_of_the_regressor_is_meant(data):
+def test_prior_is_that_of_the_regressor(data):
     X, y, _ = data
     model = NeverFit(NestedPrior(prior=EigengeneEmbedder()))
-    with pytest.raises(AssertionError, match="work started"):
+    with pytest.raises(AssertionError, match="fit was called"):
         prior_gain(model, X, y)
 
 
-def test_steps_may_be_called_prior_and_rewire(data):
+def test_steps_may_be_named_prior_and_rewire(data):
     X, y, patients = data
     prior = Pipeline([("rewire", CoexpressionGraph(threshold=0.3)), ("prior", PCA(2))])
     model = Pipeline([("prior", PriorKnowledgeRegressor(prior=prior, **MODEL))])
@@ -265,7 +269,7 @@ def test_steps_may_be_called_prior_and_rewire(data):
     assert table["median_r"].nunique() == 5
 
 
-def test_cv_regressor_chooses_lambda_in_each_setting(data):
+def test_cv_regressor_selects_lambda_in_each_setting(data):
     X, y, patients = data
     regressor = PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), max_epochs=4, lr=1e-2)
     model = PriorKnowledgeRegressorCV(regressor, lambdas=[0.1, 0.9], cv=2)
@@ -273,7 +277,7 @@ def test_cv_regressor_chooses_lambda_in_each_setting(data):
     assert table["median_r"].nunique() == 4
 
 
-def test_results_share_the_truth(data):
+def test_results_have_one_copy_of_the_truth(data):
     X, y, _ = data
     model = PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), **MODEL)
     _, results = prior_gain(model, X, y, cv=2, n_seeds=2, random_state=0, return_results=True)
@@ -282,7 +286,7 @@ def test_results_share_the_truth(data):
     pd.testing.assert_frame_equal(results["none"][1].y_true, y)
 
 
-def test_a_model_without_untrained_twin_is_compared_with_the_mean_alone(data):
+def test_model_without_untrained_baseline_is_compared_with_the_mean(data):
     X, y, _ = data
     model = TransformedTargetRegressor(
         PriorKnowledgeRegressor(prior=EigengeneEmbedder(2), **MODEL), transformer=StandardScaler()

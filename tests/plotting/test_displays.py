@@ -1,8 +1,7 @@
-"""Displays draw what the numbers say, on any axes, from one lambda or one gene on."""
+"""LambdaPathDisplay and PredictionDisplay draw the right values on any axes."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,18 +19,8 @@ from sklearn_pk.metrics import make_significance_scorer
 from sklearn_pk.plotting import LambdaPathDisplay, PredictionDisplay
 
 
-@pytest.fixture(autouse=True)
-def plt():
-    """Draw without a screen, and close what was drawn."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    yield plt
-    plt.close("all")
-
-
 def search_results(grid, n_folds=3, metric="score"):
-    """Return cv_results_ of a search over a grid, with scores that grow with the row."""
+    """Return cv_results_ of a search over a grid, with scores increasing by row."""
     candidates = list(ParameterGrid(grid))
     names = sorted({name for candidate in candidates for name in candidate})
     results = {"params": candidates}
@@ -67,7 +56,7 @@ def test_one_line_for_each_combination(plt):
 
 
 class LambdaRidge(Ridge):
-    """A regressor with a lambda and a prior that change nothing."""
+    """A regressor with a lambda and a prior without effect."""
 
     def __init__(self, lambda_=0.5, prior=None):
         self.lambda_ = lambda_
@@ -98,7 +87,7 @@ def test_one_lambda_and_given_axes(plt):
     assert display.ax_ is axes[0]
 
 
-def test_many_lines_stay_apart():
+def test_many_lines_do_not_overlap():
     grid = {"lambda_": [0.1, 0.5], "source": list("abc"), "aggregator": list("xyz")}
     display = LambdaPathDisplay.from_cv_results(search_results(grid))
     looks = {(line.get_color(), line.get_linestyle()) for line in display.lines_}
@@ -106,7 +95,7 @@ def test_many_lines_stay_apart():
     assert labels_of(display)[0] == "x, a"
 
 
-def test_searched_objects_get_readable_labels():
+def test_labels_of_searched_objects():
     priors = [None, Ridge(alpha=1), Ridge(alpha=2)]
     grid = {"lambda_": [0.1, 0.5], "prior": priors, "constant": [3]}
     display = LambdaPathDisplay.from_cv_results(search_results(grid))
@@ -127,14 +116,14 @@ def test_candidates_without_a_lambda_are_horizontal_lines():
 
 
 @pytest.mark.parametrize("as_frame", [False, True])
-def test_without_a_prior_lambda_means_nothing(as_frame):
+def test_lambda_is_ignored_without_a_prior(as_frame):
     grid = {"m__lambda_": [0.1, 0.5], "m__prior": ["nmf", None]}
     results = search_results(grid)
     results = pd.DataFrame(results) if as_frame else results
     display = LambdaPathDisplay.from_cv_results(results)
     assert labels_of(display) == ["nmf", "None"]
     assert_allclose(display.lines_[0].get_ydata(), [1, 21])
-    # The candidates at both lambdas are one, with the mean of their scores.
+    # The candidates at both lambdas are averaged.
     assert_allclose(display.lines_[1].get_ydata(), (11 + 31) / 2)
     assert len(display.paths) == 3
 
@@ -150,7 +139,7 @@ def test_error_bars_are_one_standard_deviation():
         assert_allclose(segment, [[lambda_, mean - spread], [lambda_, mean + spread]])
 
 
-def test_error_bars_stand_side_by_side_at_each_lambda():
+def test_error_bars_are_adjacent_at_each_lambda():
     grid = {"lambda_": [0.1, 0.2, 0.9], "a": list("pqr"), "b": list("wxyz")}
     display = LambdaPathDisplay.from_cv_results(search_results(grid))
     at = np.array([[s[0][0] for s in bar[2][0].get_segments()] for bar in display.errorbars_])
@@ -161,7 +150,7 @@ def test_error_bars_stand_side_by_side_at_each_lambda():
     assert_allclose(at, [line.get_xdata() for line in display.lines_])
 
 
-def test_colour_tells_one_parameter_and_stroke_the_other():
+def test_two_parameters_by_colour_and_line_style():
     grid = {"lambda_": [0.1, 0.5], "aggregator": ["mlp", "tf"], "prior": ["a", "b", "c"]}
     display = LambdaPathDisplay.from_cv_results(search_results(grid))
     looks = {
@@ -177,7 +166,7 @@ def test_colour_tells_one_parameter_and_stroke_the_other():
     assert looks["mlp, a"][3] != looks["tf, a"][3]
 
 
-def test_displays_share_axes():
+def test_displays_on_the_same_axes():
     results = search_results({"lambda_": [0.1, 0.5]})
     first = LambdaPathDisplay.from_cv_results(results, label="prior")
     results = search_results({"lambda_": [0.1, 0.9]})
@@ -208,7 +197,7 @@ def test_more_lines_than_looks_are_drawn():
         (
             make_significance_scorer(baseline="mean", normalize=True),
             None,
-            "Share of significant genes per fold",
+            "Fraction of significant genes per fold",
         ),
         ("r2", None, "r2"),
         (None, None, "$R^2$"),
@@ -219,7 +208,7 @@ def test_more_lines_than_looks_are_drawn():
         ({"n": make_significance_scorer(baseline="mean"), "r2": "r2"}, None, "r2"),
     ],
 )
-def test_searches_know_their_score(scoring, metric, name):
+def test_score_name_of_searches(scoring, metric, name):
     X = np.random.default_rng(0).normal(size=(30, 3))
     y = X[:, 0] + 0.1 * X[:, 1]
     several = isinstance(scoring, list | dict)
@@ -249,7 +238,7 @@ def test_searches_at_the_end_of_a_pipeline():
     assert LambdaPathDisplay.from_estimator(pipeline).paths["lambda_"].tolist() == [0.1, 0.9]
 
 
-def test_what_is_no_search():
+def test_invalid_search():
     for estimator in (Ridge(), GridSearchCV(LambdaRidge(), {"lambda_": [0.1]})):
         with pytest.raises(NotFittedError, match=f"fitted search .* {type(estimator).__name__}"):
             LambdaPathDisplay.from_estimator(estimator)
@@ -261,7 +250,7 @@ def test_what_is_no_search():
         LambdaPathDisplay.from_estimator(search, metric="r2")
 
 
-def test_default_label_claims_nothing():
+def test_default_label_is_neutral():
     results = search_results({"lambda_": [0.1, 0.5]})
     assert LambdaPathDisplay.from_cv_results(results).ax_.get_ylabel().startswith("Score\n")
     results = search_results({"lambda_": [0.1, 0.5]}, metric="r2")
@@ -269,7 +258,7 @@ def test_default_label_claims_nothing():
     assert display.ax_.get_ylabel().startswith("r2\n")
 
 
-def test_failed_fits_are_left_out_with_a_warning():
+def test_failed_fits_are_omitted_with_a_warning():
     results = search_results({"lambda_": [0.1, 0.5, 0.9]})
     results["split1_test_score"][1] = np.nan
     with pytest.warns(UserWarning, match="1 of 3 candidates have scores that are not finite"):
@@ -295,7 +284,7 @@ def test_bad_paths():
         LambdaPathDisplay(paths.assign(lambda_=0.1))
 
 
-def test_grids_of_other_parameters_keep_their_places():
+def test_grids_of_different_parameters():
     grid = [
         {"lambda_": [0.1, 0.5, 0.9], "prior": ["nmf"], "width": [4]},
         {"lambda_": [0.0], "prior": ["none"]},
@@ -305,7 +294,7 @@ def test_grids_of_other_parameters_keep_their_places():
     assert_allclose(display.lines_[1].get_xdata(), [0.0], atol=0.01)
 
 
-def test_which_lambda_and_which_metric():
+def test_selection_of_lambda_and_metric():
     grid = {"a__lambda_": [0.1, 0.5], "b__lambda_": [0.2, 0.3]}
     results = search_results(grid, metric="n")
     with pytest.raises(ValueError, match=r"one searched parameter .*'a__lambda_', 'b__lambda_'"):
@@ -370,7 +359,7 @@ def test_prediction_from_estimator_on_given_axes(tables, plt):
 
 
 class NamedMean(RegressorMixin, BaseEstimator):
-    """Predict multiples of the mean feature, and know the genes by name."""
+    """Predict multiples of the mean feature, with gene names."""
 
     def fit(self, X, y):
         self.gene_names_out_ = np.array(list(y.columns), dtype=object)
@@ -405,7 +394,7 @@ def test_one_gene_of_a_model_of_many(tables):
         assert display.ax_.get_title().startswith(f"{title}: r = ")
     with pytest.raises(ValueError, match="one of the 3 columns, got 'log2'"):
         draw(named, X, y_true["MKI67"].rename("log2"))
-    with pytest.raises(ValueError, match="3 genes; name the one to draw"):
+    with pytest.raises(ValueError, match="3 genes. Select one"):
         draw(unnamed, X, X[:, 2])
     with pytest.raises(ValueError, match="same genes in the same order"):
         draw(named, X, y_true[["ERBB2", "ESR1", "MKI67"]], gene="ESR1")
@@ -419,7 +408,7 @@ def test_constant_prediction_is_drawn():
 
 def test_bad_genes(tables):
     y_true, y_pred = tables
-    with pytest.raises(ValueError, match="3 genes; name the one to draw"):
+    with pytest.raises(ValueError, match="3 genes. Select one"):
         PredictionDisplay.from_predictions(y_true, y_pred)
     with pytest.raises(ValueError, match="one of the 3 columns, got 'TP53'"):
         PredictionDisplay.from_predictions(y_true, y_pred, gene="TP53")

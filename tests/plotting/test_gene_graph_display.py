@@ -36,18 +36,18 @@ def names_of(display):
 
 
 def edges_of(display):
-    """Return pairs of genes, by where the lines start and end."""
-    places = display.nodes_.get_offsets()
+    """Return pairs of genes by the ends of the lines."""
+    points = display.nodes_.get_offsets()
     pairs = set()
     for line in display.edges_.get_segments():
-        ends = [int(np.abs(places - end).sum(axis=1).argmin()) for end in (line[0], line[-1])]
-        assert_allclose(places[ends], line[[0, -1]], atol=1e-9)
+        ends = [int(np.abs(points - end).sum(axis=1).argmin()) for end in (line[0], line[-1])]
+        assert_allclose(points[ends], line[[0, -1]], atol=1e-9)
         pairs.add(frozenset(display.genes[end] for end in ends))
     return pairs
 
 
 def boxes_of(display):
-    """Return the corners of the names, which are turned, in a figure that was drawn."""
+    """Return the corners of the rotated names in a drawn figure."""
     boxes = []
     for label in display.labels_:
         angle = label.get_rotation()
@@ -61,38 +61,40 @@ def boxes_of(display):
     return boxes
 
 
-def overlap(one, other):
-    """Tell whether two rectangles overlap: no line along an edge keeps them apart."""
-    for box in (one, other):
-        for edge in (box[1] - box[0], box[2] - box[1]):
-            a, b = one @ edge, other @ edge
-            if a.max() <= b.min() or b.max() <= a.min():
-                return False
-    return True
+def overlapping(boxes):
+    """Return the overlapping pairs of rectangles, by the separating axis theorem."""
+    boxes = np.asarray(boxes)
+    edges = boxes[:, 1:3] - boxes[:, :2]
+    # Projections of all corners (b, c) on the two edges e of each rectangle n.
+    projected = np.einsum("bcx,nex->nebc", boxes, edges)
+    low, high = projected.min(axis=-1), projected.max(axis=-1)
+    own = np.arange(len(boxes))
+    own_low, own_high = (limit[own, :, own][:, :, np.newaxis] for limit in (low, high))
+    apart = ((high <= own_low) | (own_high <= low)).any(axis=1)
+    return np.argwhere(np.triu(~(apart | apart.T), 1)).tolist()
 
 
-def check_no_overlap(display):
-    display.figure_.draw_without_rendering()
+def check_no_overlap(display, draw=True):
+    if draw:
+        display.figure_.draw_without_rendering()
     boxes = boxes_of(display)
+    assert overlapping(boxes) == []
     nodes = display.ax_.transData.transform(display.nodes_.get_offsets())
     title = display.ax_.title.get_window_extent()
-    for number, box in enumerate(boxes):
-        for earlier in range(number):
-            assert not overlap(box, boxes[earlier]), (number, earlier)
+    for label, box in zip(display.labels_, boxes, strict=True):
         hit = ((nodes >= box.min(axis=0)) & (nodes <= box.max(axis=0))).all(axis=1)
-        rotation = display.labels_[number].get_rotation()
-        assert not hit[1:].any() or rotation % 90
+        assert not hit[1:].any() or label.get_rotation() % 90
         assert box[:, 1].max() <= title.y0
         assert (box >= 0).all()
         assert (box <= display.figure_.bbox.size).all()
 
 
-def test_overlap_is_noticed():
+def test_overlap_is_detected():
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
-    assert overlap(square, square + 0.5)
-    assert not overlap(square, square + [1.1, 0])
+    assert overlapping([square, square + 0.5]) == [[0, 1]]
+    assert overlapping([square, square + [1.1, 0]]) == []
     diamond = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)]) + [1.8, 1.8]
-    assert not overlap(square, diamond)
+    assert overlapping([square, diamond]) == []
 
 
 def test_edges_are_those_of_the_graph(graph):
@@ -110,9 +112,9 @@ def test_edges_are_those_of_the_graph(graph):
     }
     assert edges_of(display) == expected
     assert len(display.edges_.get_segments()) == len(expected)
-    places = np.asarray(display.nodes_.get_offsets())
-    assert_allclose(places[0], 0)
-    assert_allclose(np.linalg.norm(places[1:], axis=1), 1)
+    points = np.asarray(display.nodes_.get_offsets())
+    assert_allclose(points[0], 0)
+    assert_allclose(np.linalg.norm(points[1:], axis=1), 1)
     assert display.colorbar_ is None
     colors = display.nodes_.get_facecolors()
     assert len(np.unique(colors[1:], axis=0)) == 1
@@ -127,7 +129,7 @@ def test_strongest_edges_are_shown_and_widest(correlations, brca_expression):
     best = np.argsort(-row)[:7]
     assert names_of(display) == ["CLCA4", *names[best]]
     assert display.ax_.get_title() == f"CLCA4: {np.count_nonzero(row)} neighbours, 7 shown"
-    widths = display.edges_.get_linewidths()[-7:]  # those of the gene itself come last
+    widths = display.edges_.get_linewidths()[-7:]  # edges of the centre gene are last
     assert (np.diff(widths) < 0).all()
     assert (np.diff(display.edges_.get_colors()[-7:, 3]) < 0).all()
     as_sparse = GeneGraphDisplay.from_graph(
@@ -137,7 +139,7 @@ def test_strongest_edges_are_shown_and_widest(correlations, brca_expression):
     assert_allclose(as_sparse.nodes_.get_offsets(), display.nodes_.get_offsets())
 
 
-def test_ties_go_to_those_that_share_most_neighbours():
+def test_ties_are_resolved_by_common_neighbours():
     weights = np.zeros((6, 6))
     for i, j in [(0, 1), (0, 2), (0, 3), (0, 4), (3, 4), (3, 5)]:
         weights[i, j] = weights[j, i] = 1
@@ -149,7 +151,7 @@ def test_ties_go_to_those_that_share_most_neighbours():
     assert_allclose(display.edges_.get_linewidths(), display.edges_.get_linewidths()[0])
 
 
-def test_alike_genes_lie_side_by_side():
+def test_similar_genes_are_adjacent():
     weights = np.zeros((9, 9))
     weights[0, 1:] = 1
     for clique in ([1, 3, 5, 7], [2, 4, 6, 8]):
@@ -157,8 +159,8 @@ def test_alike_genes_lie_side_by_side():
     weights = np.maximum(weights, weights.T)
     np.fill_diagonal(weights, 0)
     display = GeneGraphDisplay.from_graph(weights, range(9), 0)
-    places = np.asarray(display.nodes_.get_offsets())[1:]
-    order = 1 + np.argsort(np.arctan2(places[:, 1], places[:, 0]))
+    points = np.asarray(display.nodes_.get_offsets())[1:]
+    order = 1 + np.argsort(np.arctan2(points[:, 1], points[:, 0]))
     assert np.count_nonzero(np.diff(np.append(order, order[0]) % 2)) == 2
 
 
@@ -237,9 +239,10 @@ def test_names_never_overlap(correlations, brca_expression, layout, n_neighbors,
         GeneGraphDisplay.from_graph(correlations, names, gene, ax=ax, **options)
         for ax, gene in zip(axes.ravel(), ["CLCA4", "PAK5"] * 2, strict=True)
     ]
-    places = []
+    points = []
+    figure.draw_without_rendering()
     for display in displays:
-        check_no_overlap(display)
+        check_no_overlap(display, draw=False)
         corners = np.concatenate(boxes_of(display))
         low, high = corners.min(axis=0), corners.max(axis=0)
         if colored:
@@ -247,9 +250,9 @@ def test_names_never_overlap(correlations, brca_expression, layout, n_neighbors,
             assert high[0] <= bar.x0
             high = np.maximum(high, bar.max)
         assert high[0] <= figure.bbox.x1
-        for other_low, other_high in places:
+        for other_low, other_high in points:
             assert (low >= other_high).any() or (other_low >= high).any()
-        places.append((low, high))
+        points.append((low, high))
 
 
 def test_long_names_fit():
@@ -261,7 +264,7 @@ def test_long_names_fit():
     assert display.labels_[1].get_fontsize() > 5
 
 
-def test_graph_is_found_where_it_is(brca_expression, graph):
+def test_graph_is_found_in_pipelines_and_regressors(brca_expression, graph):
     expected = names_of(GeneGraphDisplay.from_estimator(graph, "PLIN1"))
     prior = make_pipeline(
         CoexpressionGraph(threshold=0.85), NMFGeneEmbedder(n_components=2, max_iter=2)
@@ -281,9 +284,9 @@ def test_graph_is_found_where_it_is(brca_expression, graph):
     model.fit(X, expression)
     found = GeneGraphDisplay.from_estimator(make_pipeline("passthrough", model), gene)
     assert names_of(found) == names_of(GeneGraphDisplay.from_estimator(genes, gene))
-    with pytest.raises(TypeError, match="hold one as a step.*BaseEstimator has none"):
+    with pytest.raises(TypeError, match="contain one as a step.*instance of BaseEstimator"):
         GeneGraphDisplay.from_estimator(BaseEstimator(), gene)
-    with pytest.raises(TypeError, match="CoexpressionGraph has none"):
+    with pytest.raises(TypeError, match="instance of CoexpressionGraph"):
         GeneGraphDisplay.from_estimator(CoexpressionGraph(), gene)
 
 
@@ -294,7 +297,7 @@ def test_genes_without_names_are_numbers(brca_expression):
     assert names_of(display)[0] == str(position)
 
 
-def test_wrong_input(graph):
+def test_invalid_input(graph):
     names, matrix = graph.gene_names_in_, graph.graph_
     with pytest.raises(ValueError, match=f"1000 genes of the graph, such as .*'{names[0]}'.*'FOO'"):
         GeneGraphDisplay.from_estimator(graph, "FOO")
@@ -309,7 +312,7 @@ def test_wrong_input(graph):
         GeneGraphDisplay.from_graph(np.full((2, 2), np.nan), ["A", "B"], "A")
     with pytest.raises(ValueError, match=r"weights must have the shape \(2, 2\)"):
         GeneGraphDisplay(["A", "B"], np.eye(3)).plot()
-    with pytest.raises(ValueError, match="values must hold a number for each of the 2 genes"):
+    with pytest.raises(ValueError, match="values must have a number for each of the 2 genes"):
         GeneGraphDisplay(["A", "B"], np.ones((2, 2)), values=[1.0]).plot()
 
 
@@ -329,6 +332,6 @@ def test_graph_is_never_dense_nor_changed():
     np.testing.assert_array_equal(graph.indices, before.indices)
 
 
-def test_a_gene_alone_has_no_colour_bar():
+def test_single_gene_has_no_colour_bar():
     display = GeneGraphDisplay.from_graph(np.zeros((3, 3)), list("abc"), "b", values={"b": 0.3})
     assert display.colorbar_ is None

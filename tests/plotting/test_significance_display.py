@@ -1,4 +1,4 @@
-"""The picture of all genes shows the verdicts, values and levels of the report."""
+"""SignificanceDisplay shows the values, significance and levels of the report."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -20,18 +20,8 @@ from sklearn_pk.metrics import significance_report
 from sklearn_pk.plotting import SignificanceDisplay
 
 
-@pytest.fixture(autouse=True)
-def plt():
-    """Draw without a screen, and close what was drawn."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    yield plt
-    plt.close("all")
-
-
 def make_tables(n_samples=60, n_genes=20, noise=0.8, seed=0):
-    """Return truth, predictions that get worse from gene to gene, and a baseline of noise."""
+    """Return truth, predictions of decreasing quality over genes, and a baseline of noise."""
     rng = np.random.default_rng(seed)
     true = rng.normal(size=(n_samples, n_genes))
     pred = true * np.linspace(1, 0, n_genes) + noise * rng.normal(size=true.shape)
@@ -71,8 +61,11 @@ def sort_rows(points):
 
 def test_volcano_shows_r_and_steiger(report):
     display = SignificanceDisplay.from_report(report)
-    for collection, verdict in ((display.significant_, True), (display.not_significant_, False)):
-        shown = report[report["significant"] == verdict]
+    for collection, significant in (
+        (display.significant_, True),
+        (display.not_significant_, False),
+    ):
+        shown = report[report["significant"] == significant]
         assert 2 < len(shown) < 18
         assert_allclose(
             offsets(collection), np.column_stack([shown["r"], -np.log10(shown["steiger_p"])])
@@ -88,7 +81,7 @@ def test_volcano_shows_r_and_steiger(report):
     assert display.figure_ is display.ax_.figure
 
 
-def test_verdicts_differ_by_filling_and_not_by_colour_alone(report):
+def test_significance_is_visible_without_colour(report):
     display = SignificanceDisplay.from_report(report)
     assert (display.significant_.get_facecolor()[:, 3] == 1).all()
     assert (display.not_significant_.get_facecolor()[:, 3] == 0).all()
@@ -111,8 +104,11 @@ def test_volcano_against_the_mean_shows_pearsons_p(mean_report):
 def test_sorted_shows_all_genes_and_the_baseline(report):
     display = SignificanceDisplay.from_report(report, kind="sorted")
     ranks = report["r"].rank().to_numpy()
-    for collection, verdict in ((display.significant_, True), (display.not_significant_, False)):
-        shown = (report["significant"] == verdict).to_numpy()
+    for collection, significant in (
+        (display.significant_, True),
+        (display.not_significant_, False),
+    ):
+        shown = (report["significant"] == significant).to_numpy()
         assert_allclose(offsets(collection), np.column_stack([ranks[shown], report["r"][shown]]))
     assert_allclose(offsets(display.baseline_), np.column_stack([ranks, report["r_baseline"]]))
     assert "baseline, same gene" in legend_of(display)
@@ -123,7 +119,7 @@ def test_sorted_shows_all_genes_and_the_baseline(report):
 
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 @pytest.mark.parametrize("baseline", [True, False])
-def test_lines_stand_where_the_tests_decide(alpha, baseline):
+def test_lines_are_at_the_levels_of_the_tests(alpha, baseline):
     true, pred, base = make_tables(n_genes=40)
     display = SignificanceDisplay.from_predictions(
         true, pred, base if baseline else None, alpha=alpha, fdr=0.5
@@ -141,7 +137,7 @@ def test_lines_stand_where_the_tests_decide(alpha, baseline):
     assert_allclose(display.plot(kind="sorted").levels_[0].get_ydata(), r)
 
 
-def test_a_correction_that_decides_has_a_line():
+def test_line_of_corrected_p_value():
     tables = make_tables(n_genes=40, noise=2.5)
     display = SignificanceDisplay.from_predictions(*tables, fdr=0.05)
     report = display.report
@@ -151,12 +147,12 @@ def test_a_correction_that_decides_has_a_line():
     assert level < 0.05
     assert 0 < (report["steiger_fdr"] < 0.05).sum() < (report["steiger_p"] < 0.05).sum()
     assert ((report["steiger_p"] < level) == (report["steiger_fdr"] < 0.05)).all()
-    # Of some of the genes, the level of the correction cannot be told.
+    # For some of the genes, the level of the correction is unknown.
     some = SignificanceDisplay.from_report(report.iloc[:25], fdr=0.05)
     assert len(some.levels_) == 2
 
 
-def test_number_of_patients_decides_with_groups():
+def test_critical_r_depends_on_the_number_of_patients():
     true, pred, base = make_tables()
     groups = np.arange(60) // 2
     display = SignificanceDisplay.from_predictions(true, pred, base, groups=groups)
@@ -164,7 +160,7 @@ def test_number_of_patients_decides_with_groups():
     assert_allclose(display.levels_[-1].get_xdata(), t / np.sqrt(28 + t**2))
 
 
-def test_best_and_highlighted_genes_are_named(report):
+def test_best_and_highlighted_genes_are_labelled(report):
     display = SignificanceDisplay.from_report(report, n_labels=3, highlight=["GENE19", "GENE18"])
     best = report["r"][report["significant"]].nlargest(3).index
     assert set(names_of(display)) == {*best, "GENE19", "GENE18"}
@@ -210,17 +206,17 @@ def test_legend_hides_nothing(report, kind):
     assert legend.y0 >= 0
 
 
-def test_p_values_that_vanish_are_triangles_at_the_ceiling():
+def test_underflowing_p_values_are_triangles():
     true, pred, base = make_tables(n_samples=3000, n_genes=20, noise=0.05)
-    pred["GENE1"] += 100  # an error far above the baseline's
+    pred["GENE1"] += 100  # RMSE far above the baseline's
     display = SignificanceDisplay.from_predictions(true, pred, base, highlight=["GENE1"])
     report = display.report
-    lost = report["steiger_p"] == 0
-    assert 2 < lost.sum() < 20
+    underflow = report["steiger_p"] == 0
+    assert 2 < underflow.sum() < 20
     assert not report.loc["GENE1", "significant"]
-    assert lost["GENE1"]
+    assert underflow["GENE1"]
     points = offsets(display.ceiling_)
-    assert_allclose(points[:, 0], report["r"][lost])
+    assert_allclose(points[:, 0], report["r"][underflow])
     assert np.isfinite(points).all()
     assert len(set(points[:, 1])) == 1
     shown = np.concatenate([offsets(display.significant_), offsets(display.not_significant_)])
@@ -231,13 +227,13 @@ def test_p_values_that_vanish_are_triangles_at_the_ceiling():
     n_paths = len(display.ceiling_.get_paths()[0].vertices)
     assert n_paths != len(display.significant_.get_paths()[0].vertices)
     filled = display.ceiling_.get_facecolor()[:, 3] == 1
-    assert filled.tolist() == report["significant"][lost].tolist()
-    assert f"p below the range of floats ({lost.sum()} genes)" in legend_of(display)
+    assert filled.tolist() == report["significant"][underflow].tolist()
+    assert f"p below the range of floats ({underflow.sum()} genes)" in legend_of(display)
     assert f"significant ({report['significant'].sum()} genes)" in legend_of(display)
     assert display.plot(kind="sorted").ceiling_ is None
 
 
-def test_all_p_values_vanish():
+def test_all_p_values_underflow():
     true, pred, base = make_tables(n_samples=3000, n_genes=2, noise=0.001)
     display = SignificanceDisplay.from_predictions(
         true[["GENE0"]], pred[["GENE0"]], base[["GENE0"]]
@@ -268,7 +264,7 @@ def test_one_gene(kind, significant):
 
 
 @pytest.mark.parametrize("kind", ["volcano", "sorted"])
-def test_a_whole_transcriptome(kind):
+def test_whole_transcriptome(kind):
     rng = np.random.default_rng(0)
     true = rng.normal(size=(30, 25_761))
     pred = true * rng.uniform(0, 2, 25_761) + rng.normal(size=true.shape)
@@ -291,13 +287,13 @@ def test_a_whole_transcriptome(kind):
 def test_constant_genes_have_no_correlation():
     true, pred, base = make_tables(n_genes=3)
     pred["GENE2"] = 1.0
-    for opponent in (base, None):
-        display = SignificanceDisplay.from_predictions(true, pred, opponent)
+    for baseline in (base, None):
+        display = SignificanceDisplay.from_predictions(true, pred, baseline)
         assert [0.0, 0.0] in offsets(display.not_significant_).tolist()
 
 
-class Twin(RegressorMixin, BaseEstimator):
-    """Predict the features, and noise before training."""
+class IdentityRegressor(RegressorMixin, BaseEstimator):
+    """Predict the features, or noise without training."""
 
     def fit(self, X, y):
         self.is_fitted_ = True
@@ -310,17 +306,17 @@ class Twin(RegressorMixin, BaseEstimator):
         return np.random.default_rng(1).normal(size=X.shape)
 
 
-def test_estimators_meet_their_untrained_twin_or_the_mean(plt):
+def test_baseline_of_estimators_is_untrained_or_the_mean(plt):
     true, pred, _ = make_tables()
     X = pred.to_numpy()
     _, ax = plt.subplots()
-    twin = make_pipeline(StandardScaler(), Twin()).fit(X, true)
+    model = make_pipeline(StandardScaler(), IdentityRegressor()).fit(X, true)
     display = SignificanceDisplay.from_estimator(
-        twin, X, true, kind="sorted", highlight=["GENE2"], alpha=0.01, ax=ax
+        model, X, true, kind="sorted", highlight=["GENE2"], alpha=0.01, ax=ax
     )
     assert display.ax_ is ax
-    untrained = twin[-1].predict_untrained(X)
-    expected = significance_report(true, twin.predict(X), untrained, alpha=0.01)
+    untrained = model[-1].predict_untrained(X)
+    expected = significance_report(true, model.predict(X), untrained, alpha=0.01)
     pd.testing.assert_frame_equal(display.report, expected)
     assert_allclose(offsets(display.baseline_)[:, 1], expected["r_baseline"])
     assert "GENE2" in names_of(display)
@@ -330,7 +326,7 @@ def test_estimators_meet_their_untrained_twin_or_the_mean(plt):
     assert "Pearson" in display.ax_.get_ylabel()
 
 
-def test_settings_reach_the_report():
+def test_parameters_are_passed_to_the_report():
     true, pred, base = make_tables()
     display = SignificanceDisplay.from_predictions(
         true.to_numpy(), pred.to_numpy(), base.to_numpy(), gene_names=true.columns, compat="sequoia"
@@ -351,13 +347,15 @@ def test_levels_must_be_those_of_the_report(report):
     with pytest.raises(ValueError, match=r"alpha=1e-08 and fdr=0\.2 are not the levels"):
         SignificanceDisplay.from_report(report, alpha=1e-8)
     strict = significance_report(*make_tables(), alpha=1e-4)
-    with pytest.raises(ValueError, match=r"alpha=0\.05 .* genes have another verdict, first 'GENE"):
+    with pytest.raises(
+        ValueError, match=r"alpha=0\.05 .* they change the significance of .*, first 'GENE"
+    ):
         SignificanceDisplay.from_report(strict)
     assert SignificanceDisplay.from_report(strict, alpha=1e-4).alpha == 1e-4
 
 
-def test_what_is_no_report(report):
-    with pytest.raises(TypeError, match="significance_report returns, .* got an instance of dict"):
+def test_invalid_report(report):
+    with pytest.raises(TypeError, match="from significance_report, .* got an instance of dict"):
         SignificanceDisplay.from_report(report.to_dict())
     with pytest.raises(ValueError, match=r"lacks the columns \['steiger_p', 'reason'\]"):
         SignificanceDisplay.from_report(report.drop(columns=["steiger_p", "reason"]))
@@ -365,23 +363,25 @@ def test_what_is_no_report(report):
         SignificanceDisplay.from_report(report.iloc[:0])
     broken = report.copy()
     broken.loc["GENE4", "r"] = np.nan
-    with pytest.raises(ValueError, match="1 of 20 genes have some, first 'GENE4'"):
+    with pytest.raises(ValueError, match="1 of 20 genes do, first 'GENE4'"):
         SignificanceDisplay.from_report(broken)
 
 
-def test_a_report_without_a_common_n_has_no_line_of_r(report):
+def test_report_without_a_common_n_has_no_line_of_r(report):
     display = SignificanceDisplay.from_report(report.assign(r=report["r"] / 2))
     assert [line.get_label() for line in display.levels_] == ["Steiger p = 0.05"]
 
 
-def test_bad_settings(report):
+def test_invalid_parameters(report):
     with pytest.raises(ValueError, match=r"kind must be one of .*, got 'manhattan'"):
         SignificanceDisplay.from_report(report, kind="manhattan")
-    with pytest.raises(ValueError, match=r"highlight must name genes .* got \['TP53'\]; .*'GENE0'"):
+    with pytest.raises(
+        ValueError, match=r"highlight must contain genes .* got \['TP53'\]; .*'GENE0'"
+    ):
         SignificanceDisplay.from_report(report, highlight=["GENE1", "TP53"])
 
 
-def test_many_names_stay_beside_the_axes():
+def test_many_names_fit_beside_the_axes():
     report = significance_report(*make_tables(n_genes=120, noise=0.1))
     display = SignificanceDisplay.from_report(report, n_labels=60)
     display.figure_.canvas.draw()

@@ -1,4 +1,4 @@
-"""SpatialExpressionDisplay draws what predict_tiles says, where the tiles lie."""
+"""SpatialExpressionDisplay draws the values of predict_tiles at the tile coordinates."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -34,7 +34,7 @@ def grid(n_columns, n_rows, step=100):
 
 
 def corners_of(display):
-    """Return corners and edges of the squares, in pixels of the picture."""
+    """Return corners and edges of the squares, in pixels of the image."""
     vertices = np.array([path.vertices[:4] for path in display.tiles_.get_paths()])
     return vertices.min(axis=1), np.ptp(vertices, axis=1)
 
@@ -51,7 +51,7 @@ def tiled(cmu_slide):
 
 @pytest.fixture(scope="module")
 def bags(tiled):
-    """One bag of the real slide and some of no slide at all, random features."""
+    """One bag with the tiles of the real slide and some without slides, random features."""
     rng = np.random.default_rng(0)
     others = [rng.normal(size=(6, 8)) for _ in range(11)]
     features = rng.normal(size=(len(tiled), 8))
@@ -85,7 +85,7 @@ def test_real_slide_and_fitted_model(model, bags, tiled, expression):
     assert "200 µm" in texts_of(display)
     [bar] = display.ax_.lines
     assert_allclose(np.ptp(bar.get_xdata()) * display.downsample * 0.499, 200)
-    # The squares follow the values, and let the slide shine through.
+    # The colours depend on the values and are transparent.
     display.figure_.canvas.draw()
     colors = display.tiles_.get_facecolor()
     assert_allclose(colors, display.tiles_.to_rgba(expected[gene], alpha=0.6))
@@ -104,7 +104,7 @@ def test_window_is_passed_on(model, bags):
     assert_allclose(display.values, expected[display.gene])
 
 
-def test_picture_is_the_slide(cmu_slide, tiled):
+def test_image_is_the_slide(cmu_slide, tiled):
     tiles = table(tiled.coords, np.arange(len(tiled)), size=tiled.size_level0, slide="")
     for slide in (cmu_slide, tiled):
         display = SpatialExpressionDisplay.from_predictions(tiles, slide=slide)
@@ -112,7 +112,7 @@ def test_picture_is_the_slide(cmu_slide, tiled):
         assert display.ax_.get_title() == "ESR1: cmu_small_region"
     with openslide.OpenSlide(cmu_slide) as file:
         level = np.asarray(file.read_region((0, 0), 0, file.dimensions).convert("RGB"))
-    # A slide that is small enough is shown as it is; a block of the reader is 2,048 pixels.
+    # A small slide is shown at full resolution; a block of the reader has 2,048 pixels.
     assert display.downsample == 2
     whole = SpatialExpressionDisplay.from_predictions(tiles, slide=tiled, size=3000)
     np.testing.assert_array_equal(whole.image, level)
@@ -124,7 +124,7 @@ def test_picture_is_the_slide(cmu_slide, tiled):
     assert np.abs(small.image[:741] - blocks).max() <= 1
 
 
-def test_slide_is_shown_in_grey_beneath_the_tiles():
+def test_slide_is_shown_in_grey_below_the_tiles():
     image = np.zeros((30, 40, 3), np.uint8)
     image[..., 0] = 200
     display = SpatialExpressionDisplay.from_predictions(
@@ -142,7 +142,7 @@ def test_slide_is_shown_in_grey_beneath_the_tiles():
     assert display.tiles_.get_cmap().name == "magma"
 
 
-def test_without_slide_in_the_frame_of_the_tiles(model, bags, tiled):
+def test_map_without_slide(model, bags, tiled):
     display = SpatialExpressionDisplay.from_estimator(model, bags[0], gene=model.gene_names_out_[0])
     corners, _ = corners_of(display)
     assert_allclose(corners, tiled.coords - tiled.coords.min(axis=0))
@@ -150,7 +150,7 @@ def test_without_slide_in_the_frame_of_the_tiles(model, bags, tiled):
     assert display.tiles_.get_alpha() == 1
     width = np.ptp(tiled.coords[:, 0]) + tiled.size_level0
     assert display.ax_.get_xlim() == (0, width)
-    # The bag knows the edge of its tiles in um.
+    # The bag has the edge of its tiles in um.
     assert display.mpp == pytest.approx(0.499, rel=0.01)
     assert "100 µm" in texts_of(display)
 
@@ -162,7 +162,7 @@ def test_edge_of_tiles_is_inferred():
     assert texts_of(display) == []
     display = SpatialExpressionDisplay.from_predictions(table(corners, range(18)), tile_size=100)
     assert_allclose(corners_of(display)[1], 100)
-    with pytest.raises(ValueError, match="tile_size cannot be told from one tile"):
+    with pytest.raises(ValueError, match="tile_size cannot be inferred from one tile"):
         SpatialExpressionDisplay.from_predictions(table([(5, 5)], [1]))
     one = SpatialExpressionDisplay.from_predictions(table([(5, 5)], [1], size=10))
     assert_allclose(corners_of(one)[1], 10)
@@ -176,7 +176,7 @@ def test_overlapping_tiles_do_not_mix():
     assert display.ax_.get_xlim() == (0, 500)
 
 
-def test_limits_are_robust_and_arrows_say_so():
+def test_limits_are_percentiles_with_arrows():
     values = np.linspace(0, 1, 400)
     values[[0, -1]] = -50, 90
     display = SpatialExpressionDisplay.from_predictions(table(grid(20, 20), values))
@@ -201,7 +201,7 @@ def test_constant_map(value):
     assert display.colorbar_.extend == "neither"
 
 
-def test_tiles_that_tell_no_places(model, bags):
+def test_tiles_without_coordinates(model, bags):
     array = np.asarray(bags[0])
     with pytest.raises(ValueError, match=r"indexed by x and y.*\['tile'\].*coords=.*super-tiles"):
         SpatialExpressionDisplay.from_estimator(model, array, gene=model.gene_names_out_[0])
@@ -211,7 +211,7 @@ def test_tiles_that_tell_no_places(model, bags):
 
 def test_gene_is_one_of_the_columns():
     tiles = table(grid(2, 2), range(4)).assign(TP53=[5, 6, 7, 8])
-    with pytest.raises(ValueError, match="2 genes; name the one to draw"):
+    with pytest.raises(ValueError, match="2 genes. Select one"):
         SpatialExpressionDisplay.from_predictions(tiles)
     with pytest.raises(ValueError, match="one of the 2 columns, got 'KRT5'.*'ESR1', 'TP53'"):
         SpatialExpressionDisplay.from_predictions(tiles, gene="KRT5")
@@ -257,17 +257,17 @@ def test_super_tiles_have_no_map(bags, expression):
     [
         ({"corners": np.zeros((3, 3))}, r"corners must have the shape \(n_tiles, 2\), got \(3, 3"),
         ({"corners": np.zeros((0, 2))}, r"corners must have the shape .* got \(0, 2\)"),
-        ({"corners": [(0, 0)] * 4}, r"more than one tile starts at \[0.0, 0.0\]"),
+        ({"corners": [(0, 0)] * 4}, r"several tiles start at \[0.0, 0.0\]"),
         ({"values": [1, 2]}, r"values must have the shape \(4,\)"),
         ({"values": [1, 2, 3, np.nan]}, "values must be finite"),
         ({"tile_size": 0}, "tile_size must be a positive number, got 0"),
         ({"mpp": -1}, "mpp must be a positive number, got -1"),
         ({"downsample": np.nan}, "downsample must be a positive number, got nan"),
         ({"image": np.zeros((9, 9))}, r"image must be RGB .* got \(9, 9\)"),
-        ({"image": np.zeros((9, 9, 3))}, r"3 of 4 tiles lie outside .* 9 x 9 .* downsample=1"),
+        ({"image": np.zeros((9, 9, 3))}, r"3 of 4 tiles are outside .* 9 x 9 .* downsample=1"),
     ],
 )
-def test_wrong_data(changes, message):
+def test_invalid_data(changes, message):
     data = {"corners": grid(2, 2), "values": range(4), "tile_size": 100} | changes
     with pytest.raises(ValueError, match=message):
         SpatialExpressionDisplay(**data).plot()
@@ -278,7 +278,7 @@ def test_slides_that_cannot_be_read(tmp_path):
     tiles = table(grid(2, 2), range(4))
     with pytest.raises(ValueError, match="slide: Slide not found: .*none.svs.*pass thumbnail="):
         SpatialExpressionDisplay.from_predictions(tiles, slide=tmp_path / "none.svs")
-    with pytest.raises(ValueError, match="pass one of both"):
+    with pytest.raises(ValueError, match="exclusive. Pass one"):
         SpatialExpressionDisplay.from_predictions(
             tiles, slide="a.svs", thumbnail=np.zeros((9, 9, 3), np.uint8)
         )
@@ -292,19 +292,19 @@ def test_title_has_the_name_of_the_slide(stated, shown):
     assert display.ax_.get_title() == "ESR1" + (shown and f": {shown}")
 
 
-def test_resolution_of_the_user_wins(cmu_slide, tiled):
+def test_resolution_of_the_user_takes_precedence(cmu_slide, tiled):
     tiles = table(tiled.coords, np.arange(len(tiled)), slide=cmu_slide)
     display = SpatialExpressionDisplay.from_predictions(tiles, slide=cmu_slide, mpp=0.25)
     assert "100 µm" in texts_of(display)
 
 
-def test_picture_of_another_slide_is_told(cmu_slide, tiled):
+def test_image_of_another_slide_warns(cmu_slide, tiled):
     tiles = table(tiled.coords, np.arange(len(tiled)), slide="TCGA-AA-0001-01Z.svs")
-    with pytest.warns(UserWarning, match="tiles are of the slide 'TCGA-AA-0001.*picture is of"):
+    with pytest.warns(UserWarning, match="tiles are from the slide 'TCGA-AA-0001.*image is from"):
         SpatialExpressionDisplay.from_predictions(tiles, slide=cmu_slide)
 
 
-def test_several_genes_are_several_maps():
+def test_several_genes_raise():
     with pytest.raises(ValueError, match=r"one gene, got \['ESR1', 'PGR'\]"):
         SpatialExpressionDisplay.from_predictions(table(grid(2, 2), range(4)), gene=["ESR1", "PGR"])
 
@@ -340,14 +340,14 @@ def test_nothing_overlaps_in_a_grid(layout, shape):
         assert_allclose(displays[number].colorbar_.ax.get_window_extent().height, height, rtol=0.01)
 
 
-def test_many_tiles_stay_one_picture():
-    tiles = table(grid(200, 100), np.arange(20_000))
+def test_many_tiles_are_rasterized():
+    tiles = table(grid(100, 30), np.arange(3000))
     display = SpatialExpressionDisplay.from_predictions(tiles)
     display.figure_.canvas.draw()
     assert display.tiles_.get_rasterized()
 
 
-def test_neighbours_leave_no_seam():
+def test_adjacent_tiles_have_no_gap():
     image = np.full((333, 333, 3), 255, np.uint8)
     tiles = table(grid(9, 9, step=37), np.full(81, 5))
     display = SpatialExpressionDisplay.from_predictions(tiles, thumbnail=image)
@@ -358,7 +358,7 @@ def test_neighbours_leave_no_seam():
     assert len(np.unique(inside.reshape(-1, 3), axis=0)) == 1
 
 
-def test_title_breaks_before_it_leaves_the_axes():
+def test_long_title_is_split():
     figure, axes = plt.subplots(1, 4, figsize=(9, 2))
     name = "TCGA-CR-7395-01A-01-TS1.2f0b"
     tiles = table(grid(3, 3), range(9), slide=name)
@@ -395,5 +395,5 @@ def test_pyramid_is_read_block_by_block(tmp_path, tiled, monkeypatch):
     assert np.isnan(mpp)
     expected = np.asarray(Image.fromarray(level[::2, ::2]).reduce(3))
     assert overview.shape == expected.shape
-    # Where a block starts between two pixels, the nearest one is taken.
+    # If a block starts between two pixels, the nearest one is taken.
     assert np.abs(overview.astype(int) - expected).mean() < 2

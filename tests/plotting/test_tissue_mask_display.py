@@ -83,7 +83,7 @@ def test_axes_and_style_of_the_user():
     assert display.ax_ is ax
     assert ax.get_legend() is None
     assert display.tiles_.get_linewidth() == [3]
-    with pytest.raises(ValueError, match="tiles need tile_size"):
+    with pytest.raises(ValueError, match="tiles require tile_size"):
         TissueMaskDisplay(image, tiles=np.zeros((1, 2))).plot(ax)
 
 

@@ -1,4 +1,4 @@
-"""Other names of genes."""
+"""Aliases of genes."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sklearn_pk.prior import CoexpressionGraph
-from sklearn_pk.prior._aliases import load_aliases, match_genes, strip_version
+from sklearn_pk.prior._gene_sets import load_aliases, match_genes, strip_version
 
 HGNC = pd.DataFrame(
     {
@@ -22,7 +22,7 @@ HGNC = pd.DataFrame(
 def test_versions():
     assert strip_version("ENSG00000141510.17") == "ENSG00000141510"
     assert strip_version("ENSMUSG00000059552.14") == "ENSMUSG00000059552"
-    # Not versions: a pseudoautosomal copy is another gene, and clones have points in their names.
+    # Not versions: a pseudoautosomal copy is another gene, and clone names contain a dot.
     for name in ("ENSG00000182378.14_PAR_Y", "RP11-34P13.7", "TP53", 7157):
         assert strip_version(name) == name
 
@@ -54,38 +54,38 @@ def test_matching_goes_from_exact_to_alias():
     genes = ["SEPT2", "ENSG00000141510.17", "MARCHF1"]
     names = ["SEPT2", "SEPTIN2", "TP53", "p53", "MARCH1", "ENSG00000141510.3", "NONE"]
     assert match_genes(names, genes, aliases).tolist() == [0, 0, 1, 1, 2, 1, -1]
-    # Without a table, versions alone are seen through.
+    # Without a table, only versions are ignored.
     assert match_genes(names, genes, {}).tolist() == [0, -1, -1, -1, -1, 1, -1]
 
 
-def test_two_genes_that_may_be_meant_match_exactly_or_not_at_all():
+def test_ambiguous_names_match_exactly_or_not_at_all():
     genes = ["ENSG00000141510.1", "ENSG00000141510.2", "SEPT2", "SEPTIN2"]
     names = ["ENSG00000141510.2", "ENSG00000141510.9", "SEPT2", "DIFF6"]
     aliases = {"SEPT2": "SEPTIN2", "DIFF6": "SEPTIN2"}
     assert match_genes(names, genes, aliases).tolist() == [1, -1, 2, -1]
 
 
-def test_versions_stand_in_nobodys_way():
+def test_versions_are_ignored():
     genes = ["ENSG00000141510.17"]
     for symbol in ("ENSG00000141510", "ENSG00000141510.17", "ENSG00000141510.3"):
         assert match_genes(["TP53"], genes, load_aliases({"TP53": symbol})).tolist() == [0]
 
 
-def test_only_lists_of_names_are_split():
+def test_only_hgnc_columns_are_split():
     table = pd.DataFrame({"alias": ["TP53|7157"], "symbol": ["TP53"]})
     assert load_aliases(table) == {"TP53|7157": "TP53"}
-    with pytest.raises(ValueError, match=r"to one symbol, but 'TP53' leads to \['p53', 'LFS1'\]"):
+    with pytest.raises(ValueError, match=r"one symbol .*, but 'TP53' maps to \['p53', 'LFS1'\]"):
         load_aliases({"TP53": ["p53", "LFS1"]})
 
 
-def test_aliases_join_edges_to_a_table():
+def test_aliases_connect_edges_to_a_table():
     edges = pd.DataFrame({"gene_a": ["p53", "TP53", "XYZ"], "gene_b": ["SEPT2", "LFS1", "TP53"]})
     X = pd.DataFrame(np.eye(3), index=["ENSG00000141510.17", "SEPTIN2", "OTHER"])
     graph = CoexpressionGraph(source="external", external=edges, aliases=HGNC)
     with pytest.raises(ValueError, match=r"none of its genes .*`aliases`"):
         graph.set_params(aliases=None).fit(X)
     fitted = graph.set_params(aliases=HGNC).fit(X)
-    # TP53 and LFS1 are one gene, which is no neighbour of itself.
+    # TP53 and LFS1 are the same gene, so that their edge is a self loop.
     assert fitted.n_edges_ == 1
     assert fitted.unmatched_genes_.tolist() == ["XYZ"]
 
@@ -100,7 +100,7 @@ def test_aliases_join_edges_to_a_table():
         (b"a" * 100_000, "needs the columns alias and symbol"),
     ],
 )
-def test_files_that_are_no_table_are_named(tmp_path, content, text):
+def test_invalid_files_are_named(tmp_path, content, text):
     path = tmp_path / "aliases.csv"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"aliases\.csv.*{text}") as info:

@@ -9,20 +9,14 @@ from scipy.stats import norm, rankdata
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_pk.datasets import load_brca_expression
 from sklearn_pk.prior import EigengeneEmbedder
-
-
-@pytest.fixture(scope="module")
-def genes():
-    return load_brca_expression().expression.T
 
 
 def test_embedding_approximates_the_correlation_matrix(genes):
     table = genes.iloc[:120]
     G = EigengeneEmbedder(120, normalize="standard", random_state=0).fit_transform(table)
     assert_allclose(G @ G.T, np.corrcoef(table.to_numpy()), atol=1e-6)
-    # Fewer components are the leading eigenvectors times the root of their eigenvalue.
+    # Fewer components are the leading eigenvectors times the square root of their eigenvalues.
     eigenvalues, vectors = np.linalg.eigh(np.corrcoef(table.to_numpy()))
     few = EigengeneEmbedder(3, normalize="standard", random_state=0).fit_transform(table)
     expected = vectors[:, :-4:-1] * np.sqrt(eigenvalues[:-4:-1])
@@ -37,7 +31,7 @@ def test_ranks(genes):
     G = EigengeneEmbedder(5, random_state=0).fit_transform(genes)
     signs = np.sign(np.sum(G * expected, axis=0))
     assert_allclose(G, expected * signs, atol=2e-3)
-    # Monotonic changes of a gene do not count.
+    # The embedding is invariant to monotonic transformations of a gene.
     changed = genes.apply(lambda gene: np.exp2(gene) if gene.name in genes.index[::2] else gene, 1)
     assert_allclose(EigengeneEmbedder(5, random_state=0).fit_transform(changed), G, atol=1e-5)
 
@@ -48,8 +42,8 @@ def test_no_normalisation_is_centring(genes):
     assert_allclose(
         fitted.singular_values_, np.linalg.svd(centred, compute_uv=False)[:4], rtol=1e-4
     )
-    share = fitted.singular_values_**2 / np.sum(centred**2)
-    assert_allclose(fitted.explained_variance_ratio_, share, rtol=1e-6)
+    ratio = fitted.singular_values_**2 / np.sum(centred**2)
+    assert_allclose(fitted.explained_variance_ratio_, ratio, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

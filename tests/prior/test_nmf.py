@@ -1,4 +1,4 @@
-"""The factorisation: against scikit-learn, by hand, and between its own forms."""
+"""The factorisation against scikit-learn, known solutions, and between its implementations."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -11,17 +11,15 @@ from scipy.optimize import nnls
 from sklearn.decomposition import non_negative_factorization
 from threadpoolctl import threadpool_limits
 
-from sklearn_pk.datasets import load_brca_expression
 from sklearn_pk.prior import CoexpressionGraph
 from sklearn_pk.prior._embedder import residual_norm
 from sklearn_pk.prior._nmf import _ROWS, factorize, hals, initialize, project
 
 
 @pytest.fixture(scope="module")
-def graph():
-    """Return the connected part of a real graph, some 400 genes."""
-    expression = load_brca_expression().expression
-    graph = CoexpressionGraph(threshold=0.7).fit_transform(expression.T)
+def graph(genes):
+    """Return the connected part of a real graph of about 400 genes."""
+    graph = CoexpressionGraph(threshold=0.7).fit_transform(genes)
     connected = np.flatnonzero(np.diff(graph.indptr))
     return sparse.csr_array(graph[connected][:, connected]).astype(np.float64)
 
@@ -46,8 +44,8 @@ def test_iterations_are_those_of_coordinate_descent(graph, n_components, dtype):
             assert_allclose(ours, theirs, atol=1e-5 * theirs.max())
 
 
-def test_a_star_is_factorised_exactly():
-    # The hub has one kind of neighbours and the leaves another: two components, no residual.
+def test_star_is_factorised_exactly():
+    # The hub and the leaves have different neighbours: two components, no residual.
     star = np.zeros((6, 6))
     star[0, 1:] = star[1:, 0] = 1
     W, H, _ = hals(sparse.csr_array(star), *start(star, 2), tol=0, max_iter=200)
@@ -66,7 +64,7 @@ def test_best_single_component_by_hand():
     assert_allclose(residual_norm(X, W, H) ** 2, 8, rtol=1e-6)
 
 
-def test_objective_never_rises(graph):
+def test_objective_decreases(graph):
     W, H = start(graph, 20)
     errors = [
         residual_norm(graph, *hals(graph, W, H, tol=0, max_iter=number)[:2])
@@ -75,16 +73,16 @@ def test_objective_never_rises(graph):
     assert (np.diff(errors) < 0).all()
 
 
-def test_threads_do_not_change_a_bit(graph):
-    # More rows than one task takes.
+def test_result_does_not_depend_on_threads(graph):
+    # More rows than in one task.
     X = sparse.csr_array(sparse.block_diag([graph] * 7, format="csr"))
     assert X.shape[0] > 2 * _ROWS
     W, H = start(X, 70)
     with threadpool_limits(4, user_api="blas"):
         factors = hals(X, W, H, tol=0, max_iter=5)[:2]
     with threadpool_limits(1, user_api="blas"):
-        alone = hals(X, W, H, tol=0, max_iter=5)[:2]
-    for ours, theirs in zip(factors, alone, strict=True):
+        sequential = hals(X, W, H, tol=0, max_iter=5)[:2]
+    for ours, theirs in zip(factors, sequential, strict=True):
         assert_array_equal(ours, theirs)
 
 
@@ -98,14 +96,14 @@ def test_torch_agrees_with_numpy(graph):
 
 
 @pytest.mark.parametrize("n_calls", [0, 5])
-def test_a_device_with_too_little_memory(graph, monkeypatch, n_calls):
+def test_device_out_of_memory(graph, monkeypatch, n_calls):
     name = "where" if n_calls else "sparse_csr_tensor"
     calls, function = [], getattr(torch, name)
 
     def limited(*arguments, **keywords):
         calls.append(name)
         if len(calls) > n_calls:
-            # Torch before 2.5 has it there only.
+            # Its location before torch 2.5.
             kind = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
             raise kind("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return function(*arguments, **keywords)
@@ -131,7 +129,7 @@ def test_float32_against_float64(graph):
     assert_allclose(*errors, rtol=1e-2)
 
 
-def test_tolerance_ends_it(graph):
+def test_tolerance_stops_iterations(graph):
     W, H = start(graph, 20)
     loose, strict = (hals(graph, W, H, tol=tol, max_iter=400)[2] for tol in (1e-2, 1e-4))
     assert 10 <= loose < strict < 400
@@ -139,7 +137,7 @@ def test_tolerance_ends_it(graph):
     assert hals(graph, W, H, tol=0.0, max_iter=7)[2] == 7
 
 
-def test_nothing_is_subnormal(graph):
+def test_no_subnormal_numbers(graph):
     W, H, _ = hals(
         graph.astype(np.float32), *start(graph.astype(np.float32), 60), tol=0, max_iter=80
     )
@@ -148,7 +146,7 @@ def test_nothing_is_subnormal(graph):
         assert not ((factor > 0) & (factor < smallest)).any()
 
 
-def test_a_component_that_starts_at_zero_comes_to_life(graph):
+def test_zero_component_becomes_positive(graph):
     W, H = start(graph, 5)
     W[:, 2], H[2] = 0, 0
     W, H, _ = hals(graph, W, H, tol=0, max_iter=30)
@@ -159,8 +157,8 @@ def test_a_component_that_starts_at_zero_comes_to_life(graph):
 
 
 @pytest.mark.parametrize("init", ["random", "nndsvd", "nndsvda", "nndsvdar"])
-def test_starts_are_those_of_scikit_learn(graph, init):
-    # One step from the same start leads to the same place.
+def test_initial_factors_are_those_of_scikit_learn(graph, init):
+    # One step from the same initial factors gives the same result.
     W, H, _ = non_negative_factorization(
         graph, n_components=4, init=init, max_iter=1, tol=0, random_state=0
     )
@@ -201,7 +199,7 @@ def test_project_solves_nnls(graph):
     assert_allclose(project(graph[:10], H, tol=1e-10, max_iter=2000), expected, atol=1e-6)
 
 
-def test_project_treats_each_row_by_itself(graph):
+def test_project_treats_rows_independently(graph):
     H = hals(graph, *start(graph, 20), tol=0, max_iter=20)[1]
     together = project(graph, H)
     for rows in (slice(7, 8), slice(30, 90)):

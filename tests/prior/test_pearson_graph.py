@@ -46,9 +46,9 @@ def test_pairs_are_those_of_float64(dtype, threshold, absolute):
 
 
 @pytest.mark.parametrize("offset", [0.0, 2e4])
-def test_nothing_changes_pairs_at_the_threshold(offset):
-    # Each correlation occurs in many pairs: rows take two values only, the second a third of
-    # the patients, so thousands of pairs lie within the rounding error of float32.
+def test_pairs_at_the_threshold_are_exact(offset):
+    # Rows have only two values, the second for a third of the patients, so that each correlation
+    # occurs in many pairs and thousands of pairs lie within the rounding error of float32.
     rng = np.random.default_rng(0)
     X = (rng.permuted(np.tile(np.arange(36) < 12, (400, 1)), axis=1) + offset).astype(np.float64)
     r = np.corrcoef(X - offset)
@@ -56,17 +56,17 @@ def test_nothing_changes_pairs_at_the_threshold(offset):
     near = np.abs(r[np.triu_indices(400, 1)] - threshold) < 1e-7
     assert near.sum() > 100
     rows = prepare_rows(X)
-    # Slightly to either side: all of these pairs, or none of them.
+    # Slightly below and above: all of these pairs, or none of them.
     for shift in (-1e-9, 1e-9):
         expected = exact_pairs(X - offset, threshold + shift)
         for block_size in (7, 64, 1024):
             assert pairs(rows, threshold=threshold + shift, block_size=block_size) == expected
-        for device in ("cpu", "cpu:0"):  # the second is torch's
+        for device in ("cpu", "cpu:0"):  # numpy and torch
             assert pairs(rows, threshold=threshold + shift, device=device) == expected
     assert len(exact_pairs(X - offset, threshold - 1e-9)) > len(expected)
 
 
-def test_threads_and_the_precision_of_torch_do_not_matter():
+def test_pairs_do_not_depend_on_threads_or_torch_precision():
     X = expression()
     rows = prepare_rows(X)
     expected = exact_pairs(X, 0.4)
@@ -83,7 +83,7 @@ def test_threads_and_the_precision_of_torch_do_not_matter():
 
 
 @pytest.mark.parametrize("n_columns", [3, 100, 5000])
-def test_the_bound_holds(n_columns):
+def test_rounding_bound(n_columns):
     rng = np.random.default_rng(0)
     X = rng.lognormal(sigma=2, size=(200, n_columns)) + 100
     rows = prepare_rows(X)
@@ -100,7 +100,7 @@ def test_two_sets_of_rows():
     assert pairs(prepare_rows(X[:50]), prepare_rows(X[:50]), threshold=0.3) >= {(3, 3)}
 
 
-def test_constant_rows_pair_with_nothing():
+def test_constant_rows_have_no_pairs():
     X = expression()
     X[4] = 7.1
     rows = prepare_rows(X)
@@ -130,12 +130,12 @@ def test_memory_stays_below_the_matrix_of_all_pairs():
     assert peak < 6000 * 6000 * 4 / 4
 
 
-# Torch before 2.5 has it there only.
+# Its location before torch 2.5.
 OutOfMemoryError = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
 
 
 def limit_products(monkeypatch, most):
-    """Let products with more than so many entries run out of memory; return their sizes."""
+    """Make larger products run out of memory; return the list of product sizes."""
     sizes, nonzero = [], torch.nonzero
 
     def limited(above):
@@ -149,26 +149,26 @@ def limit_products(monkeypatch, most):
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_a_device_with_little_memory_multiplies_fewer_rows(monkeypatch, absolute):
+def test_blocks_are_halved_when_memory_is_short(monkeypatch, absolute):
     rows = prepare_rows(expression(n_genes=250))
     options = {"threshold": 0.4, "absolute": absolute, "block_size": 100, "device": "cpu:0"}
     expected = correlated_pairs(rows, **options)
     sizes = limit_products(monkeypatch, 30 * 100)
-    with pytest.warns(UserWarning, match="device='cpu:0': a block of 100 rows .* on with 25 at"):
+    with pytest.warns(UserWarning, match="block of 100 rows .*cpu:0.* Continued with 25 rows"):
         found = correlated_pairs(rows, **options)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    # What did not fit is not tried again.
+    # A size that did not fit is not tried again.
     assert sizes[:2] == [100 * 100, 50 * 100]
     assert max(sizes[2:]) == 25 * 100
     assert len(found[0]) > 0
 
 
-def test_the_graph_says_that_memory_is_short(monkeypatch):
+def test_graph_warns_when_memory_is_short(monkeypatch):
     X = expression(n_genes=30)
     expected = CoexpressionGraph(threshold=0.4, device="cpu:0").fit(X).graph_
     limit_products(monkeypatch, 500)
-    with pytest.warns(UserWarning, match="Went on with 15 at once") as caught:
+    with pytest.warns(UserWarning, match="Continued with 15 rows") as caught:
         graph = CoexpressionGraph(threshold=0.4, device="cpu:0").fit(X).graph_
     assert caught[0].filename == __file__
     assert (graph != expected).nnz == 0
