@@ -179,7 +179,7 @@ def test_a_slide_that_kills_its_worker_costs_no_other(client, tiled, tmp_path):
     assert [len(bag) > 0 for bag in bags] == [number != 5 for number in range(8)]
     [[slide, reason]] = featurizer.failures_.to_numpy().tolist()
     assert slide == slides[5].path
-    assert "the process that worked on it was killed" in reason
+    assert "its worker process was killed" in reason
     assert_whole(tmp_path, 7)
 
 
