@@ -23,10 +23,12 @@ from sklearn.utils.metadata_routing import get_routing_for_object
 from ..metrics import significance_report
 from ..metrics._scorer import predict_with_untrained
 from ..metrics._significance import FEWEST_SAMPLES
-from ..utils import check_expression, check_groups, check_sample_names, progress
+from ..utils import check_expression, check_groups
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
 from ..utils._patients import PatientAverager
+from ..utils._reporting import progress
+from ..utils._validation import check_sample_names
 from ._result import CrossValSignificance, as_table
 
 
@@ -215,8 +217,8 @@ def cross_val_significance(
         Slide paths, bags or features: whatever `estimator` takes.
     y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
         Expression, in log2 units as a rule. Gene and sample names of a DataFrame are kept.
-        Where X carries names too, its rows must agree with the index of `y`; see
-        :func:`sklearn_pk.utils.check_sample_names`.
+        Where X has names too, each must agree with the index of `y`: equal to it, of the same
+        TCGA patient, or one of the two within the other as a whole word.
     groups : array-like of shape (n_samples,), default=None
         Patient of each sample. Goes to the splitter and to ``fit`` of the estimator, where
         its metadata request asks for groups: for its own validation split, or for the

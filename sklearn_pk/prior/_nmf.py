@@ -13,10 +13,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import gen_batches, gen_even_slices
 from sklearn.utils.extmath import randomized_svd
 
-from ..utils import progress
 from ..utils._device import full_precision
+from ..utils._linalg import blas_threads
 from ..utils._out_of_memory import explain_out_of_memory
-from ..utils._threads import blas_threads
+from ..utils._reporting import progress
 
 # Most rows that one task updates: few enough for the cache, many enough for their vectors not to be
 # done before Python has called the next. Not the number of threads, which must not change numbers.

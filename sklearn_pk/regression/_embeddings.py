@@ -10,8 +10,8 @@ from scipy import linalg, sparse
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
+from ..utils._linalg import unit_scale
 from ..utils._patients import PatientAverager
-from ..utils._scaling import unit_scale
 
 # Below this share of the genes, a prior says hardly more than zeros do.
 _FEW_KNOWN = 0.1

@@ -8,7 +8,7 @@ from contextlib import closing
 import torch
 from torch.nn import functional as F
 
-from ..utils import progress
+from ..utils._reporting import progress
 from ._data import Batches
 from ._net import learning_rate_factor, to_device
 from ._stopping import mean_correlation

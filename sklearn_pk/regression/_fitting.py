@@ -14,9 +14,9 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_memory
 
-from ..utils import check_expression, check_groups, check_sample_names, validate_bags
+from ..utils import check_expression, check_groups, validate_bags
 from ..utils._patients import infer_groups
-from ..utils._validation import name_some
+from ..utils._validation import check_sample_names, name_some
 from ._data import split_groups, tile_statistics
 from ._embeddings import (
     align_embeddings,

@@ -12,18 +12,19 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import (
-    check_expression,
-    check_sample_names,
-    is_bag_input,
-    pick_device,
-    validate_bags,
-)
-from ..utils._bags import label_of_bag
+from ..utils import check_expression, validate_bags
+from ..utils._bags import is_bag_input, label_of_bag
+from ..utils._device import pick_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
-from ..utils._validation import check_gene_order, name_of_item, name_some, sample_names_of
-from ..utils._warnings import warn_user
+from ..utils._reporting import warn_user
+from ..utils._validation import (
+    check_gene_order,
+    check_sample_names,
+    name_of_item,
+    name_some,
+    sample_names_of,
+)
 from ._data import pad_bags, present_tiles
 from ._fitting import build_module
 from ._net import few_threads, make_net, to_device

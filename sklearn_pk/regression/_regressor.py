@@ -9,7 +9,7 @@ import torch
 from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ..utils import pick_device
+from ..utils._device import pick_device
 from ._aggregators import is_own_aggregator
 from ._fitting import (
     check_training_data,

@@ -13,7 +13,7 @@ from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import StrOptions
 
-from ..utils import pick_device
+from ..utils._device import pick_device
 from ..utils._folds import make_folds
 from ._aggregators import is_own_aggregator
 from ._data import BagDataset

@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from ..utils._out_of_memory import attempt, describe_memory, free_device_memory
-from ..utils._warnings import warn_user
+from ..utils._reporting import warn_user
 from ._aggregators import Attention
 from ._data import BagDataset
 from ._epochs import train_engine

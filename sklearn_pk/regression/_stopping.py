@@ -7,7 +7,7 @@ import math
 import torch
 from skorch.callbacks import Callback
 
-from ..utils import progress
+from ..utils._reporting import progress
 
 
 def mean_correlation(y_true, y_pred):

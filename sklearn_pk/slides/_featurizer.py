@@ -13,9 +13,8 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import pick_device
-from ..utils._device import pick_dtype
-from ..utils._warnings import warn_user
+from ..utils._device import pick_device, pick_dtype
+from ..utils._reporting import warn_user
 from ._encoders._inference import TileEncoder
 from ._encoders._lookup import Encoder, as_encoder, measure_width
 from ._encoders._weights import find_weights, identify_weights, load_encoder

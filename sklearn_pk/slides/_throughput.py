@@ -5,8 +5,7 @@
 import time
 from contextlib import contextmanager
 
-from ..utils import progress
-from ..utils._progress import tell
+from ..utils._reporting import progress, tell
 
 # Share of the time from which waiting for tiles is called the bottleneck.
 _WAITING = 0.1

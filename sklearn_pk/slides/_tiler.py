@@ -20,8 +20,10 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import check_is_fitted, check_memory
 
-from ..utils import check_expression, check_sample_names, progress
+from ..utils import check_expression
 from ..utils._parallel import map_in_order, map_tasks
+from ..utils._reporting import progress
+from ..utils._validation import check_sample_names
 from ._inputs import check_slide_list, failures_frame, raise_failures, warn_failures
 from ._tile_memory import cache_key, outcome, tile_known
 from ._tiled import TiledSlide

@@ -91,7 +91,7 @@ class DaskBackend(AutoBatchingMixin, ParallelBackendBase):
                 self.client.submit(int, pure=False).result(timeout=self.wait_for_workers_timeout)
             except TimeoutError as error:
                 raise TimeoutError(
-                    f"The Dask cluster has no worker after {self.wait_for_workers_timeout} seconds. "
+                    f"The Dask cluster has no worker after {self.wait_for_workers_timeout} s. "
                     "Check that workers are started and reach the scheduler, or wait longer: "
                     "parallel_config(backend='dask', wait_for_workers_timeout=...)."
                 ) from error

@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from sklearn_pk.datasets import load_brca_expression
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.prior._rewiring import rewire_pairs
+from sklearn_pk.utils._linalg import blas_threads
 from sklearn_pk.utils._patients import PatientAverager
-from sklearn_pk.utils._threads import blas_threads
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def test_no_client_and_no_worker():  # before there is one in this module
         DaskBackend()
     with distributed.Client(processes=False, n_workers=0, dashboard_address=None) as client:
         backend = DaskBackend(client=client, wait_for_workers_timeout=0.1)
-        with pytest.raises(TimeoutError, match=r"no worker after 0\.1 seconds"):
+        with pytest.raises(TimeoutError, match=r"no worker after 0\.1 s"):
             backend.effective_n_jobs(-1)
 
 

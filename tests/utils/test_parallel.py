@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 import pytest
 
+from sklearn_pk.utils import _parallel
 from sklearn_pk.utils._parallel import (
     LostWorkerError,
     count_jobs,
@@ -55,11 +56,18 @@ def test_a_fatal_task_is_found_and_costs_no_other():
             assert result == number**2
 
 
-def test_results_in_order_or_an_error():
+def test_results_in_order_or_an_error(monkeypatch):
     tasks = [(number,) for number in range(9)]
     assert list(map_in_order(square, tasks, n_jobs=2)) == [number**2 for number in range(9)]
+
+    def finish(*args, **keywords):
+        yield from [(1, 1), (0, 0), (3, 9), (2, LostWorkerError("task 2", MemoryError()))]
+
+    monkeypatch.setattr(_parallel, "map_tasks", finish)
+    results = map_in_order(square, tasks)
+    assert [next(results), next(results)] == [0, 1]
     with pytest.raises(LostWorkerError, match="task 2: its worker process was killed"):
-        list(map_in_order(square, [(number, (2,)) for number in range(9)], n_jobs=2))
+        next(results)
 
 
 def test_results_are_yielded_as_tasks_finish():
