@@ -22,10 +22,12 @@ from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, SuperTileCluster
 
 # Those of scikit-learn that need no valid X.
 SKLEARN_CHECKS = (
-    estimator_checks.check_do_not_raise_errors_in_init_or_set_param,
+    estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
+    estimator_checks.check_estimator_cloneable,
     estimator_checks.check_estimator_repr,
     estimator_checks.check_estimator_tags_renamed,
     estimator_checks.check_get_params_invariance,
+    estimator_checks.check_mixin_order,
     estimator_checks.check_no_attributes_set_in_init,
     estimator_checks.check_param_validation,
     estimator_checks.check_parameters_default_constructible,
