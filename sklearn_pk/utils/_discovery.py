@@ -25,8 +25,8 @@ def all_public_objects():
     """
     List all public functions, classes and other objects.
 
-    Public are the names in ``__all__`` of modules and subpackages without a leading
-    underscore.
+    The names in ``__all__`` of modules and subpackages without a leading underscore are
+    public.
 
     Returns
     -------

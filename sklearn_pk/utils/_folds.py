@@ -56,7 +56,7 @@ def _check_tested_once(times_tested):
     repeated = np.flatnonzero(times_tested > 1)
     if repeated.size:
         raise ValueError(
-            f"cv tests {repeated.size} samples more than once (rows {name_some(repeated)}), "
+            f"cv holds {repeated.size} samples out more than once (rows {name_some(repeated)}), "
             "so the folds cannot be pooled. Use a splitter whose test parts do not overlap, "
             "such as KFold or GroupKFold."
         )

@@ -85,7 +85,7 @@ class PatientAverager:
 
 
 def infer_groups(values):
-    """Return the number of each patient; samples with identical expression are of the same."""
+    """Return a patient number per sample; samples of identical expression share it."""
     if values.shape[1] == 1:
         return np.arange(len(values))
     seen = {}

@@ -129,7 +129,7 @@ def test_models_and_controls_give_the_same(client, cohort, tiled):
         prior=EigengeneEmbedder(4, random_state=0), embed_dim=8, max_epochs=3, random_state=0
     )
     options = {"groups": cohort.patients, "cv": GroupKFold(2)}
-    y = cohort.expression.iloc[:, :200]
+    y = cohort.expression.iloc[:, :60]
     here = cross_val_significance(model, bags, y, **options)
     gain = prior_gain(model, bags, y, n_seeds=1, random_state=0, **options)
     with joblib.parallel_config(backend="dask"):
@@ -195,7 +195,7 @@ def test_a_worker_killed_during_a_search(client, kill_worker, tmp_path, dask_bac
             return super().fit(X, y, groups=groups)
 
     model = Slow(embed_dim=8, max_epochs=3, random_state=0, device="cpu")
-    grid = {"lambda_": [0.0, 0.2], "lr": [1e-3, 1e-2, 3e-2]}
+    grid = {"lambda_": [0.0, 0.2], "lr": [1e-3, 1e-2]}
     search = GridSearchCV(model, grid, cv=GroupKFold(3), scoring="r2", refit=False)
     here = search.fit(X, y, groups=np.arange(240)).cv_results_
     before = len(list(tmp_path.iterdir()))
