@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import ast
 import pkgutil
 import subprocess
 import sys
@@ -45,3 +46,24 @@ def test_names_of_subpackages():
         assert getattr(sklearn_pk, name).__name__ == f"sklearn_pk.{name}"
     with pytest.raises(AttributeError, match="'sklearn_pk' has no attribute 'priors'"):
         _ = sklearn_pk.priors
+
+
+def private_imports(path):
+    """Yield the private names of other packages than scikit-learn that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, *parts = name.split(".")
+            if package not in ("sklearn", "sklearn_pk") and any(p[0] == "_" for p in parts):
+                yield name
+
+
+def test_no_private_names_of_other_packages(project_root):
+    files = sorted((project_root / "sklearn_pk").rglob("*.py"))
+    assert len(files) > 50
+    assert {file.name: names for file in files if (names := list(private_imports(file)))} == {}
