@@ -57,8 +57,8 @@ def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
     absent = missing.all(axis=1)
     if (missing.any(axis=1) != absent).any():
         raise ValueError(
-            f"{label} contains NaN in a tile that has other values. A missing tile must be NaN in "
-            "all features."
+            f"{label} contains NaN in a tile that is otherwise present. A missing tile must be NaN "
+            "in all features."
         )
     if np.isinf(features).any():
         raise ValueError(f"{label} contains infinity (inf).")
