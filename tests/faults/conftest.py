@@ -18,7 +18,8 @@ from distributed.cli.dask_worker import main
 from distributed.utils import get_mp_context
 
 if __name__ == "__main__":
-    modules = ["distributed", "sklearn_pk.regression", "sklearn_pk.slides"]
+    # The last one is imported by torch at the first step of a training.
+    modules = ["distributed", "sklearn_pk.regression", "sklearn_pk.slides", "torch._dynamo"]
     get_mp_context().set_forkserver_preload(modules)
     main()
 """
