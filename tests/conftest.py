@@ -1,4 +1,4 @@
-"""Data that tests of several parts share."""
+"""Fixtures shared by tests of several parts."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 

@@ -1,4 +1,4 @@
-"""scikit-learn's own checks on every estimator whose X is a table."""
+"""Checks of scikit-learn on every estimator whose X is a table."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -10,28 +10,28 @@ from sklearn.utils.estimator_checks import estimator_checks_generator, parametri
 from sklearn_pk.regression import PriorKnowledgeRegressor
 from sklearn_pk.utils import all_estimators
 
-# Small enough that some 50 fits of each take seconds.
+# The least training that reaches the score that the checks of scikit-learn require.
+TRAINING = {"max_epochs": 8, "lr": 2e-2, "embed_dim": 32, "random_state": 0}
 ARGUMENTS = {
     "CoexpressionGraph": {},
     "EigengeneEmbedder": {"n_components": 2, "random_state": 0},
     "NMFGeneEmbedder": {"n_components": 2, "random_state": 0},
-    "PriorKnowledgeRegressor": {"max_epochs": 20, "lr": 1e-2, "random_state": 0},
+    "PriorKnowledgeRegressor": TRAINING,
     "PriorKnowledgeRegressorCV": {
-        "estimator": PriorKnowledgeRegressor(max_epochs=20, lr=1e-2, random_state=0),
+        "estimator": PriorKnowledgeRegressor(**TRAINING),
         "lambdas": [0.5],
         "cv": 2,
     },
     "SuperTileClusterer": {"n_clusters": 4, "random_state": 0},
 }
 
-# X of these is a list of slides, which most checks of scikit-learn cannot make; ours, which replace
-# them, are in test_slide_estimators.py.
+# Their X is a list of slides, so scikit-learn skips its checks; test_slide_estimators.py has ours.
 SLIDE_ESTIMATORS = {"FoundationFeaturizer", "SlideTiler"}
 
-# Estimator -> check -> the reason, and the check that replaces it.
+# Estimator -> check -> reason, and the check that replaces it.
 EXPECTED_FAILURES = {}
 
-# The fewest checks that may be collected; scikit-learn 1.9 has 46, 47, 49, 53, 53 and 47.
+# Lower bounds of collected checks; scikit-learn 1.9 has 46, 47, 49, 53, 53 and 47.
 N_CHECKS = {
     "CoexpressionGraph": 42,
     "EigengeneEmbedder": 42,
@@ -49,7 +49,7 @@ TABLE_ESTIMATORS = [
 
 
 def expected_failures(estimator):
-    """Return the failing checks of an estimator with their reasons."""
+    """Return the checks that an estimator may fail, with reasons."""
     return EXPECTED_FAILURES.get(type(estimator).__name__, {})
 
 

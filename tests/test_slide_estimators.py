@@ -1,38 +1,192 @@
-"""Our generic checks on estimators whose X is a list of slides or bags."""
+"""Checks on transformers whose X is a list of slides or bags, which scikit-learn skips."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import copy
+import dataclasses
+import pickle
+
+import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_pk.slides import FoundationFeaturizer, SlideTiler, SuperTileClusterer
-from sklearn_pk.utils.estimator_checks import (
-    assert_same,
-    check_slide_estimator,
-    slide_estimator_checks,
+
+# Those of scikit-learn that need no valid X.
+SKLEARN_CHECKS = (
+    estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
+    estimator_checks.check_estimator_cloneable,
+    estimator_checks.check_estimator_repr,
+    estimator_checks.check_estimator_tags_renamed,
+    estimator_checks.check_get_params_invariance,
+    estimator_checks.check_mixin_order,
+    estimator_checks.check_no_attributes_set_in_init,
+    estimator_checks.check_param_validation,
+    estimator_checks.check_parameters_default_constructible,
+    estimator_checks.check_set_params,
+    estimator_checks.check_valid_tag_types,
+)
+
+INVALID_X = (None, 3, 2.5, "a single name", [], (), [object()], {"a": 1}, np.array(1.0))
+
+
+def assert_same(one, other):
+    """Compare arrays, dataclasses, tables and lists of them up to rounding."""
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other)
+    elif dataclasses.is_dataclass(one):
+        assert type(one) is type(other)
+        for field in dataclasses.fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    elif sparse.issparse(one):
+        assert_same(one.toarray(), other.toarray())
+    elif isinstance(one, np.ndarray | float) and np.asarray(one).dtype.kind == "f":
+        assert np.shape(one) == np.shape(other)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    else:
+        assert np.shape(one) == np.shape(other)
+        np.testing.assert_array_equal(one, other)
+
+
+def fit_transform(estimator, X):
+    return clone(estimator).fit(X).transform(X)
+
+
+def check_fit(estimator, X):
+    estimator = clone(estimator)
+    before = estimator.get_params(deep=False)
+    assert estimator.fit(X) is estimator
+    estimator.transform(X)
+    after = estimator.get_params(deep=False)
+    assert [name for name in before if after[name] is not before[name]] == []
+    fitted = [name for name in vars(estimator) if name not in before]
+    assert [n for n in fitted if not n.endswith("_") and not n.startswith("_")] == []
+    assert any(name.endswith("_") for name in fitted)
+
+
+def check_not_fitted(estimator, X):
+    with pytest.raises(NotFittedError):
+        clone(estimator).transform(X)
+
+
+def check_fit_idempotent(estimator, X):
+    estimator = clone(estimator).fit(X)
+    first = estimator.transform(X)
+    assert_same(estimator.transform(X), first)
+    assert_same(estimator.fit(X).transform(X), first)
+
+
+def check_fit_transform(estimator, X):
+    assert_same(clone(estimator).fit_transform(X), fit_transform(estimator, X))
+
+
+def check_clone_and_pipeline(estimator, X):
+    fitted = clone(estimator).fit(X)
+    copied = clone(fitted)
+    assert vars(copied).keys() == copied.get_params(deep=False).keys()
+    result = fitted.transform(X)
+    assert_same(copied.fit(X).transform(X), result)
+    pipeline = clone(make_pipeline(clone(estimator)))
+    assert_same(pipeline.fit(X, np.zeros(len(X))).transform(X), result)
+
+
+def check_n_outputs(estimator, X):
+    estimator = clone(estimator).fit(X)
+    for n_samples in range(1, len(X) + 1):
+        assert len(estimator.transform(X[:n_samples])) == n_samples
+
+
+def check_sample_order(estimator, X):
+    turned = fit_transform(estimator, X[::-1])
+    assert_same(list(turned)[::-1], list(fit_transform(estimator, X)))
+
+
+def check_sample_independence(estimator, X):
+    estimator = clone(estimator).fit(X)
+    result = list(estimator.transform(X))
+    for row, sample in enumerate(X):
+        assert_same(list(estimator.transform([sample] * 2)), [result[row]] * 2)
+        assert_same(list(fit_transform(estimator, [sample])), [result[row]])
+
+
+def check_n_jobs(estimator, X):
+    # Processes that import torch are tested in slides/test_spread.py.
+    backend = "threading" if isinstance(estimator, FoundationFeaturizer) else "loky"
+    with joblib.parallel_config(backend=backend):
+        one, two = (fit_transform(clone(estimator).set_params(n_jobs=n), X) for n in (1, 2))
+    assert_same(two, one)
+
+
+def check_pickle(estimator, X):
+    unfitted = pickle.loads(pickle.dumps(clone(estimator)))
+    fitted = clone(estimator).fit(X)
+    result = fitted.transform(X)
+    assert_same(unfitted.fit(X).transform(X), result)
+    assert_same(pickle.loads(pickle.dumps(fitted)).transform(X), result)
+    assert_same(pickle.loads(pickle.dumps(result)), result)
+
+
+def check_X_unchanged(estimator, X):
+    before = copy.deepcopy(X)
+    fit_transform(estimator, X)
+    assert_same(X, before)
+
+
+def check_containers(estimator, X):
+    array = np.empty(len(X), dtype=object)
+    for row, sample in enumerate(X):
+        array[row] = sample
+    result = fit_transform(estimator, list(X))
+    for container in (tuple(X), array):
+        assert_same(fit_transform(estimator, container), result)
+
+
+def check_invalid_X(estimator, X):
+    fitted = clone(estimator).fit(X)
+    for invalid in INVALID_X:
+        for method in (clone(estimator).fit, fitted.transform):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                method(invalid)
+            assert len(str(caught.value)) > 20
+
+
+CHECKS = (
+    check_fit,
+    check_not_fitted,
+    check_fit_idempotent,
+    check_fit_transform,
+    check_clone_and_pipeline,
+    check_n_outputs,
+    check_sample_order,
+    check_sample_independence,
+    check_n_jobs,
+    check_pickle,
+    check_X_unchanged,
+    check_containers,
+    check_invalid_X,
 )
 
 torch.manual_seed(0)
 MODULE = torch.nn.Sequential(
     torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
 )
-
 ESTIMATORS = {
     "SlideTiler": SlideTiler(tile_size=64, max_tiles=5, random_state=0),
     "FoundationFeaturizer": FoundationFeaturizer(MODULE, device="cpu"),
     "SuperTileClusterer": SuperTileClusterer(n_clusters=4, random_state=0),
 }
-N_CHECKS = {"SlideTiler": 18, "FoundationFeaturizer": 18, "SuperTileClusterer": 18}
-
-CASES = [
-    pytest.param(name, check, id=f"{name}-{check_name}")
-    for name, estimator in ESTIMATORS.items()
-    for check_name, check in slide_estimator_checks(estimator)
-]
 
 
 @pytest.fixture(scope="session")
@@ -65,28 +219,29 @@ def samples(tmp_path_factory, cmu_slide):
     }
 
 
-@pytest.mark.parametrize(("name", "check"), CASES)
-def test_slide_estimator_check(name, check, samples):
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_slide_estimator(name, check, samples):
     check(ESTIMATORS[name], samples[name])
 
 
+@pytest.mark.parametrize("check", SKLEARN_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_number_of_checks(name):
-    names = [check_name for check_name, _ in slide_estimator_checks(ESTIMATORS[name])]
-    assert len(set(names)) == len(names) == N_CHECKS[name]
+def test_scikit_learn_check(name, check):
+    # This one makes its own instance.
+    is_of_class = check is estimator_checks.check_parameters_default_constructible
+    if is_of_class and name == "FoundationFeaturizer":
+        pytest.skip("the encoder has no default")
+    check(name, clone(ESTIMATORS[name]))
 
 
 class Doubler(TransformerMixin, BaseEstimator):
-    """A transformer of lists of arrays without a fault."""
+    """A valid transformer of lists of arrays; its subclasses each have one fault."""
 
-    _parameter_constraints = {"factor": [float]}
-
-    def __init__(self, factor=2.0, n_jobs=None):
-        self.factor = factor
+    def __init__(self, n_jobs=None):
         self.n_jobs = n_jobs
 
     def fit(self, X, y=None):
-        self._validate_params()
         self._check(X)
         self.fitted_ = True
         return self
@@ -94,39 +249,15 @@ class Doubler(TransformerMixin, BaseEstimator):
     def transform(self, X):
         check_is_fitted(self)
         self._check(X)
-        return [self.factor * x for x in X]
+        return [2 * x for x in X]
 
     def _check(self, X):
-        sequence = isinstance(X, list | tuple | np.ndarray) and getattr(X, "ndim", 1) == 1
-        if not sequence or not len(X) or not all(isinstance(x, np.ndarray) for x in X):
+        is_sequence = isinstance(X, list | tuple | np.ndarray) and getattr(X, "ndim", 1) == 1
+        if not is_sequence or not len(X) or not all(isinstance(x, np.ndarray) for x in X):
             raise ValueError(f"Expected a list of arrays, got {X!r}.")
 
 
-Doubler._parameter_constraints["n_jobs"] = [int, None]
-
-
-class WorksInInit(Doubler):
-    def __init__(self, factor=2.0, n_jobs=None):
-        super().__init__(factor, n_jobs)
-        self.ready = True
-
-
-class ForgetsToValidate(Doubler):
-    def _validate_params(self):
-        pass
-
-
-class ReturnsNothing(Doubler):
-    def fit(self, X, y=None):
-        super().fit(X)
-
-
-class NeedsNoFit(Doubler):
-    def transform(self, X):
-        return [self.factor * np.asarray(x) for x in X]
-
-
-class CountsItsFits(Doubler):
+class CountsFits(Doubler):
     def fit(self, X, y=None):
         self.n_fits_ = getattr(self, "n_fits_", 0) + 1
         return super().fit(X)
@@ -135,41 +266,39 @@ class CountsItsFits(Doubler):
         return [self.n_fits_ * x for x in super().transform(X)]
 
 
-class DropsTheLast(Doubler):
+class DropsLast(Doubler):
     def transform(self, X):
         return super().transform(X)[:2]
 
 
-class AddsThePosition(Doubler):
+class AddsPosition(Doubler):
     def transform(self, X):
         return [x + row for row, x in enumerate(super().transform(X))]
 
 
-class DependsOnOthers(Doubler):
+class AddsNumberOfSamples(Doubler):
     def transform(self, X):
-        result = super().transform(X)
-        return [x + len(result) for x in result]
+        return [x + len(X) for x in super().transform(X)]
 
 
-class DependsOnJobs(Doubler):
+class AddsNumberOfJobs(Doubler):
     def transform(self, X):
         return [x + (self.n_jobs or 0) for x in super().transform(X)]
 
 
-class DoesNotPickle(Doubler):
-    def fit(self, X, y=None):
-        self.function_ = lambda x: x
-        return super().fit(X)
+class LosesStateInPickle(Doubler):
+    def __getstate__(self):
+        return {"n_jobs": self.n_jobs}
 
 
-class WritesIntoX(Doubler):
+class ChangesX(Doubler):
     def transform(self, X):
         for x in X:
             x += 1
         return super().transform(X)
 
 
-class TakesAnything(Doubler):
+class AcceptsAnything(Doubler):
     def _check(self, X):
         pass
 
@@ -178,24 +307,14 @@ class TakesAnything(Doubler):
         return list(X) if isinstance(X, list | tuple | str | dict | np.ndarray) else [X]
 
 
-class SetsNothing(Doubler):
-    def set_params(self, **parameters):
-        return self
+class AcceptsListsOnly(Doubler):
+    def _check(self, X):
+        if not isinstance(X, list):
+            raise TypeError(f"Expected a list of arrays, got {X!r}.")
+        super()._check(X)
 
 
-class RemembersThroughClone(Doubler):
-    def __sklearn_clone__(self):
-        copied = type(self)(**self.get_params())
-        copied.__dict__.update(vars(self))
-        return copied
-
-
-class FitsAndTransformsOtherwise(Doubler):
-    def fit_transform(self, X, y=None):
-        return [x + 1 for x in self.fit(X).transform(X)]
-
-
-class LearnsFromY(Doubler):
+class UsesY(Doubler):
     def fit(self, X, y=None):
         self.shift_ = 0 if y is None else 1
         return super().fit(X)
@@ -204,81 +323,32 @@ class LearnsFromY(Doubler):
         return [x + self.shift_ for x in super().transform(X)]
 
 
-class DoesNotPickleUnfitted(Doubler):
-    def __getstate__(self):
-        if not hasattr(self, "fitted_"):
-            raise TypeError("not before fit")
-        return super().__getstate__()
+class TransformsDifferently(Doubler):
+    def fit_transform(self, X, y=None):
+        return [x + 1 for x in self.fit(X).transform(X)]
 
 
-class TakesListsOnly(Doubler):
-    def _check(self, X):
-        if not isinstance(X, list):
-            raise TypeError(f"Expected a list of arrays, got {X!r}.")
-        super()._check(X)
-
-
-@pytest.fixture
-def arrays():
-    return [np.arange(3.0), np.ones(2), np.zeros(4)]
-
-
-def failing_checks(estimator, X):
-    failed = set()
-    for name, check in slide_estimator_checks(estimator):
-        try:
-            check(estimator, [x.copy() for x in X])
-        except Exception:  # noqa: BLE001 - whatever a broken estimator raises, the check failed
-            failed.add(name)
-    return failed
-
-
-def test_a_sound_estimator_passes(arrays):
-    check_slide_estimator(Doubler(), arrays)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_checks_pass_for_a_valid_estimator(check):
+    check(Doubler(), [np.arange(3.0), np.ones(2), np.zeros(4)])
 
 
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
-        (WorksInInit, "check_no_work_in_init"),
-        (ForgetsToValidate, "check_parameters_are_validated"),
-        (ReturnsNothing, "check_fit_returns_self"),
-        (NeedsNoFit, "check_not_fitted"),
-        (CountsItsFits, "check_fit_idempotent"),
-        (DropsTheLast, "check_as_many_out_as_in"),
-        (AddsThePosition, "check_order_does_not_matter"),
-        (DependsOnOthers, "check_company_does_not_matter"),
-        (DependsOnJobs, "check_n_jobs_does_not_matter"),
-        (DoesNotPickle, "check_pickle_fitted"),
-        (WritesIntoX, "check_X_is_left_alone"),
-        (TakesAnything, "check_bad_X"),
-        (TakesListsOnly, "check_containers"),
-        (SetsNothing, "check_get_set_params"),
-        (RemembersThroughClone, "check_clone"),
-        (FitsAndTransformsOtherwise, "check_fit_transform"),
-        (DoesNotPickleUnfitted, "check_pickle_unfitted"),
-        (LearnsFromY, "check_pipeline"),
+        (CountsFits, check_fit_idempotent),
+        (DropsLast, check_n_outputs),
+        (AddsPosition, check_sample_order),
+        (AddsNumberOfSamples, check_sample_independence),
+        (AddsNumberOfJobs, check_n_jobs),
+        (LosesStateInPickle, check_pickle),
+        (ChangesX, check_X_unchanged),
+        (AcceptsAnything, check_invalid_X),
+        (AcceptsListsOnly, check_containers),
+        (UsesY, check_clone_and_pipeline),
+        (TransformsDifferently, check_fit_transform),
     ],
 )
-def test_a_broken_estimator_fails_its_check(broken, check, arrays):
-    failed = failing_checks(broken(), arrays)
-    assert check in failed
-    # These two spoil whatever comes after them.
-    if broken not in (ReturnsNothing, WritesIntoX):
-        assert len(failed) < len(list(slide_estimator_checks(Doubler()))) / 2
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (np.ones((3, 2)), 1.0),
-        (np.ones((3, 2)), np.ones((1, 2))),
-        (sparse.csr_array(np.eye(3)), np.eye(3)),
-        (sparse.csr_array(np.eye(3)), sparse.csr_array(2 * np.eye(3))),
-        ([np.ones(2)], [np.ones(2), np.ones(2)]),
-    ],
-)
-def test_results_that_differ_are_not_the_same(one, other):
-    assert_same(one, one)
-    with pytest.raises(AssertionError):
-        assert_same(one, other)
+def test_check_finds_a_fault(broken, check):
+    with pytest.raises((AssertionError, NotFittedError, TypeError, pytest.fail.Exception)):
+        check(broken(), [np.arange(3.0), np.ones(2), np.zeros(4)])

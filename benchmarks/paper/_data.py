@@ -11,7 +11,7 @@ import pandas as pd
 
 from sklearn_pk.datasets import match_samples, read_expression, read_table
 from sklearn_pk.slides import FeatureBags, SuperTileClusterer, read_features
-from sklearn_pk.utils import is_bag_input
+from sklearn_pk.utils._bags import is_bag_input
 
 
 @dataclass

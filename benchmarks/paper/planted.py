@@ -32,7 +32,7 @@ from sklearn_pk.datasets import make_expression_cohort
 from sklearn_pk.model_selection import cross_val_significance
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.utils import progress
+from sklearn_pk.utils._reporting import progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import describe, write_results  # noqa: E402

@@ -45,7 +45,8 @@ from _tables import (  # noqa: E402
     paper_table,
 )
 
-from sklearn_pk.utils import pick_device, progress  # noqa: E402
+from sklearn_pk.utils._device import pick_device
+from sklearn_pk.utils._reporting import progress
 
 AGGREGATORS = ("mlp", "transformer", "summary_mixing", "topk")
 CONTROLS = ("zero", "shuffled", "rewired")

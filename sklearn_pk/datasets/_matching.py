@@ -165,7 +165,6 @@ def match_samples(X, expression, *, patients=None):
     See Also
     --------
     read_expression : Reads expression and patients.
-    sklearn_pk.utils.check_sample_names : The check by estimators.
 
     Notes
     -----

@@ -17,7 +17,7 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.parallel import Parallel, delayed
 
-from ..utils import progress
+from ..utils._reporting import progress
 from ._expression_cohort import draw_patients, name_slides
 from ._loaders import load_brca_expression, load_cmu_slide
 

@@ -12,9 +12,9 @@ from scipy import stats
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
-from ..utils import check_groups, progress
-from ..utils._rows import centre_rows
-from ..utils._threads import blas_threads
+from ..utils import check_groups
+from ..utils._linalg import blas_threads, centre_rows
+from ..utils._reporting import progress
 from ._correlation import GENES, check_same_tables, row_names
 from ._significance import CRITERIA, FEWEST_SAMPLES, gene_rows, judge
 

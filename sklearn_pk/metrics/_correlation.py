@@ -10,7 +10,7 @@ from scipy import special
 from sklearn.utils import gen_batches
 
 from ..utils import check_expression
-from ..utils._rows import centre_rows
+from ..utils._linalg import centre_rows
 
 # Two correlations with (nearly) collinear variables differ by rounding errors only.
 _COLLINEAR = 1e-14

@@ -7,8 +7,8 @@ import warnings
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import StrOptions, validate_params
 
-from ..utils import check_expression, check_sample_names
-from ..utils._validation import check_gene_order
+from ..utils import check_expression
+from ..utils._validation import check_gene_order, check_sample_names
 from ._significance import CRITERIA, significance_report
 
 

@@ -11,9 +11,8 @@ from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
 from ..utils import check_groups
+from ..utils._linalg import blas_threads, centre_rows
 from ..utils._patients import PatientAverager
-from ..utils._rows import centre_rows
-from ..utils._threads import blas_threads
 from ._correlation import (
     GENES,
     check_same_tables,

@@ -17,10 +17,12 @@ from sklearn.utils.metadata_routing import get_routing_for_object
 from ..metrics import significance_report
 from ..metrics._scorer import predict_with_untrained
 from ..metrics._significance import CRITERIA, FEWEST_SAMPLES
-from ..utils import check_expression, check_groups, check_sample_names, progress
+from ..utils import check_expression, check_groups
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
 from ..utils._patients import PatientAverager
+from ..utils._reporting import progress
+from ..utils._validation import check_sample_names
 from ._result import CrossValSignificance, as_table
 
 
@@ -202,8 +204,8 @@ def cross_val_significance(
         Input of `estimator`: slide paths, bags or features.
     y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
         Expression, usually in log2 units. Gene and sample names of a DataFrame are kept.
-        If X has sample names, too, they must agree with the index of `y`; see
-        :func:`sklearn_pk.utils.check_sample_names`.
+        If X has sample names, too, each must agree with the index of `y`: equal to it, of the
+        same TCGA patient, or one of the two within the other as a whole word.
     groups : array-like of shape (n_samples,), default=None
         Patient of each sample. Passed to the splitter, and to ``fit`` of the estimator if its
         metadata request includes groups: for its own validation split, or for the folds of a

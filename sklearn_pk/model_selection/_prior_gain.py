@@ -12,8 +12,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 from sklearn.utils.metaestimators import _BaseComposition
 
-from ..utils import check_expression, check_groups, check_sample_names, progress
+from ..utils import check_expression, check_groups
 from ..utils._folds import make_folds
+from ..utils._reporting import progress
+from ..utils._validation import check_sample_names
 from ._cross_val import check_parameters, cross_val_significance
 
 CONTROLS = ("zero", "shuffled", "rewired")

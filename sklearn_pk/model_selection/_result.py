@@ -12,8 +12,8 @@ from sklearn.utils._param_validation import StrOptions, validate_params
 from ..metrics import significance_report
 from ..metrics._correlation import row_names
 from ..metrics._scorer import predict_with_untrained
-from ..utils import check_expression, check_sample_names
-from ..utils._validation import name_some
+from ..utils import check_expression
+from ..utils._validation import check_sample_names, name_some
 
 
 def as_table(prediction):

@@ -15,7 +15,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..utils import check_groups, pick_device
+from ..utils import check_groups
+from ..utils._device import pick_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._patients import PatientAverager, infer_groups
 from ..utils._validation import check_finite

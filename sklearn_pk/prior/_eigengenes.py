@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..utils._rows import centre_rows
+from ..utils._linalg import centre_rows
 
 # Rows per block, which bounds the memory of float64 copies.
 _ROWS = 1024

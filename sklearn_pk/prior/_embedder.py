@@ -19,9 +19,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import squared_norm
 from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
 
-from ..utils import pick_device
+from ..utils._device import pick_device
+from ..utils._linalg import unit_scale
 from ..utils._neighborhood import check_graph, count_kept
-from ..utils._scaling import unit_scale
 from ._nmf import factorize, nonempty, project
 
 # Value for genes whose edges no component covers, relative to the scale of the embedding.

@@ -13,10 +13,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import gen_batches, gen_even_slices
 from sklearn.utils.extmath import randomized_svd
 
-from ..utils import progress
 from ..utils._device import full_precision
+from ..utils._linalg import blas_threads
 from ..utils._out_of_memory import explain_out_of_memory
-from ..utils._threads import blas_threads
+from ..utils._reporting import progress
 
 # Maximum rows per task: they fit into the cache, and are enough to hide the overhead of Python.
 # Independent of the number of threads, which must not change the result.

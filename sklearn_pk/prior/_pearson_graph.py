@@ -11,12 +11,10 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.utils import gen_batches
 
-from ..utils import progress
 from ..utils._device import full_precision
+from ..utils._linalg import blas_threads, centre_rows
 from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
-from ..utils._rows import centre_rows
-from ..utils._threads import blas_threads
-from ..utils._warnings import warn_user
+from ..utils._reporting import progress, warn_user
 
 # Rows per block: a product of 1,024 x 1,024 float32 takes 4 MB, which fits into the cache.
 _BLOCK = 1024

@@ -11,9 +11,9 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_memory
 
+from ..utils._linalg import unit_scale
 from ..utils._patients import PatientAverager
-from ..utils._scaling import unit_scale
-from ..utils._warnings import warn_user
+from ..utils._reporting import warn_user
 
 # Below this fraction of the genes, a prior is warned about: it is hardly more than zeros.
 _FEW_KNOWN = 0.1

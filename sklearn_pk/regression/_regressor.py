@@ -17,20 +17,20 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import (
-    check_expression,
-    check_groups,
-    check_sample_names,
-    is_bag_input,
-    pick_device,
-    validate_bags,
-)
-from ..utils._bags import label_of_bag
+from ..utils import check_expression, check_groups, validate_bags
+from ..utils._bags import is_bag_input, label_of_bag
+from ..utils._device import pick_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
 from ..utils._patients import infer_groups
-from ..utils._validation import check_gene_order, name_of_item, name_some, sample_names_of
-from ..utils._warnings import warn_user
+from ..utils._reporting import warn_user
+from ..utils._validation import (
+    check_gene_order,
+    check_sample_names,
+    name_of_item,
+    name_some,
+    sample_names_of,
+)
 from ._aggregators import is_own_aggregator
 from ._embeddings import fit_prior
 from ._network import build_network, describe_network

@@ -15,9 +15,9 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import pick_device
+from ..utils._device import pick_device
 from ..utils._folds import make_folds
-from ..utils._warnings import warn_user
+from ..utils._reporting import warn_user
 from ._aggregators import is_own_aggregator
 from ._regressor import (
     PriorKnowledgeRegressor,

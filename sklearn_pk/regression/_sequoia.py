@@ -9,7 +9,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
-from ..utils import pick_device
+from ..utils._device import pick_device
 from ..utils._tensor_files import read_state
 from ..utils._validation import name_some
 from ._network import build_network, describe_network

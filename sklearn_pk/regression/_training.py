@@ -19,10 +19,9 @@ from skorch.callbacks import Callback
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from ..utils import progress
 from ..utils._bags import read_bag
 from ..utils._out_of_memory import attempt, describe_memory
-from ..utils._warnings import warn_user
+from ..utils._reporting import progress, warn_user
 from ._aggregators import Attention, is_own_aggregator
 from ._network import RandomStream, build_network
 

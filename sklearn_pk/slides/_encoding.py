@@ -13,7 +13,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ..utils import pick_device, progress
+from ..utils._device import pick_device
 from ..utils._parallel import (
     LostWorkerError,
     cloudpickle,
@@ -22,8 +22,7 @@ from ..utils._parallel import (
     map_tasks,
     no_alarm_about_memory,
 )
-from ..utils._progress import tell
-from ..utils._warnings import warn_user
+from ..utils._reporting import progress, tell, warn_user
 from ._encoders._encoder import Encoder
 from ._encoders._inference import TileEncoder
 from ._encoders._weights import find_weights, hash_weights, load_encoder

@@ -11,8 +11,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..utils import pick_device
-from ..utils._device import pick_dtype
+from ..utils._device import pick_device, pick_dtype
 from ._encoders._encoder import Encoder, measure_width
 from ._encoders._registry import as_encoder
 from ._encoders._weights import find_weights, hash_weights

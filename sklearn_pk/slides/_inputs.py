@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..utils._warnings import warn_user
+from ..utils._reporting import warn_user
 
 _EXPECTED = (
     "Expected a list of slide paths, a Series of paths, or a DataFrame with the column 'slide' "

@@ -9,8 +9,8 @@ from numbers import Integral
 import pandas as pd
 from sklearn.utils._param_validation import validate_params
 
-from ..utils import progress
 from ..utils._parallel import LostWorkerError, map_tasks
+from ..utils._reporting import progress
 from ._tiler import SlideTiler, check_row, survey_slide
 from ._wsi._reader import open_slide, resolve_mpp, slide_info
 

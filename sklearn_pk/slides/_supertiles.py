@@ -18,9 +18,11 @@ from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import ThreadpoolController
 
-from ..utils import check_sample_names, progress, validate_bags
+from ..utils import validate_bags
 from ..utils._bags import label_of_bag, read_bag
 from ..utils._parallel import map_in_order
+from ..utils._reporting import progress
+from ..utils._validation import check_sample_names
 
 # With fewer components, or fewer tiles per cluster, the inertia of k-means in the space of the
 # leading components was more than half a percent higher on data without any structure.

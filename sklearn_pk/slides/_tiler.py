@@ -25,8 +25,10 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import check_is_fitted, check_memory
 
-from ..utils import check_expression, check_sample_names, progress
+from ..utils import check_expression
 from ..utils._parallel import map_in_order, map_tasks
+from ..utils._reporting import progress
+from ..utils._validation import check_sample_names
 from ._grid import fraction_inside, mask_resolution, tile_geometry, tile_grid
 from ._inputs import (
     CANNOT_WRITE,

@@ -1,4 +1,4 @@
-"""Checks on bags: the tile features of each slide."""
+"""Validation of bags, the tile features of each slide."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -13,25 +13,7 @@ from ._validation import name_of_item
 
 
 def is_bag_input(X):
-    """
-    Tell bags of tiles from a table with one row a slide.
-
-    Parameters
-    ----------
-    X : array-like or list
-        A table (n, d), an array (n, tiles, d), or a list of (tiles_i, d).
-
-    Returns
-    -------
-    bool
-        False for a table.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils import is_bag_input
-    >>> is_bag_input([[1.0, 2.0]]), is_bag_input([[[1.0, 2.0]]])
-    (False, True)
-    """
+    """Return whether X is bags of tiles, not a table with one row per slide."""
     if getattr(X, "ndim", None) == 3:
         return True
     if isinstance(X, pd.Series):
@@ -44,54 +26,24 @@ def is_bag_input(X):
 
 
 def _n_dims(bag):
-    # np.ndim would read a bag that stays in a file.
+    # np.ndim would read the file of a lazy bag.
     return len(bag.shape) if hasattr(bag, "shape") else np.ndim(bag)
 
 
 def stays_in_file(bag):
-    """Tell a bag that reads its features from a file whenever it is asked for them."""
+    """Return whether a bag reads its features from a file each time they are used."""
     is_array_like = hasattr(bag, "__array__") and hasattr(bag, "shape")
     return is_array_like and getattr(bag, "path", None) is not None
 
 
 def label_of_bag(bag, position):
-    """Return the number of a bag, and the slide if it knows it, for the text of errors."""
+    """Return the number of a bag and its slide, if known, for error messages."""
     name = name_of_item(bag)
     return f"bag {position}" if name is None else f"bag {position} ({name!r})"
 
 
 def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
-    """
-    Check the features of one slide.
-
-    Parameters
-    ----------
-    bag : array-like of shape (tiles, n_features)
-        Tile features; missing tiles are rows of NaN.
-    position : int, default=0
-        Position of the slide, for the text of errors.
-    n_features : int, default=None
-        Width that is expected; None takes any.
-    allow_empty : bool, default=False
-        Whether a bag without any tile is accepted.
-
-    Returns
-    -------
-    features : ndarray of shape (tiles, n_features), float32 or float64
-        The features, missing tiles included.
-
-    Raises
-    ------
-    ValueError
-        If the width is another one, if a tile is partly NaN or holds infinity, or if no
-        tile is left; the bag is named.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils import check_bag
-    >>> check_bag([[1.0, 2.0]]).shape
-    (1, 2)
-    """
+    """Return the features of one slide as floats, missing tiles included."""
     features = np.asarray(bag)
     label = label_of_bag(bag, position)
     if features.dtype.kind not in "fiub":
@@ -105,8 +57,8 @@ def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
     absent = missing.all(axis=1)
     if (missing.any(axis=1) != absent).any():
         raise ValueError(
-            f"{label} contains NaN in a tile that is otherwise present. Only a missing tile is "
-            "NaN, and then all over."
+            f"{label} contains NaN in a tile that is otherwise present. A missing tile must be NaN "
+            "in all features."
         )
     if np.isinf(features).any():
         raise ValueError(f"{label} contains infinity (inf).")
@@ -120,8 +72,8 @@ def _check_shape(shape, label, n_features, allow_empty):
         raise ValueError(f"{label}: expected features of shape (tiles, n_features), got {shape}.")
     if n_features is not None and shape[1] != n_features:
         raise ValueError(
-            f"{label} has {shape[1]} features a tile, but the others have {n_features}. "
-            "All slides need the features of one encoder."
+            f"{label} has {shape[1]} features per tile, but the others have {n_features}. "
+            "All slides need features of the same encoder."
         )
     if not allow_empty and 0 in shape:
         raise _no_tile(label)
@@ -129,19 +81,19 @@ def _check_shape(shape, label, n_features, allow_empty):
 
 def _no_tile(label):
     return ValueError(
-        f"{label} has no tile (all of it is NaN or it is empty). Drop this slide together "
-        "with its expression, or look at why no tissue was found on it."
+        f"{label} has no tile (it is empty or all NaN). Drop this slide and its expression, or "
+        "check why no tissue was found on it."
     )
 
 
 def _drop_missing(features):
-    # A missing tile is NaN all over, so one column tells.
+    # A missing tile is NaN in all columns, so one is enough.
     missing = np.isnan(features[:, :1]).any(axis=1)
     return features[~missing] if missing.any() else features
 
 
 def read_bag(bag, *, position=0, n_features=None, allow_empty=False):
-    """Read and check the features of one slide, and leave missing tiles out."""
+    """Read and check the features of one slide; drop missing tiles."""
     checked = check_bag(bag, position=position, n_features=n_features, allow_empty=allow_empty)
     return _drop_missing(checked)
 
@@ -155,10 +107,10 @@ def check_bags(X, *, allow_empty=False, lazy=False):
     X : ndarray of shape (n, tiles, n_features), or list of (tiles_i, n_features)
         Bags; missing tiles are rows of NaN.
     allow_empty : bool, default=False
-        Whether a bag without any tile is accepted.
+        Whether a bag without tiles is accepted.
     lazy : bool, default=False
-        Whether a bag whose features stay in a file is not read: its shape is checked, and the
-        bag is returned as it is.
+        Whether to leave features in files unread: only the shape of such a bag is checked, and
+        the bag itself is returned.
 
     Returns
     -------
@@ -170,7 +122,8 @@ def check_bags(X, *, allow_empty=False, lazy=False):
     TypeError
         If a bag does not hold numbers.
     ValueError
-        As :func:`check_bag`, which this calls for each slide.
+        If the widths differ, if a tile is partly NaN or holds infinity, or if a bag has no tile;
+        the bag is named.
 
     Examples
     --------
@@ -192,7 +145,7 @@ def check_bags(X, *, allow_empty=False, lazy=False):
 
 
 def _refuse_slides(estimator, X):
-    """Say what is missing where slides arrive instead of their features."""
+    """Name the missing step if X holds slides, not features."""
     if hasattr(X, "coords") and hasattr(X, "features"):
         raise TypeError(f"X: expected a list of slides, got one, {X!r}. Pass [X].")
     if isinstance(X, str | PurePath):
@@ -208,40 +161,40 @@ def _refuse_slides(estimator, X):
         return
     raise TypeError(
         f"{type(estimator).__name__} takes tile features, got slides (the first is {first!r}). "
-        f"Put in front: {remedy}."
+        f"Use {remedy} before it."
     )
 
 
 def validate_bags(estimator, X, *, reset, allow_empty=False, lazy=False):
     """
-    Check a table or bags against the width an estimator was fitted with.
+    Check a table or bags, and their width against the fitted one.
 
     Parameters
     ----------
     estimator : estimator
-        Gets `n_features_in_` and, from a table with names, `feature_names_in_`.
+        Its `n_features_in_` and, for a table with names, `feature_names_in_` are set.
     X : array-like of shape (n, n_features), or bags as in :func:`check_bags`
-        Tile features. A table is one tile a slide.
+        Tile features. A table is one tile per slide.
     reset : bool
-        Whether to set those attributes, as in ``fit``, or to compare with them.
+        Whether to set these attributes, as in ``fit``, or to compare with them.
     allow_empty : bool, default=False
-        Whether a bag without any tile is accepted.
+        Whether a bag without tiles is accepted.
     lazy : bool, default=False
-        Whether bags whose features stay in files are not read, so that more of them can be
-        passed than fit into memory. Their shapes are checked, their content is not.
+        Whether to leave features in files unread, so that more bags can be passed than fit into
+        memory. Their shapes are checked, their content is not.
 
     Returns
     -------
     bags : list of ndarray of shape (tiles_i, n_features)
-        The features of each slide without missing tiles. With `lazy`, bags whose features stay
-        in files are in the list as they are.
+        The features of each slide without missing tiles. With `lazy`, bags in files are returned
+        unchanged.
 
     Raises
     ------
     TypeError
         If a bag does not hold numbers.
     ValueError
-        If the width is another one than in ``fit``, or as :func:`check_bag`.
+        If the width differs from that in ``fit``, or as :func:`check_bags`.
 
     Examples
     --------

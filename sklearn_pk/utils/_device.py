@@ -1,4 +1,4 @@
-"""The torch device and the precision that parameters name."""
+"""Device and precision of torch."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -6,30 +6,7 @@ from contextlib import contextmanager
 
 
 def pick_device(device):
-    """
-    Turn "auto" into a torch device and refuse one that is not there.
-
-    Parameters
-    ----------
-    device : str
-        "auto", "cpu", "cuda", "cuda:1", "mps" and so on.
-
-    Returns
-    -------
-    str
-        Name of a device of this machine.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils import pick_device
-    >>> pick_device("cpu")
-    'cpu'
-    """
+    """Return the name of a torch device; "auto" is resolved, a device that is absent refused."""
     if device == "cpu":
         return device
     import torch
@@ -46,21 +23,21 @@ def pick_device(device):
 
 
 def pick_dtype(dtype, device):
-    """Turn "auto" into the precision that suits a device."""
+    """Return the precision, for "auto" the one that suits the device."""
     import torch
 
     if dtype != "auto":
         return dtype
     if torch.device(device).type != "cuda":
         return "float32"
-    # Emulated, it would be slower than float16.
+    # Where bfloat16 is emulated, it is slower than float16.
     fast = torch.cuda.get_device_capability(device) >= (8, 0)
     return "bfloat16" if fast else "float16"
 
 
 @contextmanager
 def full_precision():
-    """Multiply float32 in full precision, whatever the user has set."""
+    """Multiply float32 matrices in full precision, whatever the user has set."""
     import torch
 
     precision = torch.get_float32_matmul_precision()

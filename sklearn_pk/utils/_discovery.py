@@ -1,4 +1,4 @@
-"""List everything that is public, for the tests and the documentation."""
+"""Lists of all public objects, for tests and documentation."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 from sklearn.base import BaseEstimator
 
-# A string, not an import: nothing that utils imports may import it in turn.
+# A string, because utils must not import the other subpackages.
 _ROOT = __name__.split(".")[0]
 
 
@@ -25,23 +25,23 @@ def all_public_objects():
     """
     List all public functions, classes and other objects.
 
-    Public is what a module or subpackage without a leading underscore names in its
-    ``__all__``.
+    The names in ``__all__`` of modules and subpackages without a leading underscore are
+    public.
 
     Returns
     -------
     objects : list of tuple of (str, object)
-        Public names, such as ``"sklearn_pk.prior.CoexpressionGraph"``, and what they stand
-        for, sorted by name. An object with two public names is listed twice.
+        Public names, such as ``"sklearn_pk.prior.CoexpressionGraph"``, and their objects,
+        sorted by name. An object with two public names is listed twice.
 
     Raises
     ------
     AttributeError
-        If a public module has no ``__all__``, or names there something that it lacks.
+        If a public module has no ``__all__``, or lacks a name in it.
 
     See Also
     --------
-    all_estimators : The estimators among them.
+    all_estimators : List the estimators only.
 
     Examples
     --------
@@ -71,8 +71,8 @@ def all_estimators():
 
     See Also
     --------
-    all_public_objects : All other public names.
-    sklearn.utils.discovery.all_estimators : The same for scikit-learn.
+    all_public_objects : List all public objects.
+    sklearn.utils.discovery.all_estimators : List those of scikit-learn.
 
     Examples
     --------

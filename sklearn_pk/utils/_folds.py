@@ -1,4 +1,4 @@
-"""Folds that keep patients together and hold each sample out at most once."""
+"""Cross-validation folds that keep patients together and test each sample at most once."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -63,13 +63,13 @@ def _check_tested_once(times_tested):
 
 
 def warn_of_repeats(folds, values):
-    """Warn where the folds split samples of one expression, which are slides of one patient."""
+    """Warn if folds separate samples of identical expression, slides of the same patient."""
     units = infer_groups(values)
     n_split = sum(np.isin(units[test], units[train]).sum() for train, test in folds)
     if n_split:
         warnings.warn(
-            f"{n_split} held-out samples have the very expression of a training sample, as slides "
-            "of one patient do, so the result is too good. Pass groups=, the patient of each "
+            f"{n_split} held-out samples have the same expression as a training sample, as slides "
+            "of the same patient do, so the result is too good. Pass groups=, the patient of each "
             "sample, to cross_val_significance.",
             UserWarning,
             stacklevel=4,
@@ -77,7 +77,7 @@ def warn_of_repeats(folds, values):
 
 
 def make_folds(cv, X, y, groups, *, pooled=True):
-    """Return the folds as a list of train and test indices, checked for leaks."""
+    """Return a list of train and test indices, checked for leaks."""
     n_samples = len(y)
     if cv is None or isinstance(cv, Integral):
         n_splits = _DEFAULT_FOLDS if cv is None else int(cv)
@@ -87,7 +87,7 @@ def make_folds(cv, X, y, groups, *, pooled=True):
         _check_enough(getattr(cv, "n_splits", None), n_samples, groups)
         cv = check_cv(cv)
     with warnings.catch_warnings():
-        # KFold says that it ignores groups; what matters, leaks, is checked below.
+        # KFold warns that it ignores groups; leaks are checked below.
         warnings.filterwarnings("ignore", message="The groups parameter is ignored")
         folds = [(np.asarray(a), np.asarray(b)) for a, b in cv.split(X, y, groups)]
     folds = [

@@ -1,4 +1,4 @@
-"""DataFrames as plain arrays, for ways of saving that know no pandas."""
+"""DataFrames as plain arrays, for formats without pandas such as skops."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -9,7 +9,7 @@ _MARK = "__sklearn_pk_frame__"
 
 
 def freeze_frames(state):
-    """Replace the DataFrames and Series among the values of a dict."""
+    """Replace DataFrames and Series among the values of a dict by plain arrays."""
     return {name: _freeze(value) for name, value in state.items()}
 
 
@@ -63,7 +63,7 @@ def _freeze_values(values):
     if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
         return {"values": values.to_numpy()}
     plain = np.empty(len(values), dtype=object)
-    for position, value in enumerate(values):  # one by one: tuples stay tuples
+    for position, value in enumerate(values):  # one by one, because NumPy unpacks tuples
         plain[position] = None if value is pd.NA else value
     return {"values": plain, "dtype": str(dtype)}
 

@@ -1,4 +1,4 @@
-"""Neighbours of genes in a graph that are neighbours in an embedding, counted in blocks."""
+"""Overlap of the neighbours of genes in a graph and in an embedding."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.metrics import pairwise_distances
 
-# Query genes of one block times all genes: 256 x 25,761 float32 distances are 26 MB.
+# Genes per block: 256 x 25,761 float32 distances are 26 MB.
 _QUERIES = 256
 
 
@@ -27,7 +27,7 @@ def check_graph(graph, n_genes):
 
 
 def count_kept(graph, embedding, *, k, metric="cosine", queries=None, own=None, hops=1):
-    """Count for each gene how many of its neighbours in a graph are neighbours in an embedding."""
+    """Count the neighbours of each gene in the graph that are also near in the embedding."""
     queries = embedding if queries is None else queries
     own = np.arange(graph.shape[0]) if own is None else own
     if metric == "cosine":
@@ -55,20 +55,20 @@ def _unit_rows(embedding):
 
 
 def _with_second_hop(around, graph, block):
-    """Add genes that share neighbours, all of them lighter than any edge."""
+    """Add genes that share neighbours, with less weight than any edge."""
     edges, step = (matrix.astype(bool).astype(np.float64) for matrix in (around, graph))
     shared = sparse.coo_array(edges @ step)
     others = shared.col != block[shared.row]
     weights = shared.data[others] / (shared.data.max(initial=0) + 1)
     where = (shared.row[others], shared.col[others])
     shared = sparse.csr_array((weights, where), shape=around.shape)
-    # Shared neighbours weigh less than 1, so these bring every edge to 1 and more.
+    # Weights of shared neighbours are below 1, so this lifts every edge to 1 or more.
     lift = 1 + 2 * np.abs(around.data).max()
     return sparse.csr_array(around + edges * lift + shared)
 
 
 def _strongest_edges(graph, k):
-    """Return rows and columns of at most k edges a gene, by weight, then by index."""
+    """Return rows and columns of the k strongest edges per gene; ties by index."""
     graph.eliminate_zeros()
     rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
     order = np.lexsort((graph.indices, -graph.data, rows))
@@ -80,9 +80,9 @@ def _strongest_edges(graph, k):
 def _distances(queries, embedding, metric):
     if metric != "cosine":
         return pairwise_distances(queries, embedding, metric=metric)
-    # Rows are unit vectors or zero; a zero row has no direction and is near nothing.
-    # Equal rows come out of a matrix product unlike each other by rounding, depending on where they
-    # stand in it; rounded, they are tied.
+    # Rows are unit vectors or zero; a zero row has no direction and is near no other.
+    # In a matrix product, equal rows differ by rounding errors that depend on their position;
+    # rounding makes them ties.
     distances = np.round(-(queries @ embedding.T), 6 if embedding.dtype == np.float32 else 12)
     distances[:, ~embedding.any(axis=1)] = np.inf
     distances[~queries.any(axis=1)] = np.inf
@@ -90,7 +90,7 @@ def _distances(queries, embedding, metric):
 
 
 def _nearest(distances, k):
-    """Mark the k nearest genes of each row; among equals the lower index comes first."""
+    """Return a mask of the k nearest genes of each row; ties by index."""
     if k >= distances.shape[1]:
         return np.isfinite(distances)
     limit = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]

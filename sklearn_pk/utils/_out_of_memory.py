@@ -1,4 +1,4 @@
-"""What to do when a device has no memory left."""
+"""Handling of out-of-memory errors of any device."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -8,8 +8,8 @@ import sys
 import traceback
 from contextlib import contextmanager
 
-# What torch says in errors that have no type of their own: CUDA and MPS, for pinned memory too;
-# cuBLAS and cuDNN; the CPU; and C++ and the system underneath.
+# Texts of torch errors without a type of their own: of CUDA and MPS, pinned memory included; of
+# cuBLAS and cuDNN; of the CPU; of C++ and the operating system.
 _TEXTS = (
     "out of memory",
     "_STATUS_ALLOC_FAILED",
@@ -21,19 +21,19 @@ _GIB = 2**30
 
 
 def is_out_of_memory(error):
-    """Tell whether an error means that memory ran out, on any device."""
+    """Return whether an error means that a device has run out of memory."""
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, RuntimeError):
         return False
-    # Torch has moved this type, so it is known by its name.
+    # The type has different modules in different versions of torch.
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
     return any(text in str(error) for text in _TEXTS)
 
 
 def free_device_memory(device):
-    """Give back what nothing refers to any more."""
+    """Free unused memory of a device."""
     import torch
 
     gc.collect()
@@ -45,7 +45,7 @@ def free_device_memory(device):
 
 
 def describe_memory(device):
-    """Name a device and its memory."""
+    """Return the device, with its free and total memory if known."""
     import torch
 
     kind = torch.device(device).type
@@ -59,7 +59,7 @@ def describe_memory(device):
         elif kind == "cpu":
             sizes = _memory_of_process()
     except (OSError, RuntimeError, ValueError):
-        # This is part of an error's text, which must not fail for want of a number.
+        # The caller is about to raise an error, whose text needs no numbers.
         sizes = None
     if sizes is None:
         return str(device)
@@ -68,7 +68,7 @@ def describe_memory(device):
 
 
 def _memory_of_process():
-    """Return free and total bytes: those of the machine, or of a smaller limit such as ulimit's."""
+    """Return free and total bytes of the machine, or of the limit of the process if smaller."""
     if sys.platform != "linux":
         return None
     import resource
@@ -84,8 +84,8 @@ def _memory_of_process():
     return free, total
 
 
-def _let_go(error):
-    """Drop the variables of all functions that an error has left, which would keep tensors."""
+def _clear_frames(error):
+    """Clear the frames of an error, whose variables would keep tensors alive."""
     errors = [error]
     seen = set()
     while errors:
@@ -97,34 +97,34 @@ def _let_go(error):
 
 
 def attempt(function, *arguments, device):
-    """Call a function; where memory runs out, free what it has used."""
+    """Call a function; return its result and None, or None and an out-of-memory error."""
     try:
         return function(*arguments), None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         failure = error
-    # Not before the end of the except block, within which the error is still being handled.
-    _let_go(failure)
+    # After the except block, which itself refers to the error.
+    _clear_frames(failure)
     free_device_memory(device)
     return None, failure
 
 
 @contextmanager
 def explain_out_of_memory(device, explain):
-    """Say what to do when memory runs out."""
+    """Turn an out-of-memory error into a MemoryError with an explanation."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _let_go(error)
+        _clear_frames(error)
         free_device_memory(device)
         raise MemoryError(explain(describe_memory(device))) from error
 
 
 class Halving:
-    """Work through items in batches, which are halved for good where memory does not suffice."""
+    """Process items in batches; halve the batch size permanently when memory runs out."""
 
     def __init__(self, size, device, *, filled=False):
         self.size = size

@@ -1,10 +1,11 @@
-"""Loops of joblib that outlive the death of a worker."""
+"""joblib loops that survive the loss of a worker."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 import pickle
 import sys
 import warnings
+from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
 from itertools import islice
 
@@ -19,24 +20,25 @@ try:
 except ImportError:  # since 1.6 it is a requirement of joblib
     import cloudpickle
 
-# joblib hands out no more than this many batches of tasks a worker ahead of their end.
+# The number of batches of tasks that joblib dispatches ahead for each worker.
 _AHEAD = 2
-# A cancelled task may have lost its arguments with a worker that others have killed.
+# Dask cancels a task whose arguments are lost with a worker that another task has killed.
 _ATTEMPTS = 3
 _ALIGNMENT = 64
-_JOBLIBS_TIMEOUT = 10
+_JOBLIB_TIMEOUT = 10  # default wait_for_workers_timeout of the joblib backend
 
 
 def register_dask():
     """
-    Make the backend "dask" of joblib go on when a worker dies.
+    Replace the joblib backend "dask" by one that survives the loss of a worker.
 
-    Afterwards, ``joblib.parallel_config(backend="dask")`` around a search of scikit-learn
-    survives the loss of a worker: what it held is sent again, and what it did is done again. A
-    task that kills each worker that tries it ends the loop with ``distributed.KilledWorker``,
-    where joblib would wait without end. The loops of sklearn_pk are so anyway.
+    Afterwards, a search of scikit-learn within ``joblib.parallel_config(backend="dask")``
+    continues when a worker is killed: its arguments are sent again and its tasks are run again.
+    A task that kills every worker that runs it ends the loop with
+    ``distributed.KilledWorker``, where the backend of joblib would wait forever. The loops of
+    sklearn_pk use this backend anyway.
 
-    Large arguments go through the scheduler, which keeps them until the loop ends.
+    Large arguments pass through the scheduler, which keeps them until the loop ends.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def register_dask():
 
     See Also
     --------
-    joblib.parallel_config : Chooses the backend.
+    joblib.parallel_config : Choose the backend.
 
     Examples
     --------
@@ -63,15 +65,13 @@ def register_dask():
     ...         search.fit(X, y).best_params_
     {'alpha': 0.1}
     """
-    import distributed  # noqa: F401  # joblib would notice only later that it is missing
+    from ._dask import DaskBackend
 
-    from ._dask import DurableDaskBackend
-
-    joblib.register_parallel_backend("dask", DurableDaskBackend)
+    joblib.register_parallel_backend("dask", DaskBackend)
 
 
 class LostWorkerError(RuntimeError):
-    """A task whose worker is killed whenever it is worked on."""
+    """A task that kills every worker that runs it."""
 
     def __init__(self, name, error):
         super().__init__(name, error)
@@ -79,25 +79,23 @@ class LostWorkerError(RuntimeError):
         self.error = error
 
     def __str__(self):
-        """Name the task and say what to look for."""
+        """Name the task and what to check."""
         return (
-            f"{self.name}: the process that worked on it was killed, and was killed again when it "
-            "worked on nothing else. Look for a lack of memory, in the log of the system or of "
-            "the worker, or a file that crashes its decoder "
+            f"{self.name}: its worker process was killed, and killed again when it ran this task "
+            "alone. Check the log of the system or of the worker for a lack of memory, and "
+            "whether the file crashes its decoder "
             f"({type(self.error).__name__}: {str(self.error).partition(chr(10))[0]})."
         )
 
 
-def _losses():
-    """Return the types of error by which joblib's backends say that a worker is gone."""
-    kinds = (TerminatedWorkerError,)
+def _lost_worker_errors():
+    """Return the errors that joblib backends raise for a lost worker."""
     if "distributed" not in sys.modules:
-        return kinds
+        return (TerminatedWorkerError,)
     from distributed import KilledWorker
-    from distributed.client import CancelledError
 
-    # Dask does a task again itself, up to `allowed-failures` times.
-    return (*kinds, KilledWorker, CancelledError)
+    # Dask runs a task again by itself, up to `allowed-failures` times.
+    return (TerminatedWorkerError, KilledWorker, CancelledError)
 
 
 def _call(function, position, *task):
@@ -105,50 +103,46 @@ def _call(function, position, *task):
 
 
 def is_dask():
-    """Tell whether loops of joblib go to a Dask cluster."""
+    """Return whether joblib loops run on a Dask cluster."""
     return "Dask" in type(get_active_backend()[0]).__name__
 
 
 def count_jobs(n_jobs):
-    """Count the workers of a loop."""
+    """Return the number of workers of a loop."""
     if n_jobs == 1:
         return 1
-    backend = _durable_backend()
+    backend = _dask_backend()
     return joblib.effective_n_jobs(n_jobs) if backend is None else backend.effective_n_jobs(n_jobs)
 
 
-def _durable_backend():
-    """Return ours in place of joblib's for Dask, and None for others."""
+def _dask_backend():
+    """Return our backend where that of joblib for Dask is active, None otherwise."""
     backend, _ = get_active_backend()
     if type(backend).__name__ != "DaskDistributedBackend":
         return None
-    if not hasattr(backend, "_durable"):
-        from ._dask import DurableDaskBackend
+    from ._dask import DaskBackend
 
-        options = dict(backend.submit_kwargs)
-        if backend.wait_for_workers_timeout != _JOBLIBS_TIMEOUT:
-            options["wait_for_workers_timeout"] = backend.wait_for_workers_timeout
-        backend._durable = DurableDaskBackend(
-            client=backend.client, scatter=backend._scatter, **options
-        )
-    return backend._durable
+    options = dict(backend.submit_kwargs)
+    if backend.wait_for_workers_timeout != _JOBLIB_TIMEOUT:
+        options["wait_for_workers_timeout"] = backend.wait_for_workers_timeout
+    return DaskBackend(client=backend.client, **options)
 
 
 def _start(function, left, positions, n_jobs, batch_size):
     if n_jobs == 1:
-        # Here, whatever the backend: that of Dask would leave the number unread.
+        # In this process, whatever the backend: that for Dask ignores the number.
         return (_call(function, position, *left[position]) for position in positions)
     run = Parallel(
         n_jobs=n_jobs,
         return_as="generator_unordered",
-        backend=_durable_backend(),
+        backend=_dask_backend(),
         batch_size=batch_size,
     )
     return run(delayed(_call)(function, position, *left[position]) for position in positions)
 
 
 def _run(function, left, positions, n_jobs, batch_size=1):
-    """Run some of the tasks that are left, and take those that are done out of them."""
+    """Run some of the tasks in `left`, a dict of position to arguments; remove those done."""
     results = _start(function, left, positions, n_jobs, batch_size)
     try:
         for position, result in results:
@@ -156,7 +150,7 @@ def _run(function, left, positions, n_jobs, batch_size=1):
             yield position, result
     finally:
         with warnings.catch_warnings():
-            # About tasks that were in work when the caller had seen enough.
+            # joblib warns of tasks that are cancelled when the caller stops early.
             warnings.simplefilter("ignore")
             results.close()
 
@@ -166,9 +160,9 @@ def _run_alone(function, left, position, n_jobs, name):
     for _ in range(_ATTEMPTS):
         try:
             yield from _run(function, left, [position], n_jobs)
-        except _losses() as error:
+        except _lost_worker_errors() as error:
             lost = error
-            if not type(error).__name__.endswith("CancelledError"):
+            if not isinstance(error, CancelledError):
                 break
         else:
             return
@@ -178,33 +172,33 @@ def _run_alone(function, left, position, n_jobs, name):
 
 @contextmanager
 def no_alarm_about_memory():
-    """Leave out that joblib has replaced a worker whose memory has grown."""
+    """Silence the warning that joblib replaces a worker whose memory has grown."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
         yield
 
 
 def map_tasks(function, tasks, *, n_jobs=None, name="task {}".format):
-    """Call a function for each task, by as many workers as joblib has."""
+    """Yield (position, result) as tasks finish; a task that kills its worker, LostWorkerError."""
     left, batch_size = dict(enumerate(tasks)), "auto"
     while left:
         try:
             yield from _run(function, left, list(left), n_jobs, batch_size)
-        except _losses():
+        except _lost_worker_errors():
             batch_size = 1
-            # Tasks start in order, so it was one of the first that are left. Together once more,
-            # because those that do no harm are done then, and the others one by one.
+            # Tasks start in order, so the cause is among the first that are left. They run
+            # together once more, which finishes the harmless ones, then one by one.
             suspects = list(islice(left, _AHEAD * count_jobs(n_jobs)))
             try:
                 yield from _run(function, left, suspects, n_jobs)
-            except _losses():
+            except _lost_worker_errors():
                 for position in suspects:
                     if position in left:
                         yield from _run_alone(function, left, position, n_jobs, name)
 
 
 def map_in_order(function, tasks, *, n_jobs=None, name="task {}".format):
-    """Call a function for each task as :func:`map_tasks` does, and wait for results in order."""
+    """Yield results in the order of the tasks; raise LostWorkerError."""
     waiting, turn = {}, 0
     with closing(map_tasks(function, tasks, n_jobs=n_jobs, name=name)) as results:
         for position, result in results:
@@ -217,7 +211,7 @@ def map_in_order(function, tasks, *, n_jobs=None, name="task {}".format):
 
 
 def share(value):
-    """Take a value apart into what is small and one array, which joblib sends to a worker once."""
+    """Split a value into a small part and one array, which joblib sends to each worker once."""
     buffers = []
     head = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     parts = [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
@@ -229,7 +223,7 @@ def share(value):
 
 
 def restore(head, sizes, content):
-    """Put together what :func:`share` has taken apart."""
+    """Undo :func:`share`."""
     starts = np.cumsum([0, *map(_aligned, sizes)])
     buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=False)]
     return pickle.loads(head, buffers=buffers)

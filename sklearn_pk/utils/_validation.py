@@ -1,4 +1,4 @@
-"""Checks on expression tables and on the names of samples."""
+"""Validation of expression tables and of sample names."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -15,7 +15,7 @@ _MAX_NAMED = 5
 
 
 def name_some(items, *, total=None):
-    """Return the first few of `items` as text, with the number left out."""
+    """Return the first few items as text, and the number of others."""
     items = list(items)
     total = len(items) if total is None else total
     shown = ", ".join(repr(_plain(item)) for item in items[:_MAX_NAMED])
@@ -28,14 +28,14 @@ def _plain(item):
 
 
 def _names_of_columns(columns, input_name):
-    """Return the gene names as an object array, or None for a default numbering."""
+    """Return gene names as an object array, or None for the default index."""
     if isinstance(columns, pd.RangeIndex) and columns.start == 0 and columns.step == 1:
         return None
     index = pd.Index(columns)
     duplicated = index[index.duplicated()].unique()
     if len(duplicated):
         raise ValueError(
-            f"{input_name} must name each gene once, got duplicate gene names: "
+            f"{input_name} must have unique gene names, got duplicate gene names: "
             f"{name_some(duplicated)}. Average or drop the duplicates, for example with "
             "y.T.groupby(level=0).mean().T."
         )
@@ -45,7 +45,7 @@ def _names_of_columns(columns, input_name):
 
 
 def _float_dtype(dtypes):
-    """Return float32 where nothing wider came in, float64 otherwise."""
+    """Return float32 unless a dtype is wider, float64 otherwise."""
     narrow = all(str(dtype).lower() in ("float32", "float16") for dtype in dtypes)
     return np.float32 if narrow else np.float64
 
@@ -57,7 +57,7 @@ def _values_of_frame(frame, input_name):
             continue
         try:
             if not pd.api.types.is_object_dtype(dtype):
-                raise TypeError(f"{dtype} is not a type of numbers")
+                raise TypeError(f"{dtype} is not numeric")
             frame[name].astype(np.float64)
         except (TypeError, ValueError):
             wrong.append(name)
@@ -124,16 +124,16 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
     y : array-like or DataFrame of shape (n_samples,) or (n_samples, n_genes)
         Expression, usually log2(x + 1). Columns of a DataFrame are genes.
     estimator_name : str, default="The estimator"
-        Who asks, for the text of errors.
+        Caller named in error messages.
     input_name : str, default="y"
-        What the caller calls the table, for the text of errors.
+        Name of the table in error messages.
 
     Returns
     -------
     values : ndarray of shape (n_samples, n_genes), float32 or float64
         The values; float32 stays float32, everything else becomes float64.
     gene_names : ndarray of shape (n_genes,), dtype object, or None
-        The names of a DataFrame's columns (or a Series' name), None where there are none.
+        Columns of a DataFrame or name of a Series, None if there are none.
     is_1d : bool
         Whether `y` had one dimension.
 
@@ -142,7 +142,7 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
     TypeError
         If `y` is sparse or a column is not numeric.
     ValueError
-        If `y` is None, empty, has more than two dimensions, names a gene twice, or holds NaN
+        If `y` is None, empty, has more than two dimensions or duplicate gene names, or holds NaN
         or infinity; genes and samples are named.
 
     Examples
@@ -156,7 +156,7 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
     if y is None:
         raise ValueError(
             f"{estimator_name} requires {input_name} to be passed, but the target {input_name} "
-            "is None. Pass the expression, one row a sample and one column a gene."
+            "is None. Pass the expression, one row per sample and one column per gene."
         )
     gene_names = sample_names = None
     if isinstance(y, pd.DataFrame):
@@ -189,7 +189,7 @@ def check_expression(y, *, estimator_name="The estimator", input_name="y"):
 
 
 def check_gene_order(gene_names, fitted_names):
-    """Check that y names the genes of a fit in their order, where both have names."""
+    """Check that y has the fitted genes in their order, where both have names."""
     if gene_names is None or fitted_names is None:
         return
     if len(gene_names) != len(fitted_names):
@@ -198,72 +198,15 @@ def check_gene_order(gene_names, fitted_names):
             "y[model.gene_names_out_]."
         )
     wrong = [n for n, own in zip(gene_names, fitted_names, strict=True) if n != own]
-    if wrong and len(gene_names) > 1:  # the name of a single gene is often what it holds
+    if wrong and len(gene_names) > 1:  # a single column is often named after its content
         raise ValueError(
             f"y has other genes than in fit, or another order: {name_some(wrong)}. Use "
             "y[model.gene_names_out_]."
         )
 
 
-def check_groups(groups, y):
-    """
-    Check that each sample names its patient.
-
-    Parameters
-    ----------
-    groups : array-like of shape (n_samples,)
-        Patient of each sample.
-    y : array-like or DataFrame of n_samples
-        What belongs to the same samples.
-
-    Returns
-    -------
-    groups : ndarray of shape (n_samples,)
-        The patients; labels of mixed types become text.
-
-    Raises
-    ------
-    ValueError
-        If there is not one patient a sample, if one is missing, or if groups and y are indexed
-        by the same samples in another order.
-
-    Examples
-    --------
-    >>> from sklearn_pk.utils import check_groups
-    >>> check_groups(["P1", "P1", "P2"], [[5.0], [5.0], [9.5]]).tolist()
-    ['P1', 'P1', 'P2']
-    """
-    labels, n_samples = np.asarray(groups), _num_samples(y)
-    if labels.shape != (n_samples,):
-        raise ValueError(
-            "Found input variables with inconsistent numbers of samples: groups must name the "
-            f"patient of each of the {n_samples} samples, got shape {labels.shape}."
-        )
-    # In an array of text, a missing label would have become the text 'nan'.
-    missing = np.flatnonzero(pd.isna(np.asarray(groups, dtype=object)))
-    if missing.size:
-        raise ValueError(
-            f"groups must name the patient of each sample, but {missing.size} samples have no "
-            f"patient, the first at position {missing[0]}."
-        )
-    if isinstance(groups, pd.Series) and isinstance(y, pd.DataFrame | pd.Series):
-        _check_order(groups.index, y.index)
-    # Labels of mixed type (patient 12 and patient "12b") cannot be sorted, as splitters do.
-    return labels.astype(str) if labels.dtype == object else labels
-
-
-def _check_order(group_index, y_index):
-    if not _has_names(y_index) or list(group_index) == list(y_index):
-        return
-    if sorted(map(str, group_index)) == sorted(map(str, y_index)):
-        raise ValueError(
-            "groups and y are indexed by the same samples in a different order. Reorder with "
-            "groups.loc[y.index]."
-        )
-
-
 def name_of_item(item):
-    """Return the file or slide a sample comes from as text, or None."""
+    """Return the file or slide of a sample as text, or None."""
     for name in (item, getattr(item, "slide", None), getattr(item, "path", None)):
         if isinstance(name, PurePath) or (isinstance(name, str) and name):
             return str(name)
@@ -271,26 +214,26 @@ def name_of_item(item):
 
 
 def sample_names_of(X):
-    """Return one name a sample (file, slide or row label) as a list, or None if X has none."""
+    """Return the name of each sample (file, slide or row label), or None if X has none."""
     if isinstance(X, pd.DataFrame) and "slide" in X.columns:
         X = X["slide"]
     if isinstance(X, pd.Series) and X.map(name_of_item).notna().all():
         return [name_of_item(item) for item in X]
     if isinstance(X, (pd.DataFrame, pd.Series)):
-        return list(map(str, X.index)) if _has_names(X.index) else None
+        return list(map(str, X.index)) if has_names(X.index) else None
     if isinstance(X, (list, tuple)) or (isinstance(X, np.ndarray) and X.dtype.kind in "OU"):
         names = [name_of_item(item) for item in X]
         return None if None in names else names
     return None
 
 
-def _has_names(index):
-    """Tell names from row numbers: integers say nothing once rows were taken or shuffled."""
+def has_names(index):
+    """Return whether an index has names; integers are row numbers."""
     return not (pd.api.types.is_numeric_dtype(index) or isinstance(index, pd.MultiIndex))
 
 
 def _contains(text, name):
-    """Whether `name` stands in `text` as a whole word: S1 is in S1-01A.svs, not in S10.svs."""
+    """Return whether text contains name as a whole word: S1 in S1-01A.svs, not in S10.svs."""
     start = text.find(name)
     while start >= 0:
         before, after = text[start - 1 : start], text[start + len(name) :][:1]
@@ -301,7 +244,7 @@ def _contains(text, name):
 
 
 def same_sample(x_name, y_name):
-    """Tell whether two names, of files or slides or patients, are of the same sample."""
+    """Return whether two names, of files, slides or patients, are of the same sample."""
     if x_name == y_name:
         return True
     x_path, y_path = PurePath(x_name), PurePath(y_name)
@@ -313,41 +256,14 @@ def same_sample(x_name, y_name):
 
 
 def check_sample_names(X, y):
-    """
-    Check that the rows of `y` belong to the samples of `X`, where both carry names.
-
-    The names of `X` are its paths (or the slides its bags come from), the column ``slide`` of
-    a DataFrame, or else the index of a DataFrame or Series; the names of `y` are its index.
-    An index of integers counts as no name. A row agrees when both names are equal, when both
-    are TCGA barcodes of one patient, or when one holds the other as a whole word, so `y` may
-    be indexed by patient while `X` lists slide files named after their patient.
-
-    Parameters
-    ----------
-    X : sequence, array or DataFrame of n_samples
-        The samples.
-    y : array-like or DataFrame of n_samples
-        The expression.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of samples differ, or if both carry names and a row does not agree.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from sklearn_pk.utils import check_sample_names
-    >>> y = pd.DataFrame({"ESR1": [5.0, 9.5]}, index=["P1", "P2"])
-    >>> check_sample_names(["slides/P1-a.svs", "slides/P2-a.svs"], y)
-    """
+    """Check that the rows of y belong to the samples of X, where both have names."""
     n_samples, n_rows = _num_samples(X), _num_samples(y)
     if n_samples != n_rows:
         raise ValueError(
             "Found input variables with inconsistent numbers of samples: X has "
             f"{n_samples} samples, y has {n_rows} rows. Each sample needs one row of y."
         )
-    if not isinstance(y, (pd.DataFrame, pd.Series)) or not _has_names(y.index):
+    if not isinstance(y, (pd.DataFrame, pd.Series)) or not has_names(y.index):
         return
     x_names = sample_names_of(X)
     if x_names is None:

@@ -8,7 +8,7 @@ import pytest
 
 from sklearn_pk.datasets import match_samples
 from sklearn_pk.slides import FeatureBag, FeatureBags
-from sklearn_pk.utils import check_sample_names
+from sklearn_pk.utils._validation import check_sample_names
 
 
 def expression_of(names, seed=0):

@@ -1,4 +1,4 @@
-"""A Dask cluster as users start it: a scheduler and two workers, over TCP."""
+"""A Dask cluster: a scheduler and two workers in processes of their own, over TCP."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -11,10 +11,23 @@ import time
 
 import pytest
 
+# Workers are forked from a process that has imported what they need, so that they start, and are
+# started again when they are killed, within a second.
+WORKER = """
+from distributed.cli.dask_worker import main
+from distributed.utils import get_mp_context
+
+if __name__ == "__main__":
+    # The last one is imported by torch at the first step of a training.
+    modules = ["distributed", "sklearn_pk.regression", "sklearn_pk.slides", "torch._dynamo"]
+    get_mp_context().set_forkserver_preload(modules)
+    main()
+"""
+
 
 @pytest.fixture(scope="session")
 def scheduler_file(tmp_path_factory):
-    """Path of the file by which clients find the cluster; its processes are in another folder."""
+    """Path of the scheduler file of a cluster whose working directory is another."""
     pytest.importorskip("distributed")
     folder = tmp_path_factory.mktemp("cluster")
     path = folder / "scheduler.json"
@@ -22,12 +35,13 @@ def scheduler_file(tmp_path_factory):
     elsewhere.mkdir()
     shared = ["--scheduler-file", str(path), "--no-dashboard"]
     commands = (
-        ["scheduler", *shared, "--host", "127.0.0.1", "--port", "0"],
-        ["worker", *shared, "--nworkers", "2", "--nthreads", "1", "--memory-limit", "0"],
+        ["-m", "dask", "scheduler", *shared, "--host", "127.0.0.1", "--port", "0"],
+        ["-c", WORKER, *shared, "--nworkers", "2", "--nthreads", "1", "--memory-limit", "0"],
     )
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+        "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver",
     }
     processes = []
     with open(folder / "log", "w") as log:
@@ -35,7 +49,7 @@ def scheduler_file(tmp_path_factory):
             for command in commands:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "dask", *command],
+                        [sys.executable, *command],
                         cwd=elsewhere,
                         env=environment,
                         stdout=log,
@@ -62,7 +76,7 @@ def scheduler_file(tmp_path_factory):
 
 @pytest.fixture
 def client(scheduler_file):
-    """A client of the cluster, all of whose workers are there."""
+    """A client of the cluster, once both workers run."""
     distributed = pytest.importorskip("distributed")
     with distributed.Client(scheduler_file=str(scheduler_file)) as client:
         client.wait_for_workers(2, timeout=60)
@@ -72,9 +86,9 @@ def client(scheduler_file):
 @pytest.fixture
 def kill_worker(client):
     """
-    A function that kills the worker that holds most data, in a thread, once a condition holds.
+    Return a function that kills the worker with the most data once a condition holds.
 
-    It returns the thread and the list in which the address of the worker will be.
+    It does so in a thread, and returns the thread and a list for the address of the worker.
     """
 
     def kill_when(condition):

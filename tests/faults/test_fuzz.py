@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from sklearn_pk.datasets import read_expression, read_table
 from sklearn_pk.prior import read_gmt
-from sklearn_pk.prior._aliases import load_aliases
+from sklearn_pk.prior._gene_sets import load_aliases
 from sklearn_pk.regression import load_sequoia
 from sklearn_pk.slides import (
     Encoder,

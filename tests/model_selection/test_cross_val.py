@@ -339,7 +339,7 @@ def test_slides_of_a_patient_in_two_folds_warn(data):
     X, y, _ = data
     repeated = y.to_numpy()[np.arange(N) // 2]
     order = np.random.default_rng(0).permutation(N)
-    message = r"held-out samples have the very expression.*groups="
+    message = r"held-out samples have the same expression.*groups="
     with pytest.warns(UserWarning, match=message) as caught:
         cross_val_significance(PatientRidge(), X, repeated[order])
     assert caught[0].filename == __file__

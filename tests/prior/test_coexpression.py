@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
 from sklearn_pk.prior._coexpression import rewire_pairs
+from sklearn_pk.utils._linalg import blas_threads
 from sklearn_pk.utils._patients import PatientAverager
-from sklearn_pk.utils._threads import blas_threads
 
 
 def edge_frame(*pairs):

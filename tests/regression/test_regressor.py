@@ -452,7 +452,7 @@ def test_bad_data(data):
     partly[3, 0, 1] = np.nan
     with pytest.raises(ValueError, match="bag 3 contains NaN in a tile that is otherwise present"):
         small().fit(partly, y)
-    with pytest.raises(ValueError, match="bag 1 has 5 features a tile, but the others have 8"):
+    with pytest.raises(ValueError, match="bag 1 has 5 features per tile, but the others have 8"):
         small().fit([X[0], X[1, :, :5]], y[:2])
     missing = y.copy()
     missing.iloc[2, 4] = np.nan
@@ -488,7 +488,7 @@ def test_slides_instead_of_features(data):
         with pytest.raises(TypeError, match=r"takes tile features, got slides .*slide0.svs.*Tiler"):
             small().fit(X, y)
     tiled = [TiledSlide(path) for path in paths]
-    with pytest.raises(TypeError, match=r"Put in front: FoundationFeaturizer\(\)"):
+    with pytest.raises(TypeError, match=r"Use FoundationFeaturizer\(\) before it"):
         small().fit(tiled, y)
 
 

@@ -1,4 +1,4 @@
-"""Checks on bags of features."""
+"""Validation of bags."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 
-from sklearn_pk.utils import check_bag, check_bags, is_bag_input, validate_bags
-from sklearn_pk.utils._bags import read_bag, stays_in_file
+from sklearn_pk.utils import check_bags, validate_bags
+from sklearn_pk.utils._bags import check_bag, is_bag_input, read_bag, stays_in_file
 
 NAN = np.nan
 
 
 class Stored:
-    """What `utils` knows of a bag in a file: its shape, its path, and how to read it."""
+    """A bag in a file, with its shape and path, which counts how often it is read."""
 
     def __init__(self, features, path="s.h5"):
         self.features, self.path, self.n_reads = np.asarray(features, np.float32), path, 0
@@ -31,7 +31,7 @@ def stored():
     return [Stored([[1, 2], [NAN, NAN]], "a.h5"), Stored([[3, 4]], "b.h5")]
 
 
-def test_bags_in_files_are_not_read_where_that_is_allowed(stored):
+def test_lazy_bags_are_not_read(stored):
     estimator = BaseEstimator()
     for container in (list, tuple, to_array):
         assert is_bag_input(container(stored))
@@ -68,7 +68,7 @@ def test_bags_in_memory_are_checked_at_once(stored):
 @pytest.mark.parametrize(
     ("shape", "text"),
     [
-        ((3, 3), r"bag 1 \('x.h5'\) has 3 features a tile, but the others have 2"),
+        ((3, 3), r"bag 1 \('x.h5'\) has 3 features per tile, but the others have 2"),
         ((3,), r"bag 1 \('x.h5'\): expected features of shape"),
         ((0, 2), r"bag 1 \('x.h5'\) has no tile"),
     ],
@@ -82,7 +82,7 @@ def test_shapes_are_checked_without_reading(stored, shape, text):
         assert check_bags([stored[0], odd], lazy=True, allow_empty=True)[1] is odd
 
 
-def test_another_width_than_in_fit(stored):
+def test_width_differs_from_fit(stored):
     estimator = BaseEstimator()
     estimator.n_features_in_ = 5
     with pytest.raises(ValueError, match="X has 2 features, but BaseEstimator is expecting 5"):
@@ -96,7 +96,7 @@ def test_content_is_checked_when_it_is_read(value, text):
         read_bag(bad, position=7)
 
 
-def test_a_bag_that_is_read_loses_its_missing_tiles(stored):
+def test_missing_tiles_are_dropped_when_read(stored):
     np.testing.assert_array_equal(read_bag(stored[0]), [[1, 2]])
     assert read_bag(np.ones((0, 2)), allow_empty=True).shape == (0, 2)
     with pytest.raises(ValueError, match="has no tile"):
@@ -105,14 +105,14 @@ def test_a_bag_that_is_read_loses_its_missing_tiles(stored):
     assert read_bag(whole) is whole
 
 
-def test_what_stays_in_a_file(stored, tmp_path):
+def test_stays_in_file(stored, tmp_path):
     in_memory = Stored([[1]], None)
     slide = SimpleNamespace(path="a.svs")
     kinds = [stored[0], in_memory, slide, np.ones((1, 1)), tmp_path, "a.h5"]
     assert [stays_in_file(kind) for kind in kinds] == [True, False, False, False, False, False]
 
 
-def test_numbers_of_other_types():
+def test_dtypes():
     assert check_bag(np.ones((1, 2), dtype=np.float16)).dtype == np.float32
     assert check_bag(np.ones((1, 2), dtype=int)).dtype == np.float64
     with pytest.raises(TypeError, match="expected numbers, got an array of dtype object"):
@@ -120,5 +120,5 @@ def test_numbers_of_other_types():
 
 
 @pytest.mark.parametrize("X", [np.array(3, dtype=object), np.empty(0, dtype=object), [], "a"])
-def test_what_is_no_list_of_bags(X):
+def test_is_not_a_list_of_bags(X):
     assert not is_bag_input(X)

@@ -21,7 +21,7 @@ COLUMNS = {
 }
 
 
-def there_and_back(value):
+def round_trip(value):
     return thaw_frames(freeze_frames({"value": value}))["value"]
 
 
@@ -48,15 +48,15 @@ INDEXES = {
 @pytest.mark.parametrize("name", INDEXES)
 def test_frames_and_series(name):
     frame = pd.DataFrame(COLUMNS, index=INDEXES[name])
-    assert_frame_equal(there_and_back(frame), frame)
+    assert_frame_equal(round_trip(frame), frame)
     for column in frame:
-        assert_series_equal(there_and_back(frame[column]), frame[column])
+        assert_series_equal(round_trip(frame[column]), frame[column])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8", "uint16", "float64", "bool"])
-def test_types_of_numbers_are_kept(dtype):
+def test_numeric_dtypes_are_kept(dtype):
     frame = pd.DataFrame(np.eye(3, dtype=dtype), columns=list("abc"))
-    assert_frame_equal(there_and_back(frame), frame)
+    assert_frame_equal(round_trip(frame), frame)
 
 
 @pytest.mark.parametrize("columns", [["a", "a"], [5, 3], ["a", 3], [("a", 1), "b"], None])
@@ -65,18 +65,18 @@ def test_names_of_columns(columns):
     frame = pd.DataFrame(values)
     if columns is not None:
         frame.columns = pd.Index(columns, tupleize_cols=False)
-    assert_frame_equal(there_and_back(frame), frame)
+    assert_frame_equal(round_trip(frame), frame)
 
 
 @pytest.mark.parametrize("name", ["gene", None, 3, ("gene", 1)])
 def test_names_of_series(name):
     series = pd.Series([1, 2], index=["p", "q"], name=name)
-    assert_series_equal(there_and_back(series), series)
+    assert_series_equal(round_trip(series), series)
 
 
-def test_without_rows_or_columns():
+def test_empty_frames():
     for frame in (pd.DataFrame({"a": [], "b": []}), pd.DataFrame(index=["p", "q"])):
-        assert_frame_equal(there_and_back(frame), frame)
+        assert_frame_equal(round_trip(frame), frame)
 
 
 def test_other_values_are_passed_on():
@@ -88,7 +88,7 @@ def test_other_values_are_passed_on():
 
 
 @pytest.mark.parametrize("index", [None, ["g1", "g0", "g2"], [7, 3, 5]])
-def test_frozen_frames_are_plain(index):
+def test_frozen_frames_hold_no_pandas_objects(index):
     frame = pd.DataFrame(COLUMNS, index=index).drop(columns="any")
     frozen = freeze_frames({"frame": frame, "series": frame["text"]})
     assert pandas_objects(frozen) == []
@@ -101,7 +101,7 @@ def test_frozen_frames_are_plain(index):
         assert_series_equal(thawed["series"], frame["text"])
 
 
-def test_nothing_is_changed():
+def test_input_is_unchanged():
     frame = pd.DataFrame(COLUMNS, index=["g1", "g0", "g2"])
     state, expected = {"frame": frame, "n": 3}, frame.copy(deep=True)
     frozen = freeze_frames(state)
@@ -135,10 +135,10 @@ FRAMES = {
 def test_frames_of_all_kinds(name):
     frame = FRAMES[name]
     saved = skops.io.loads(skops.io.dumps(freeze_frames({"value": frame})))
-    for thawed in (there_and_back(frame), thaw_frames(saved)["value"]):
+    for thawed in (round_trip(frame), thaw_frames(saved)["value"]):
         assert_frame_equal(thawed, frame)
 
 
-def test_dicts_of_the_user_are_left_alone():
+def test_other_dicts_are_unchanged():
     aliases = {"pandas": "PANDAS1", "DataFrame": "DF"}
-    assert there_and_back(aliases) == aliases
+    assert round_trip(aliases) == aliases

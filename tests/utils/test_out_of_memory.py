@@ -1,4 +1,4 @@
-"""Out of memory: how it is known, what is let go of, and how batches shrink."""
+"""Out-of-memory errors: recognised, memory freed, batches halved."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -83,18 +83,18 @@ def fail(alive, error, kind=None):
 
 
 @pytest.mark.parametrize("kind", [None, RuntimeError])
-def test_an_attempt_lets_go_of_what_it_used(kind):
+def test_attempt_frees_memory(kind):
     alive = []
     result, failure = attempt(
         fail, alive, OutOfMemoryError("CUDA out of memory"), kind, device="cpu"
     )
     assert result is None
     assert "CUDA out of memory" in str(failure)
-    assert failure.__traceback__ is not None, "where it happened is still told"
+    assert failure.__traceback__ is not None, "the traceback is kept"
     assert [ref() for ref in alive] == [None, None]
 
 
-def test_an_attempt_breaks_circles():
+def test_attempt_frees_reference_cycles():
     alive = []
 
     def circle():
@@ -112,7 +112,7 @@ def test_an_attempt_breaks_circles():
         gc.enable()
 
 
-def test_an_attempt_that_succeeds_or_fails_otherwise():
+def test_attempt_without_out_of_memory():
     assert attempt(divmod, 7, 2, device="cpu") == ((3, 1), None)
     with pytest.raises(RuntimeError, match="^wrong shape$"):
         attempt(fail, [], RuntimeError("wrong shape"), device="cpu")
@@ -195,7 +195,7 @@ def picky(most, seen):
         (4, 3, 6, 2, [(0, 4), (0, 2), (2, 4), (4, 6)]),
         (None, 9, 6, None, [(0, 6)]),
         (None, 2, 6, 2, [(0, 6), (0, 3), (0, 2), (2, 4), (4, 6)]),
-        # The last batch is small, and what is known of it is less.
+        # The last batch is smaller, and so is the batch that failed.
         (8, 2, 3, 2, [(0, 3), (0, 2), (2, 3)]),
     ],
 )
@@ -205,7 +205,7 @@ def test_halving(size, most, n_items, then, seen):
     assert [item for part in parts for item in part] == list(range(n_items))
     assert calls == seen
     assert halving.size == then
-    # For good: what did not fit is not tried again.
+    # The reduced size is kept.
     calls.clear()
     halving(picky(most, calls), n_items, str)
     assert all(last - first <= most for first, last in calls)

@@ -1,4 +1,4 @@
-"""Loops of joblib whose workers die."""
+"""joblib loops whose workers are killed."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 import pytest
 
+from sklearn_pk.utils import _parallel
 from sklearn_pk.utils._parallel import (
     LostWorkerError,
     count_jobs,
@@ -41,31 +42,35 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path):
     assert (tmp_path / "once").exists()
 
 
-@pytest.mark.parametrize("fatal", [(13,), (0, 29), (7, 8, 9)])
-def test_a_fatal_task_is_found_and_costs_no_other(fatal):
+def test_a_fatal_task_is_found_and_costs_no_other():
+    fatal = (0, 1, 29)  # the first two, and the last
     tasks = [(number, fatal) for number in range(30)]
     results = dict(map_tasks(square, tasks, n_jobs=2, name="slide {}".format))
     assert sorted(results) == list(range(30))
     for number, result in results.items():
         if number in fatal:
             assert isinstance(result, LostWorkerError)
-            assert str(result).startswith(
-                f"slide {number}: the process that worked on it was killed"
-            )
+            assert str(result).startswith(f"slide {number}: its worker process was killed")
             assert str(pickle.loads(pickle.dumps(result))) == str(result)
         else:
             assert result == number**2
 
 
-def test_in_order_or_not_at_all():
-    assert list(map_in_order(square, [(number,) for number in range(9)], n_jobs=2)) == [
-        number**2 for number in range(9)
-    ]
-    with pytest.raises(LostWorkerError, match="task 2: the process"):
-        list(map_in_order(square, [(number, (2,)) for number in range(9)], n_jobs=2))
+def test_results_in_order_or_an_error(monkeypatch):
+    tasks = [(number,) for number in range(9)]
+    assert list(map_in_order(square, tasks, n_jobs=2)) == [number**2 for number in range(9)]
+
+    def finish(*args, **keywords):
+        yield from [(1, 1), (0, 0), (3, 9), (2, LostWorkerError("task 2", MemoryError()))]
+
+    monkeypatch.setattr(_parallel, "map_tasks", finish)
+    results = map_in_order(square, tasks)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(LostWorkerError, match="task 2: its worker process was killed"):
+        next(results)
 
 
-def test_results_are_there_as_they_come():
+def test_results_are_yielded_as_tasks_finish():
     started = []
 
     def note(number):
@@ -78,12 +83,12 @@ def test_results_are_there_as_they_come():
     results.close()
 
 
-def test_an_error_of_a_task_is_raised_as_it_is():
+def test_an_error_of_a_task_is_raised_unchanged():
     with pytest.raises(TypeError, match="unsupported operand"):
         list(map_tasks(square, [("text",)], n_jobs=2))
 
 
-def test_one_job_is_this_process_whatever_joblib_is_set_to():
+def test_one_job_runs_in_this_process_whatever_the_joblib_config():
     with joblib.parallel_config(n_jobs=2):
         assert count_jobs(None) == 2
         assert count_jobs(1) == 1
@@ -98,7 +103,7 @@ def total(head, sizes, content):
     return total, isinstance(content, np.memmap)
 
 
-def test_what_is_shared_is_mapped_into_the_memory_of_workers():
+def test_shared_values_are_memory_mapped_in_workers():
     rng = np.random.default_rng(0)
     value = [rng.normal(size=(n, 64)) for n in (3000, 7, 0, 12)]
     shared = share(value)
@@ -111,7 +116,7 @@ def test_what_is_shared_is_mapped_into_the_memory_of_workers():
         assert other.ctypes.data % 8 == 0
 
 
-def test_objects_of_a_local_class_are_shared_too():
+def test_objects_of_a_local_class_can_be_shared():
     class Own:
         value = 3
 
@@ -124,22 +129,22 @@ class Unreadable:
         return int, ("no number",)
 
 
-def test_what_a_worker_cannot_read_is_no_lost_worker():
+def test_what_a_worker_cannot_unpickle_is_not_a_lost_worker():
     with pytest.raises(RuntimeError, match="un-serialize") as caught:
         list(map_tasks(str, [(Unreadable(),)] * 5, n_jobs=2))
     assert not isinstance(caught.value, LostWorkerError)
 
 
-def test_a_loss_without_words():
+def test_an_error_without_text():
     assert "(CancelledError: )" in str(LostWorkerError("slide", CancelledError()))
 
 
-def test_an_early_end_is_silent(recwarn):
+def test_no_warning_when_the_caller_stops(recwarn):
     results = map_tasks(time.sleep, [(0.05,)] * 20, n_jobs=2)
     next(results)
     results.close()
     assert [str(each.message) for each in recwarn] == []
 
 
-def test_nothing_to_share():
+def test_nothing_large_to_share():
     assert restore(*share(["a", 1])) == ["a", 1]

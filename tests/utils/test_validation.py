@@ -1,4 +1,4 @@
-"""Expression tables and sample names, as every estimator checks them."""
+"""Validation of expression tables, sample names and groups."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sklearn_pk.utils import check_expression, check_groups, check_sample_names
+from sklearn_pk.utils import check_expression, check_groups
+from sklearn_pk.utils._validation import check_sample_names
 
 FRAME = pd.DataFrame([[1, 2.5], [3, 4.5], [5, 6.5]], columns=["A", "B"], index=["x", "y", "z"])
 
@@ -31,7 +32,7 @@ FRAME = pd.DataFrame([[1, 2.5], [3, 4.5], [5, 6.5]], columns=["A", "B"], index=[
         ([1, 2, 3], np.float64, None, True),
     ],
 )
-def test_expression_of_any_kind(y, dtype, names, is_1d):
+def test_valid_expression(y, dtype, names, is_1d):
     values, gene_names, was_1d = check_expression(y)
     assert values.dtype == dtype
     assert values.shape == (3, 1 if is_1d else 2)
@@ -103,7 +104,7 @@ def test_names_that_agree(x_names, y_names):
         (["TCGA-A1-A0SB-01Z.svs"] * 3, ["TCGA-A1-A0SC"] * 3, 3),
     ],
 )
-def test_names_that_do_not(x_names, y_names, n_wrong):
+def test_names_that_disagree(x_names, y_names, n_wrong):
     y = FRAME.set_axis(y_names)
     for X in (x_names, pd.DataFrame(np.ones((3, 2)), index=[Path(x).stem for x in x_names])):
         with pytest.raises(ValueError, match=f"{n_wrong} of 3 carry different names.*{y_names[0]}"):

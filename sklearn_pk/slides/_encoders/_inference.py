@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from ...utils._out_of_memory import Halving, describe_memory, is_out_of_memory
-from ...utils._warnings import warn_user
+from ...utils._reporting import warn_user
 
 
 def apply_transform(transform, tiles):

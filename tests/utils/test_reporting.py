@@ -1,4 +1,4 @@
-"""Progress bars."""
+"""Progress bars and warnings."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr
 import pytest
 
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.utils import progress
+from sklearn_pk.utils._reporting import progress
 
 
 class Terminal(io.StringIO):
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 
 @contextmanager
 def terminal(monkeypatch, parent=None):
-    """Watch standard error, which pytest puts back after a fixture."""
+    """Capture standard error as a terminal; a fixture would be undone by pytest."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     with redirect_stderr(Terminal()) as stderr:
         yield stderr
