@@ -69,9 +69,8 @@ SMALL = {
 
 
 def make_search(lambdas, cv, **parameters):
-    """Make a search for lambda; the one place to adapt when its constructor changes."""
-    # Will be PriorKnowledgeRegressorCV(PriorKnowledgeRegressor(**parameters), lambdas, cv=cv).
-    return PriorKnowledgeRegressorCV(lambdas, cv=cv, **parameters)
+    """Make a search for lambda."""
+    return PriorKnowledgeRegressorCV(PriorKnowledgeRegressor(**parameters), lambdas, cv=cv)
 
 
 def columns_of(frame, leave_out=()):
