@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 distributed = pytest.importorskip("distributed")
-_dask = pytest.importorskip("sklearn_pk.utils._dask")
+DaskBackend = pytest.importorskip("sklearn_pk.utils._dask").DaskBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of distributed itself, whatever its version
 
 
 def test_no_client_and_no_worker():  # before there is one in this module
     with pytest.raises(ValueError, match="no Dask client"):
-        _dask.DaskBackend()
+        DaskBackend()
     with distributed.Client(processes=False, n_workers=0, dashboard_address=None) as client:
-        backend = _dask.DaskBackend(client=client, wait_for_workers_timeout=0.1)
+        backend = DaskBackend(client=client, wait_for_workers_timeout=0.1)
         with pytest.raises(TimeoutError, match=r"no worker after 0\.1 s"):
             backend.effective_n_jobs(-1)
 
@@ -34,7 +34,7 @@ def client():
 
 @pytest.fixture
 def parallel(client):
-    return joblib.Parallel(backend=_dask.DaskBackend())
+    return joblib.Parallel(backend=DaskBackend())
 
 
 def test_results_in_order(parallel):
@@ -54,7 +54,7 @@ def test_large_arguments_are_sent_once(parallel, monkeypatch):
 
 def test_scattered_arguments_are_kept_between_loops(client, monkeypatch):
     large = np.arange(1000.0)
-    backend = _dask.DaskBackend(scatter=[large])
+    backend = DaskBackend(scatter=[large])
     monkeypatch.setattr(DaskBackend, "_send", None)
     for _ in range(2):
         calls = [joblib.delayed(np.sum)(large) for _ in range(3)]
@@ -91,9 +91,7 @@ def test_loops_inside_of_tasks_do_not_wait_for_each_other(parallel):
 
 def test_tasks_are_cancelled_when_the_caller_stops(client):
     started = []
-    parallel = joblib.Parallel(
-        backend=_dask.DaskBackend(), return_as="generator_unordered", batch_size=1
-    )
+    parallel = joblib.Parallel(backend=DaskBackend(), return_as="generator_unordered", batch_size=1)
     results = parallel(joblib.delayed(started.append)(n) for n in range(1000))
     next(results)
     results.close()
@@ -102,6 +100,6 @@ def test_tasks_are_cancelled_when_the_caller_stops(client):
 
 def test_parameters_of_the_backend(client):
     with pytest.raises(TypeError, match="scatter must be a list or tuple, got ndarray"):
-        _dask.DaskBackend(scatter=np.ones(3))
-    with joblib.parallel_config(backend=_dask.DaskBackend(priority=3)):
+        DaskBackend(scatter=np.ones(3))
+    with joblib.parallel_config(backend=DaskBackend(priority=3)):
         assert joblib.Parallel()(joblib.delayed(abs)(n) for n in (-1, 2)) == [1, 2]
