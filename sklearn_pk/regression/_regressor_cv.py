@@ -217,7 +217,9 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
     >>> rng = np.random.default_rng(0)
     >>> X = rng.normal(size=(40, 5, 8))
     >>> y = X.mean(axis=1) @ rng.normal(size=(8, 20))
-    >>> regressor = PriorKnowledgeRegressor(TruncatedSVD(4), max_epochs=20, random_state=0)
+    >>> regressor = PriorKnowledgeRegressor(
+    ...     prior=TruncatedSVD(4), max_epochs=20, random_state=0
+    ... )
     >>> search = PriorKnowledgeRegressorCV(regressor, lambdas=[0.1, 0.9], cv=2).fit(X, y)
     >>> search.best_params_["lambda_"] in [0.1, 0.9]
     True
