@@ -408,7 +408,7 @@ def test_bags_in_files_that_are_bad(data, files, tmp_path):
         small().fit(files, y)
     torch.save(torch.ones(3, 7), tmp_path / "S05.pt")
     files[5] = FeatureBag.from_file(tmp_path / "S05.pt")
-    with pytest.raises(ValueError, match=r"bag 5 \(.*S05.*\) has 7 features a tile"):
+    with pytest.raises(ValueError, match=r"bag 5 \(.*S05.*\) has 7 features per tile"):
         small().fit(files, y)
     (tmp_path / "S07.pt").unlink()
     with pytest.raises(FileNotFoundError, match="S07"):
