@@ -6,12 +6,14 @@ from ._inject import inject_prior_knowledge
 from ._layer import PriorKnowledgeLinear
 from ._regressor import PriorKnowledgeRegressor
 from ._regressor_cv import PriorKnowledgeRegressorCV
+from ._ridge import PriorKnowledgeRidge
 from ._sequoia import load_sequoia
 
 __all__ = [
     "PriorKnowledgeLinear",
     "PriorKnowledgeRegressor",
     "PriorKnowledgeRegressorCV",
+    "PriorKnowledgeRidge",
     "inject_prior_knowledge",
     "load_sequoia",
 ]
