@@ -4,6 +4,7 @@
 
 import warnings
 
+import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import StrOptions, validate_params
 
@@ -106,6 +107,8 @@ class _SignificanceScorer:
             prediction, baseline = predict_with_untrained(estimator, X)
             if baseline is None:
                 _warn_about_mean(type(estimator).__name__)
+            elif not np.ptp(baseline, axis=0).any():
+                baseline = None  # the training mean, which correlates with nothing inside a fold
             return prediction, baseline
         prediction = estimator.predict(X)
         return prediction, None if self.baseline == "mean" else self.baseline(estimator, X, y)

@@ -181,6 +181,13 @@ def _check_paths(paths):
         )
 
 
+def _leave_one_out_path(path, label):
+    """Return the best score of each lambda as the table that is drawn."""
+    table = pd.DataFrame({"lambda_": path["lambda_"], "mean": path["loo_score"]})
+    table = table.groupby("lambda_", as_index=False).max()
+    return table.assign(line="leave-one-out" if label is None else label, std=0.0)
+
+
 class LambdaPathDisplay:
     """
     Score of a search over the weight of the prior knowledge.
@@ -256,8 +263,9 @@ class LambdaPathDisplay:
         ----------
         search : estimator
             Fitted search with ``cv_results_``, such as GridSearchCV or
-            :class:`~sklearn_pk.regression.PriorKnowledgeRegressorCV`, or a Pipeline that ends
-            in one.
+            :class:`~sklearn_pk.regression.PriorKnowledgeRegressorCV`, a
+            :class:`~sklearn_pk.regression.PriorKnowledgeRidge` (the best `alpha` for each
+            lambda), or a Pipeline that ends in one.
         lambda_param : str, default=None
             As in :meth:`from_cv_results`.
         metric : str, default=None
@@ -284,6 +292,9 @@ class LambdaPathDisplay:
         """
         while isinstance(search, Pipeline):
             search = search[-1]
+        if getattr(search, "path_", None):
+            name = "Leave-one-out R squared" if score_name is None else score_name
+            return cls(_leave_one_out_path(search.path_, label), score_name=name).plot(ax=ax)
         if not hasattr(search, "cv_results_"):
             raise NotFittedError(
                 "search must be a fitted search with cv_results_, such as GridSearchCV or "

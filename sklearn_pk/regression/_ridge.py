@@ -425,9 +425,13 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         inside = eigengene_errors(spectrum, scores, penalties)
         outside = np.maximum(total - inside.sum(axis=1), 0.0)
         if lambdas is None:
+            # What is left of the genes may be nothing but rounding.
+            outside[outside < 1e-10 * total] = 0.0
             self._choose_free(penalties, inside, outside, scores)
         else:
             alphas = unit * ALPHAS if alphas is None else alphas
+            # Without eigengenes lambda would only scale alpha.
+            lambdas = lambdas if len(self.eigenvalues_) or len(lambdas) == 1 else np.zeros(1)
             self._choose(penalties, inside, outside, alphas, lambdas, np.square(Z).sum())
         self._solve(spectrum, Z, projected, scores, penalties[np.argmin(total)])
         return self
@@ -528,6 +532,7 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _choose_free(self, penalties, inside, outside, scores):
         sizes = np.square(scores).sum(axis=0)
         self.eigengene_alpha_ = smooth_penalties(inside, sizes, penalties)
+        outside = outside if outside.any() else -penalties
         self.alpha_ = self._outside = float(penalties[np.argmin(outside)])
         self.lambda_best_, self.path_ = None, {}
 
