@@ -425,7 +425,8 @@ class LambdaPathDisplay:
             self.lines_.append(line)
             self.errorbars_.append(errorbar)
         ax.set_xlabel(r"Weight of the prior knowledge, $\lambda$")
-        ax.set_ylabel(f"{self.score_name}\n(mean and s.d. over folds)")
+        over_folds = "\n(mean and s.d. over folds)" if self.paths["std"].any() else ""
+        ax.set_ylabel(self.score_name + over_folds)
         ax.spines[["top", "right"]].set_visible(False)
         _draw_ticks(ax, lambdas if n_before == 0 else np.union1d(lambdas, ax.get_xticks()))
         _draw_legend(ax, self.line_name)
