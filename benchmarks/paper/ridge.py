@@ -1,0 +1,229 @@
+"""What prior knowledge gains in PriorKnowledgeRidge, against its controls.
+
+Reads one table of features and one of expression, patients in rows. Three experiments: all
+patients, with controls; few patients with slides, the others with expression only; and a foreign
+cohort whose expression joins that of the training patients. Each setting is run over several
+seeds of the folds; intervals are over patients and seeds, paired. Writes JSON.
+
+    python benchmarks/paper/ridge.py features.csv.gz expression.csv.gz --foreign other.csv.gz
+"""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import rankdata
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import QuantileTransformer
+
+from sklearn_pk.datasets import read_table
+from sklearn_pk.metrics import compare_significance, significance_report
+from sklearn_pk.regression import PriorKnowledgeRidge
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _common import RESULTS, describe, peak_mb, write_results
+
+
+def standardize(values):
+    """Bring genes (in columns) to mean 0 and standard deviation 1; constant ones to 0."""
+    values = values - values.mean(axis=0)
+    return values / np.where(np.ptp(values, axis=0) > 0, values.std(axis=0), 1.0)
+
+
+def eigengenes(*cohorts, permute=None):
+    """Embed genes by the principal axes of cohorts, each standardised within itself."""
+    Z = np.vstack([standardize(values) for values in cohorts])
+    if permute is not None:
+        Z = Z[:, permute]
+    eigenvalues, vectors = np.linalg.eigh(Z @ Z.T)
+    known = eigenvalues > 1e-10 * eigenvalues[-1]
+    return (Z.T @ vectors[:, known])[:, ::-1]
+
+
+class Cohort:
+    """Features, expression and its normal scores, by which predictions are judged."""
+
+    def __init__(self, features, expression):
+        X, y = read_table(features), read_table(expression)
+        patients = [name for name in X.index if name in set(y.index)]
+        X = X.loc[patients].to_numpy(dtype=np.float64)
+        self.X = np.where(np.isnan(X), np.nanmedian(X, axis=0), X)
+        self.y, self.genes = y.loc[patients].to_numpy(dtype=np.float64), y.columns
+        self.truth = ndtri((rankdata(self.y, axis=0) - 0.5) / len(self.y))
+
+    def take_genes(self, genes):
+        """Keep some genes."""
+        positions = self.genes.get_indexer(genes)
+        self.y, self.truth, self.genes = self.y[:, positions], self.truth[:, positions], genes
+        return self
+
+
+def cross_validate(cohort, seed, settings, n_train=None):
+    """Return (predictions, baseline), chosen lambdas and coverage of each setting.
+
+    `settings` maps the expression of training patients with slides, that of those without and a
+    random generator to the parameters of the regression.
+    """
+    predicted = {name: np.zeros((3, *cohort.truth.shape)) for name in settings}
+    lambdas = {name: [] for name in settings}
+    folds = KFold(5, shuffle=True, random_state=seed)
+    for fold, (train, test) in enumerate(folds.split(cohort.X)):
+        rng = np.random.default_rng([seed, fold])
+        with_slides = train if n_train is None else rng.choice(train, n_train, replace=False)
+        others = np.setdiff1d(train, with_slides)
+        scores = QuantileTransformer(n_quantiles=len(train), output_distribution="normal")
+        # Genes are brought to normal scores by the patients whose expression may be known.
+        scores.fit(cohort.y[train])
+        y = scores.transform(cohort.y[with_slides])
+        rest = scores.transform(cohort.y[others]) if len(others) else None
+        for name, make in settings.items():
+            permuted, parameters = make(y, rest, rng)
+            rows = rng.permutation(with_slides) if permuted else with_slides
+            model = PriorKnowledgeRidge(**parameters).fit(cohort.X[rows], y)
+            means, spread = model.predict(cohort.X[test], return_std=True)
+            predicted[name][:, test] = means, model.predict_untrained(cohort.X[test]), spread
+            lambdas[name].append(model.lambda_best_)
+    return predicted, lambdas
+
+
+def summarize(cohort, runs, lambdas, reference, n_boot):
+    """Compute counts, correlations and paired gains of the settings over one of them."""
+    rows = []
+    for name, predictions in runs.items():
+        reports = [significance_report(cohort.truth, p[0], p[1]) for p in predictions]
+        inside = [np.abs(cohort.truth - p[0]) < 1.96 * p[2] for p in predictions]
+        rows.append(
+            {
+                "setting": name,
+                "n_significant": float(np.mean([r["significant"].sum() for r in reports])),
+                "median_r": float(np.mean([r["r"].median() for r in reports])),
+                "lambda": lambdas[name],
+                "coverage_of_95": float(np.mean(inside)),
+            }
+        )
+    tables = {name: [(cohort.truth, p[0], p[1]) for p in runs[name]] for name in runs}
+    gains = []
+    for other in runs:
+        if other != reference:
+            pair = {reference: tables[reference], other: tables[other]}
+            found = compare_significance(pair, reference=other, n_boot=n_boot, random_state=0)
+            gains += found.to_dict("records")
+    return {"settings": rows, "gains": gains}
+
+
+def experiment(cohort, seeds, settings, reference, n_boot, n_train=None):
+    """Run settings over seeds and summarise them."""
+    runs, lambdas = {name: [] for name in settings}, {name: [] for name in settings}
+    started = time.perf_counter()
+    for seed in seeds:
+        predicted, chosen = cross_validate(cohort, seed, settings, n_train)
+        for name in settings:
+            runs[name].append(predicted[name])
+            lambdas[name].append(chosen[name])
+        print(f"  seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+    result = summarize(cohort, runs, lambdas, reference, n_boot)
+    for row in result["settings"]:
+        print(f"  {row['setting']:45s} {row['n_significant']:7.1f} {row['median_r']:.4f}")
+    for gain in result["gains"]:
+        print(
+            f"  over {gain['reference']:40s} {gain['measure']:14s} {gain['difference']:+.4f} "
+            f"[{gain['ci_low']:+.4f}, {gain['ci_high']:+.4f}]"
+        )
+    return result | {"n_train": n_train, "n_patients": len(cohort.X), "seeds": list(seeds)}
+
+
+def _shuffle(rng, embeddings):
+    return rng.permutation(embeddings)
+
+
+def _random_basis(rng, embeddings):
+    """Draw a basis of the spectrum that the embeddings have."""
+    basis = np.linalg.qr(rng.normal(size=embeddings.shape))[0]
+    return basis * np.linalg.norm(embeddings, axis=0)
+
+
+ALL_PATIENTS = {
+    "lambda": lambda y, rest, rng: (False, {}),
+    "ridge": lambda y, rest, rng: (False, {"prior": None}),
+    "lambda, shuffled genes": lambda y, rest, rng: (False, {"prior": _shuffle(rng, eigengenes(y))}),
+    "lambda, random basis": lambda y, rest, rng: (
+        False,
+        {"prior": _random_basis(rng, eigengenes(y))},
+    ),
+    "free": lambda y, rest, rng: (False, {"lambda_": "free"}),
+    "free, shuffled genes": lambda y, rest, rng: (
+        False,
+        {"lambda_": "free", "prior": _shuffle(rng, eigengenes(y))},
+    ),
+    "lambda, patients permuted": lambda y, rest, rng: (True, {}),
+}
+
+EXPRESSION_ONLY = {
+    "with expression of others": lambda y, rest, rng: (False, {"prior": eigengenes(y, rest)}),
+    "ridge": lambda y, rest, rng: (False, {"prior": None}),
+    "internal": lambda y, rest, rng: (False, {}),
+    "with expression of others, shuffled genes": lambda y, rest, rng: (
+        False,
+        {"prior": _shuffle(rng, eigengenes(y, rest))},
+    ),
+}
+
+
+def with_foreign(foreign):
+    """Return settings that add a foreign cohort, and its control."""
+
+    def shuffled(y, rest, rng):
+        mixed = foreign[:, rng.permutation(foreign.shape[1])]
+        return False, {"prior": eigengenes(y, mixed), "n_components": 100}
+
+    return {
+        "internal + foreign": lambda y, rest, rng: (
+            False,
+            {"prior": eigengenes(y, foreign), "n_components": 100},
+        ),
+        "internal": lambda y, rest, rng: (False, {"n_components": 100}),
+        "internal + foreign, foreign genes shuffled": shuffled,
+    }
+
+
+def main():
+    """Run what was asked for and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("features", type=Path)
+    parser.add_argument("expression", type=Path)
+    parser.add_argument("--foreign", type=Path, help="expression of another cohort")
+    parser.add_argument("--n-train", type=int, nargs="*", default=[60, 120, 240])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--n-boot", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=RESULTS / "ridge.json")
+    options = parser.parse_args()
+    cohort = Cohort(options.features, options.expression)
+    seeds, n_boot = range(options.seeds), options.n_boot
+    print(f"{len(cohort.X)} patients, {cohort.X.shape[1]} features, {len(cohort.genes)} genes")
+    results = describe() | {"all": experiment(cohort, seeds, ALL_PATIENTS, "lambda", n_boot)}
+    for n_train in options.n_train:
+        print(f"{n_train} patients with slides")
+        results[f"few_{n_train}"] = experiment(
+            cohort, seeds, EXPRESSION_ONLY, "with expression of others", n_boot, n_train
+        )
+    if options.foreign is not None:
+        foreign = read_table(options.foreign)
+        genes = cohort.genes[cohort.genes.isin(foreign.columns)]
+        settings = with_foreign(foreign[genes].to_numpy(dtype=np.float64))
+        cohort.take_genes(genes)
+        for n_train in options.n_train[:2]:
+            print(f"{n_train} patients with slides, {len(genes)} genes, foreign cohort")
+            results[f"foreign_{n_train}"] = experiment(
+                cohort, seeds, settings, "internal + foreign", n_boot, n_train
+            )
+    results["peak_mb"] = round(peak_mb())
+    write_results(results, options.out)
+
+
+if __name__ == "__main__":
+    main()
