@@ -20,22 +20,32 @@ _FEW_KNOWN = 0.1
 
 
 def fit_prior(estimator, data, seed):
-    """Return the fitted prior, if it is an estimator, and the gene embeddings."""
-    prior, n_genes, fitted = estimator.prior, data.values.shape[1], None
-    if prior is None:
+    """Return the fitted prior, if it is an estimator, and the gene embeddings of the network."""
+    fitted, embeddings = learn_prior(
+        estimator.prior, data.values, data.groups, data.gene_names, seed, estimator.memory
+    )
+    if embeddings is None:
         return None, None
-    if hasattr(prior, "fit_transform"):
-        memory = estimator.memory
-        memory = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory)
-        expression = expression_by_patient(data.values, data.groups, data.gene_names)
-        fitted, embeddings = memory.cache(learn_embeddings)(seed_prior(prior, seed), expression)
-    else:
-        embeddings = align_embeddings(prior, n_genes, data.gene_names)
-    scale = estimator.init_scale if estimator.scale_embeddings else None
-    embeddings = check_embeddings(embeddings, n_genes, scale=scale)
+    embeddings = embeddings.astype(np.float32)
+    if estimator.scale_embeddings:
+        embeddings *= estimator.init_scale * unit_scale(embeddings)
     if estimator.layer == "projected":
         embeddings = orthonormal_basis(embeddings)
     return fitted, embeddings
+
+
+def learn_prior(prior, values, groups, gene_names, seed, memory=None):
+    """Return the fitted prior, if it is an estimator, and gene embeddings of any form of prior."""
+    if prior is None:
+        return None, None
+    fitted, n_genes = None, values.shape[1]
+    if hasattr(prior, "fit_transform"):
+        memory = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory)
+        expression = expression_by_patient(values, groups, gene_names)
+        fitted, embeddings = memory.cache(learn_embeddings)(seed_prior(prior, seed), expression)
+    else:
+        embeddings = align_embeddings(prior, n_genes, gene_names)
+    return fitted, check_embeddings(embeddings, n_genes)
 
 
 def expression_by_patient(values, groups, gene_names=None):
@@ -106,8 +116,8 @@ def align_embeddings(prior, n_genes, gene_names):
     return prior.reindex(gene_names, fill_value=0.0).to_numpy(dtype=np.float64)
 
 
-def check_embeddings(embeddings, n_genes, *, scale):
-    """Check the shape and the values of gene embeddings, and scale them."""
+def check_embeddings(embeddings, n_genes):
+    """Check the shape and the values of gene embeddings."""
     if embeddings.ndim != 2 or len(embeddings) != n_genes:
         raise ValueError(
             f"prior: expected embeddings of shape ({n_genes}, d), one row per gene, got "
@@ -115,9 +125,6 @@ def check_embeddings(embeddings, n_genes, *, scale):
         )
     if not np.isfinite(embeddings).all():
         raise ValueError("prior: the gene embeddings contain NaN or infinity.")
-    embeddings = embeddings.astype(np.float32)
-    if scale is not None:
-        embeddings *= scale * unit_scale(embeddings)
     return embeddings
 
 

@@ -2,7 +2,6 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import warnings
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -16,15 +15,11 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..utils import check_expression, check_groups
 from ..utils._patients import PatientAverager, infer_groups
-from ..utils._validation import check_expression, check_gene_order, check_groups, check_sample_names
-from ._embeddings import (
-    align_embeddings,
-    check_embeddings,
-    expression_by_patient,
-    learn_embeddings,
-    seed_prior,
-)
+from ..utils._reporting import warn_user
+from ..utils._validation import check_gene_order, check_sample_names
+from ._embeddings import learn_prior
 
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 N_EIGENGENES = 150
@@ -409,13 +404,8 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         alphas, lambdas = self._grids()
         spectrum = decompose(self._fit_kernel(X), groups)
         Z = self._standardize(values)
+        self.prior_, *eigengenes = self._learn_eigengenes(Z, values, groups, gene_names)
         n_components = self.n_components or (None if lambdas is None else N_EIGENGENES)
-        if isinstance(self.prior, str):
-            self.prior_ = None
-            eigengenes = eigengenes_of(PatientAverager(groups) @ Z)
-        else:
-            self.prior_, embeddings = self._learn_prior(values, gene_names, groups)
-            eigengenes = basis_of(embeddings)
         self.eigengenes_, self.eigenvalues_ = keep_leading(*eigengenes, n_components)
 
         projected, scores = spectrum.vectors.T @ Z, Z @ self.eigengenes_
@@ -488,27 +478,20 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.y_mean_[constant] = values[0, constant]
         return (values - self.y_mean_) / self.y_scale_
 
-    def _learn_prior(self, values, gene_names, groups):
-        """Return the fitted prior, if any, and gene embeddings (n_genes, d)."""
-        n_genes, prior = values.shape[1], self.prior
-        if prior is None:
-            return None, np.zeros((n_genes, 0))
-        fitted = None
-        if hasattr(prior, "fit_transform"):
-            seed = check_random_state(self.random_state).randint(2**31 - 1)
-            expression = expression_by_patient(values, groups, gene_names)
-            fitted, embeddings = learn_embeddings(seed_prior(prior, seed), expression)
-        else:
-            embeddings = align_embeddings(prior, n_genes, gene_names)
-        embeddings = check_embeddings(embeddings, n_genes, scale=None).astype(np.float64)
+    def _learn_eigengenes(self, Z, values, groups, gene_names):
+        """Return the fitted prior, if any, and the eigenvectors and eigenvalues of G G^T."""
+        if isinstance(self.prior, str):
+            return None, *eigengenes_of(PatientAverager(groups) @ Z)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        fitted, embeddings = learn_prior(self.prior, values, groups, gene_names, seed)
+        if embeddings is None:
+            return None, np.zeros((values.shape[1], 0)), np.zeros(0)
         if not embeddings.any():
-            warnings.warn(
+            warn_user(
                 "prior: all gene embeddings are zero, so lambda_ has no effect and this is ridge "
-                "regression.",
-                UserWarning,
-                stacklevel=4,
+                "regression."
             )
-        return fitted, embeddings
+        return fitted, *basis_of(embeddings.astype(np.float64))
 
     def _choose(self, penalties, inside, outside, alphas, lambdas, size):
         """Compare all pairs of lambda and alpha by their leave-one-out errors."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ...utils._reporting import warn_user
 from .._inputs import CANNOT_WRITE, describe_space
 from .._tiler import TiledSlide
 from .._wsi._reader import fingerprint
@@ -172,7 +173,7 @@ def _write(path, features, coords, attributes, coords_attributes):
 
 
 def open_stored(path, key, shape, slide=None):
-    """Make a bag of the file of one slide, None where it is missing or damaged."""
+    """Return the bag of the file of one slide; None if it is missing, of another key or damaged."""
     try:
         file = open_features(path)
         # The shape first, so that a forged one costs no memory.
@@ -180,6 +181,20 @@ def open_stored(path, key, shape, slide=None):
             return None
         file.read_features()
         file.read_coords()
-    except (OSError, ValueError):
+    except (FileNotFoundError, PermissionError):
+        return None
+    except (OSError, ValueError) as error:
+        _set_aside(Path(path), error)
         return None
     return FileBag(file, slide)
+
+
+def _set_aside(path, error):
+    """Rename a file that cannot be read, and warn."""
+    aside = path.with_name(f"{path.name}.damaged")
+    kept = f", and the file is kept as {aside.name!r}"
+    try:
+        os.replace(path, aside)
+    except OSError:  # a store that is read only, or another process was faster
+        kept = ""
+    warn_user(f"A file of the store cannot be read: {error} The slide is encoded again{kept}.")

@@ -153,40 +153,65 @@ def change_features(features):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "replace",
     [
         lambda path: path.unlink(),
+        change_attribute("key", "of another slide"),
+        change_attribute("features_crc32", None),
+        change_features(np.full((30, 5), np.nan)),
+    ],
+    ids=["missing", "foreign-key", "no-checksum", "other-dtype"],
+)
+def test_a_file_of_other_features_is_not_read(stored, replace):
+    path, key, features = stored
+    replace(path)
+    assert open_stored(path, key, features.shape) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("not HDF5"),
         lambda path: path.write_bytes(path.read_bytes()[:-200]),
         flip_bit,
         zero_features,
-        change_attribute("key", "of another slide"),
-        change_attribute("features_crc32", None),
         change_features(None),
         change_features(np.zeros((3, 5), dtype=np.float32)),
-        change_features(np.full((30, 5), np.nan)),
         change_features(np.array(["text"], dtype="S4")),
     ],
     ids=[
-        "missing",
         "empty",
         "text",
         "truncated",
         "flipped-bit",
         "zeroed",
-        "foreign-key",
-        "no-checksum",
         "no-features",
         "other-shape",
-        "other-dtype",
         "no-numbers",
     ],
 )
-def test_a_bad_file_is_never_read_as_good(stored, damage):
+def test_a_damaged_file_is_named_and_set_aside(stored, damage):
     path, key, features = stored
     damage(path)
-    assert open_stored(path, key, features.shape) is None
+    content = path.read_bytes()
+    with pytest.warns(UserWarning, match=rf"{path.name}.* encoded again, and the file is kept as"):
+        assert open_stored(path, key, features.shape) is None
+    assert not path.exists()
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == content
+
+
+def test_a_damaged_file_where_nothing_can_be_renamed(stored, monkeypatch):
+    path, key, features = stored
+    flip_bit(path)
+
+    def refuse(*args):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(_store.os, "replace", refuse)
+    with pytest.warns(UserWarning, match=rf"{path.name}.* The slide is encoded again\.$"):
+        assert open_stored(path, key, features.shape) is None
+    assert path.exists()
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
@@ -270,9 +295,10 @@ def test_damaged_coordinates_are_noticed(stored, tiled):
     path, key, features = stored
     with h5py.File(path, "a") as file:
         file["coords"][0, 0] += 1
-    assert open_stored(path, key, features.shape) is None
     with pytest.raises(ValueError, match=r"a-.*\.h5' is damaged: its coords do not match"):
         read_features(path).coords  # noqa: B018
+    with pytest.warns(UserWarning, match="its coords do not match"):
+        assert open_stored(path, key, features.shape) is None
 
 
 def test_everything_in_a_file_has_a_checksum(stored):
