@@ -152,6 +152,14 @@ def test_links_exist(project_root, name, fewest):
     assert [link for link in local if not (project_root / link).exists()] == []
 
 
+@pytest.mark.parametrize("name", ["docs/architecture.rst", "CONTRIBUTING.rst"])
+def test_files_that_are_named_exist(project_root, name):
+    named = re.findall(r"``(?:[\w/]*/)?(\w+\.py)``", (project_root / name).read_text())
+    files = {path.name for path in tracked_files(project_root)}
+    assert len(set(named)) >= 10
+    assert {file for file in named if "NAME" not in file} <= files
+
+
 def test_code_of_readme_runs(project_root, tmp_path, monkeypatch, capsys):
     text = (project_root / "README.rst").read_text()
     [block] = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text)
