@@ -13,6 +13,7 @@ from sklearn_pk.utils import all_estimators
 # The least training that reaches the score that the checks of scikit-learn require.
 TRAINING = {"max_epochs": 8, "lr": 2e-2, "embed_dim": 32, "random_state": 0}
 ARGUMENTS = {
+    "BagPooler": {},
     "CoexpressionGraph": {},
     "EigengeneEmbedder": {"n_components": 2, "random_state": 0},
     "NMFGeneEmbedder": {"n_components": 2, "random_state": 0},
@@ -22,6 +23,7 @@ ARGUMENTS = {
         "lambdas": [0.5],
         "cv": 2,
     },
+    "PriorKnowledgeRidge": {"lambda_": [0, 0.5], "alpha": [1.0, 10.0]},
     "SuperTileClusterer": {"n_clusters": 4, "random_state": 0},
 }
 
@@ -31,13 +33,15 @@ SLIDE_ESTIMATORS = {"FoundationFeaturizer", "SlideTiler"}
 # Estimator -> check -> reason, and the check that replaces it.
 EXPECTED_FAILURES = {}
 
-# Lower bounds of collected checks; scikit-learn 1.9 has 46, 47, 49, 53, 53 and 47.
+# Lower bounds of collected checks; scikit-learn 1.9 has 47, 46, 47, 49, 53, 53, 54 and 47.
 N_CHECKS = {
+    "BagPooler": 43,
     "CoexpressionGraph": 42,
     "EigengeneEmbedder": 42,
     "NMFGeneEmbedder": 44,
     "PriorKnowledgeRegressor": 48,
     "PriorKnowledgeRegressorCV": 48,
+    "PriorKnowledgeRidge": 48,
     "SuperTileClusterer": 43,
 }
 

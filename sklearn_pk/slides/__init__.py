@@ -8,10 +8,11 @@ from ._features._feature_bag import FeatureBag
 from ._features._folder import FeatureBags, read_features
 from ._featurizer import FoundationFeaturizer
 from ._quality import check_slides
-from ._supertiles import SuperTileClusterer
+from ._supertiles import BagPooler, SuperTileClusterer
 from ._tiler import SlideTiler, TiledSlide
 
 __all__ = [
+    "BagPooler",
     "Encoder",
     "FeatureBag",
     "FeatureBags",

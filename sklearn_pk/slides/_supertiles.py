@@ -5,7 +5,7 @@
 import warnings
 import zlib
 from functools import cache
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from scipy import sparse
@@ -239,4 +239,155 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+_POOLS = {"mean": np.mean, "std": np.std, "max": np.max, "min": np.min, "median": np.median}
+
+
+class BagPooler(TransformerMixin, BaseEstimator):
+    """
+    Reduce the tiles of each slide to statistics of their features.
+
+    Missing tiles do not count. Bags stored in files are read one by one, so a cohort may be
+    larger than memory.
+
+    Parameters
+    ----------
+    statistics : tuple or list of {"mean", "std", "max", "min", "median"} or float, \
+            default=("mean", "std")
+        Statistics of each feature over the tiles of a slide; a number in [0, 1] is a quantile.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of features per tile.
+
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features. Defined only when X is a DataFrame with strings as its columns.
+
+    See Also
+    --------
+    SuperTileClusterer : Keeps several tiles per slide.
+    sklearn_pk.regression.PriorKnowledgeRidge : Is fitted on one row per slide.
+
+    Notes
+    -----
+    The standard deviation is that of the tiles present, not an estimate for others; for a single
+    tile it is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_pk.slides import BagPooler
+    >>> bags = [np.array([[1.0, 2.0], [3.0, 2.0]]), np.array([[5.0, 7.0]])]
+    >>> BagPooler().fit_transform(bags)
+    array([[2., 2., 1., 0.],
+           [5., 7., 0., 0.]])
+    >>> BagPooler(statistics=["max", 0.25]).fit_transform(bags)
+    array([[3. , 2. , 1.5, 2. ],
+           [5. , 7. , 5. , 7. ]])
+    """
+
+    _parameter_constraints: dict = {"statistics": [tuple, list]}
+
+    def __init__(self, *, statistics=("mean", "std")):
+        self.statistics = statistics
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """
+        Check the bags and the number of their features.
+
+        Parameters
+        ----------
+        X : list of array-like of shape (tiles_i, n_features), or array-like
+            Bags. An array has shape (n, tiles, n_features), with NaN for missing tiles, or
+            (n, n_features), which is one tile per slide.
+        y : array-like or DataFrame of n samples, default=None
+            Expression. Only the names of its rows are compared with those of the slides, which
+            are lost in the result.
+
+        Returns
+        -------
+        self : object
+            The fitted pooler.
+
+        Raises
+        ------
+        TypeError
+            If X holds slides or anything else that is not numeric.
+        ValueError
+            If a statistic is not known, a slide has no tiles, the number of features differs
+            between slides, or y has other samples than X.
+        """
+        for statistic in self.statistics:
+            is_quantile = isinstance(statistic, Real) and 0 <= statistic <= 1
+            if not is_quantile and statistic not in _POOLS:
+                raise ValueError(
+                    f"statistics: {statistic!r} is not one of {', '.join(map(repr, _POOLS))}, nor "
+                    "a quantile in [0, 1]."
+                )
+        if not self.statistics:
+            raise ValueError("statistics must hold at least one statistic, got none.")
+        validate_bags(self, X, reset=True, lazy=True)
+        if y is not None:
+            check_sample_names(X, y)
+        return self
+
+    def transform(self, X):
+        """
+        Compute the statistics of each slide.
+
+        Parameters
+        ----------
+        X : list of array-like of shape (tiles_i, n_features), or array-like
+            Bags, as in :meth:`fit`.
+
+        Returns
+        -------
+        pooled : ndarray of shape (n, n_statistics * n_features), float64
+            All features of the first statistic, then those of the next.
+        """
+        check_is_fitted(self)
+        bags = validate_bags(self, X, reset=False, lazy=True)
+        return np.array([self._pool(bag, position) for position, bag in enumerate(bags)])
+
+    def _pool(self, bag, position):
+        tiles = read_bag(bag, position=position, n_features=self.n_features_in_)
+        tiles = tiles.astype(np.float64)
+        return np.concatenate(
+            [
+                _POOLS[each](tiles, axis=0)
+                if isinstance(each, str)
+                else np.quantile(tiles, each, 0)
+                for each in self.statistics
+            ]
+        )
+
+    def get_feature_names_out(self, input_features=None):
+        """
+        Return names such as "mean_3", or "mean_nuclei" where the features have names.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Names of the features. None takes those of :meth:`fit`.
+
+        Returns
+        -------
+        names : ndarray of shape (n_statistics * n_features,), object
+            One name per column.
+        """
+        check_is_fitted(self, "n_features_in_")
+        if input_features is None:
+            input_features = getattr(self, "feature_names_in_", range(self.n_features_in_))
+        names = [f"{each}_{name}" for each in self.statistics for name in input_features]
+        return np.array(names, dtype=object)
+
+    def __sklearn_tags__(self):
+        """Declare that X may have three dimensions."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []
         return tags

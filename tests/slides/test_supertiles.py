@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
 
-from sklearn_pk.slides import FeatureBag, SuperTileClusterer, _supertiles
+from sklearn_pk.slides import BagPooler, FeatureBag, SuperTileClusterer, _supertiles
 from sklearn_pk.slides._supertiles import (
     cluster_labels,
     cluster_means,
@@ -299,3 +299,45 @@ def test_progress_counts_slides_that_are_done(bags, monkeypatch):
     SuperTileClusterer(n_clusters=4, random_state=0, verbose=1).fit_transform(bags)
     assert done == [(4, 6)] * 3
     assert (options["total"], options["verbose"]) == (3, 1)
+
+
+def test_pooling_leaves_missing_tiles_out(bags):
+    padded = np.full((3, 40, 6), np.nan, dtype=np.float32)
+    for row, bag in zip(padded, bags, strict=True):
+        row[: len(bag)] = bag
+    statistics = ["mean", "std", "max", "min", "median", 0.9]
+    pooler = BagPooler(statistics=statistics)
+    pooled = pooler.fit_transform(padded)
+    np.testing.assert_array_equal(pooled, pooler.fit_transform(bags))
+    for row, bag in zip(pooled, bags, strict=True):
+        frame = pd.DataFrame(bag.astype(np.float64))
+        expected = [frame.mean(), frame.std(ddof=0), frame.max(), frame.min(), frame.median()]
+        np.testing.assert_allclose(row, np.concatenate([*expected, frame.quantile(0.9)]))
+    assert pooler.get_feature_names_out()[[0, 6, 35]].tolist() == ["mean_0", "std_0", "0.9_5"]
+
+
+def test_pooling_reads_files_one_by_one(tmp_path, bags):
+    files = []
+    for number, bag in enumerate(bags):
+        with h5py.File(tmp_path / f"{number}.h5", "w") as file:
+            file["features"] = bag
+        files.append(FeatureBag.from_file(tmp_path / f"{number}.h5"))
+    np.testing.assert_array_equal(BagPooler().fit_transform(files), BagPooler().fit_transform(bags))
+
+
+@pytest.mark.parametrize(
+    ("statistics", "text"),
+    [
+        (["mean", "mode"], r"statistics: 'mode' is not one of 'mean', .*nor a quantile"),
+        ([1.5], r"statistics: 1\.5 is not one of"),
+        ([], "at least one statistic, got none"),
+    ],
+)
+def test_statistics_that_do_not_exist(bags, statistics, text):
+    with pytest.raises(ValueError, match=text):
+        BagPooler(statistics=statistics).fit(bags)
+
+
+def test_pooling_a_slide_without_tiles(bags):
+    with pytest.raises(ValueError, match=r"bag 1 .*tile"):
+        BagPooler().fit([bags[0], np.empty((0, 6))])
