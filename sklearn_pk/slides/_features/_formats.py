@@ -214,7 +214,7 @@ def _describe_hdf5(file, path, features, mpp):
         shape=shape,
         dtype=str(stored.dtype),
         # Only files of the store name the slide with its ending.
-        slide=(key and _text(file.attrs, "slide")) or path.stem,
+        slide=("format_version" in file.attrs and _text(file.attrs, "slide")) or path.stem,
         encoder=_encoder_of(file, name, path),
         key=key,
         stamp=_stamp(path),

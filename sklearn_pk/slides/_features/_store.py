@@ -174,27 +174,34 @@ def _write(path, features, coords, attributes, coords_attributes):
 
 def open_stored(path, key, shape, slide=None):
     """Return the bag of the file of one slide; None if it is missing, of another key or damaged."""
+    stamp = None
     try:
+        stamp = os.stat(path)
         file = open_features(path)
         # The shape first, so that a forged one costs no memory.
         if (file.key, file.shape, file.dtype) != (key, tuple(shape), "float32"):
             return None
         file.read_features()
         file.read_coords()
-    except (FileNotFoundError, PermissionError):
-        return None
     except (OSError, ValueError) as error:
-        _set_aside(Path(path), error)
+        if stamp is not None and _is_damage(error):
+            _set_aside(Path(path), stamp, error)
         return None
     return FileBag(file, slide)
 
 
-def _set_aside(path, error):
-    """Rename a file that cannot be read, and warn."""
+def _is_damage(error):
+    """Return whether the file is at fault, not the system: memory, open files, a disk, rights."""
+    cause = error.__cause__ or error
+    return not isinstance(cause, MemoryError) and getattr(cause, "errno", None) is None
+
+
+def _set_aside(path, stamp, error):
+    """Rename a file that cannot be read, unless another process has replaced it, and warn."""
     aside = path.with_name(f"{path.name}.damaged")
-    kept = f", and the file is kept as {aside.name!r}"
-    try:
-        os.replace(path, aside)
-    except OSError:  # a store that is read only, or another process was faster
-        kept = ""
+    kept = ""
+    with suppress(OSError):  # a store that is read only, or another process was faster
+        if os.path.samestat(stamp, os.stat(path)):
+            os.replace(path, aside)
+            kept = f", and the file is kept as {aside.name!r}"
     warn_user(f"A file of the store cannot be read: {error} The slide is encoded again{kept}.")

@@ -4,6 +4,8 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -212,6 +214,28 @@ def test_a_damaged_file_where_nothing_can_be_renamed(stored, monkeypatch):
     with pytest.warns(UserWarning, match=rf"{path.name}.* The slide is encoded again\.$"):
         assert open_stored(path, key, features.shape) is None
     assert path.exists()
+
+
+def test_a_good_file_is_not_set_aside_where_the_system_fails(stored):
+    path, key, features = stored
+    program = (
+        "import resource, sys, warnings\n"
+        "import numpy as np\n"
+        "from sklearn_pk.slides._features._store import open_stored\n"
+        "warnings.simplefilter('error')\n"
+        "assert open_stored(sys.argv[1], sys.argv[2], (30, 5)) is not None\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))\n"
+        "held = []\n"
+        "try:\n"
+        "    while True:\n"
+        "        held.append(open(sys.argv[1]))\n"
+        "except OSError:\n"
+        "    pass\n"
+        "assert open_stored(sys.argv[1], sys.argv[2], (30, 5)) is None\n"
+    )
+    assert features.shape == (30, 5)
+    subprocess.run([sys.executable, "-c", program, str(path), key], check=True)
+    np.testing.assert_array_equal(open_stored(path, key, features.shape).features, features)
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
