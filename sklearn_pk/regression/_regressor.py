@@ -74,7 +74,7 @@ class TrainingData(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What training starts from: the fitted prior, the network and the held-out patients."""
+    """What training starts from: the prior, parameters of the network and held-out patients."""
 
     seed: int
     prior: object

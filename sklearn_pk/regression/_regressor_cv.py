@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy.stats import rankdata
-from sklearn.base import BaseEstimator, RegressorMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils import _safe_indexing, check_random_state
@@ -313,7 +313,10 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
         if data.gene_names is not None:
             self.gene_names_out_ = data.gene_names
         if self.refit:
-            best = clone(estimator).set_params(lambda_=self.lambda_best_, random_state=seed)
+            # Not a clone: callbacks have a state that they may not take as parameters.
+            parameters = estimator.get_params(deep=False)
+            parameters |= {"lambda_": self.lambda_best_, "random_state": seed}
+            best = type(estimator)(**parameters)
             started = time.perf_counter()
             self.best_estimator_ = best._fit(data, device)
             self.refit_time_ = time.perf_counter() - started

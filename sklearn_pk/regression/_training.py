@@ -381,6 +381,8 @@ class Single:
     def drop(self, finished):
         """Remove runs that have stopped."""
         self.runs = [run for run in self.runs if run not in finished]
+        if not self.runs:
+            _free_optimizer(self.net)
 
 
 class Stack:
@@ -569,7 +571,15 @@ def train_set(runs, stacked, device, verbose):
             units = [unit for unit in units if unit.runs]
             if not units:
                 break
+    for net in filter(None, nets.values()):
+        _free_optimizer(net)
     return {run: (logs[run], nets[run]) for run in runs}
+
+
+def _free_optimizer(net):
+    """Free what only training needs, as large as the weights several times over."""
+    net.optimizer_.state.clear()
+    net.optimizer_.zero_grad()
 
 
 def _make_batches(runs):
@@ -628,7 +638,7 @@ def _run_epoch(units, batches, device, training):
 
 
 def _step(unit, part, training):
-    """Predict a batch of each fold; in training, change the weights. Return {run: (loss, y)}."""
+    """Predict a batch per fold; in training, change the weights. Return {run: (loss, y_pred)}."""
     unit.notify("on_batch_begin", part, training=training)
     if training:
         unit.zero_grad()
@@ -638,7 +648,7 @@ def _step(unit, part, training):
             for run, y_pred in unit.predict(part).items()
         }
         if training:
-            # No network has a part in the loss of another, so one sum serves all.
+            # The loss of a network depends on its own weights only, so one sum serves all.
             first, *others = [loss for loss, _ in results.values()]
             sum(others, first).backward()
     if training:
@@ -733,7 +743,7 @@ def train_networks(runs, device, verbose=0):
 
 
 def _finish(run, log, net, device, seconds):
-    """Put the best weights into the network, and drop what only training needs."""
+    """Put the best weights into the network."""
     if log.best_weights is None:
         monitored = "valid_loss" if len(run.valid) else "train_loss"
         raise ValueError(
@@ -743,8 +753,6 @@ def _finish(run, log, net, device, seconds):
     if net is None:
         net = make_net(run.build(), run.estimator, device)
     load_weights(net.module_, log.best_weights)
-    net.optimizer_.state.clear()
-    net.optimizer_.zero_grad()
     return Trained(net, log.history(), int(log.rule.best_epoch), seconds)
 
 

@@ -23,6 +23,7 @@ from sklearn.model_selection import (
     PredefinedSplit,
 )
 from sklearn.pipeline import make_pipeline
+from skorch.callbacks import Callback
 from torch import nn
 
 from sklearn_pk.metrics import significance_scorer
@@ -418,3 +419,21 @@ def test_bags_in_files_are_read_once_for_all_lambdas(data, monkeypatch, tmp_path
     in_memory = make_search([0.2, 0.8], cv=2, refit=False, **parameters)
     in_memory.fit(X, y, groups=patients)
     assert_allclose(scored, in_memory.cv_results_["mean_test_score"], rtol=1e-4)
+
+
+class Counter(Callback):
+    """Callback with a state that is not a parameter."""
+
+    def __init__(self):
+        self.n_epochs = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n_epochs += 1
+
+
+def test_callbacks_with_a_state_are_called_in_the_last_fit(data):
+    X, y, patients = data
+    counter = Counter()
+    estimator = PriorKnowledgeRegressor(max_epochs=3, random_state=0, callbacks=[counter])
+    PriorKnowledgeRegressorCV(estimator, [0.1, 0.5], cv=2).fit(X, y, groups=patients)
+    assert counter.n_epochs == 3
