@@ -185,7 +185,9 @@ def _leave_one_out_path(path, label):
     """Return the best score of each lambda as the table that is drawn."""
     table = pd.DataFrame({"lambda_": path["lambda_"], "mean": path["loo_score"]})
     table = table.groupby("lambda_", as_index=False).max()
-    return table.assign(line="leave-one-out" if label is None else label, std=0.0)
+    table = table.assign(line="leave-one-out" if label is None else label, std=0.0)
+    table.attrs["no_folds"] = True
+    return table
 
 
 class LambdaPathDisplay:
@@ -425,7 +427,7 @@ class LambdaPathDisplay:
             self.lines_.append(line)
             self.errorbars_.append(errorbar)
         ax.set_xlabel(r"Weight of the prior knowledge, $\lambda$")
-        over_folds = "\n(mean and s.d. over folds)" if self.paths["std"].any() else ""
+        over_folds = "" if self.paths.attrs.get("no_folds") else "\n(mean and s.d. over folds)"
         ax.set_ylabel(self.score_name + over_folds)
         ax.spines[["top", "right"]].set_visible(False)
         _draw_ticks(ax, lambdas if n_before == 0 else np.union1d(lambdas, ax.get_xticks()))

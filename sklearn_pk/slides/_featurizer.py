@@ -101,8 +101,9 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
     num_workers : int or None, default=None
         Number of processes that read tiles ahead of the model, across slides; 0 reads in a
         thread of this process. None is 0 for a model on the CPU, which uses all cores itself,
-        and otherwise one process per core, up to 8. Processes are not started for few tiles,
-        nor within processes that may have no children, such as Dask's.
+        and otherwise one process per core but one, up to 8 and to what shared memory holds, on
+        Linux. Processes are not started for few tiles, nor within processes that may have no
+        children, such as Dask's.
 
     errors : {"raise", "empty"}, default="raise"
         What to do about slides without tiles and slides that cannot be read. "raise" raises

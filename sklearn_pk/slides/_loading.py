@@ -110,7 +110,7 @@ def count_workers(num_workers, device, batch_bytes):
         num_workers = 0 if use_thread else min(MAX_WORKERS, joblib.cpu_count() - 1)
     if multiprocessing.current_process().daemon:
         return 0
-    # Half of it is left to others. A worker fills one batch besides those that wait.
+    # Half of the memory stays free. A worker fills one batch besides those that wait.
     n_fitting = _free_shared_memory() // 2 // (batch_bytes * (_BATCHES_AHEAD + 1))
     return min(num_workers, n_fitting)
 
