@@ -10,6 +10,7 @@ __all__ = ["__version__"]
 
 _SUBPACKAGES = (
     "datasets",
+    "io",
     "metrics",
     "model_selection",
     "plotting",

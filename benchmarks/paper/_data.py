@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from sklearn_pk.datasets import match_samples, read_expression, read_table
+from sklearn_pk.io import match_samples, read_expression, read_table
 from sklearn_pk.slides import FeatureBags, SuperTileClusterer, read_features
 from sklearn_pk.utils._bags import is_bag_input
 
@@ -108,7 +108,7 @@ def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in="
     features : Path
         Folder of files that :func:`~sklearn_pk.slides.read_features` reads, or a table.
     expression : Path
-        Table that :func:`~sklearn_pk.datasets.read_expression` reads.
+        Table that :func:`~sklearn_pk.io.read_expression` reads.
     n_clusters : int, default=100
         Super-tiles per slide, for bags with more tiles; 0 uses bags as they are.
     work : Path

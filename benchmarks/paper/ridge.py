@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import QuantileTransformer
 
-from sklearn_pk.datasets import read_table
+from sklearn_pk.io import read_table
 from sklearn_pk.metrics import compare_significance, significance_report
 from sklearn_pk.regression import PriorKnowledgeRidge
 

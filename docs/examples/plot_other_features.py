@@ -19,7 +19,8 @@ import torch
 from sklearn.pipeline import make_pipeline
 from torchvision.transforms.functional import to_tensor
 
-from sklearn_pk.datasets import make_slide_cohort, match_samples, read_expression
+from sklearn_pk.datasets import make_slide_cohort
+from sklearn_pk.io import match_samples, read_expression
 from sklearn_pk.model_selection import cross_val_significance
 from sklearn_pk.plotting import SignificanceDisplay, SpatialExpressionDisplay
 from sklearn_pk.prior import EigengeneEmbedder

@@ -13,7 +13,7 @@ predicted.
 
 DIR contains one HDF5 file of tile features per slide, or is a table (csv, csv.gz, parquet) with one
 row per slide or patient. TABLE has one row per slide or patient and one column per gene. Rows are
-matched by name, or by the TCGA barcode (see :func:`~sklearn_pk.datasets.match_samples`).
+matched by name, or by the TCGA barcode (see :func:`~sklearn_pk.io.match_samples`).
 """
 
 # SPDX-License-Identifier: BSD-3-Clause
@@ -38,7 +38,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils import Bunch
 
-from sklearn_pk.datasets import make_slide_cohort, match_samples, read_expression, read_table
+from sklearn_pk.datasets import make_slide_cohort
+from sklearn_pk.io import match_samples, read_expression, read_table
 from sklearn_pk.metrics import significance_scorer
 from sklearn_pk.model_selection import cross_val_significance
 from sklearn_pk.plotting import LambdaPathDisplay, PredictionDisplay, TissueMaskDisplay

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from sklearn_pk.datasets import read_expression, read_table
+from sklearn_pk.io import read_expression, read_table
 from sklearn_pk.prior import read_gmt
 from sklearn_pk.prior._gene_sets import load_aliases
 from sklearn_pk.regression import load_sequoia

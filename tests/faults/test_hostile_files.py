@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sklearn_pk.datasets import read_table
+from sklearn_pk.io import read_table
 from sklearn_pk.regression import PriorKnowledgeRegressor, load_sequoia
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler, check_slides, read_features
 from sklearn_pk.slides._encoders._registry import find_encoder

@@ -174,7 +174,7 @@ def match_samples(X, expression, *, patients=None):
     Examples
     --------
     >>> import pandas as pd
-    >>> from sklearn_pk.datasets import match_samples
+    >>> from sklearn_pk.io import match_samples
     >>> X = pd.DataFrame({"area": [0.1, 0.2, 0.3]}, index=["P1-a", "P1-b", "P3-a"])
     >>> expression = pd.DataFrame({"TP53": [5.0, 6.0]}, index=["P1", "P2"])
     >>> matched = match_samples(X, expression)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_pk.datasets import match_samples
+from sklearn_pk.io import match_samples
 from sklearn_pk.slides import FeatureBag, FeatureBags
 from sklearn_pk.utils._validation import check_sample_names
 

@@ -302,7 +302,7 @@ def read_table(path):
     --------
     >>> from pathlib import Path
     >>> from tempfile import mkdtemp
-    >>> from sklearn_pk.datasets import read_table
+    >>> from sklearn_pk.io import read_table
     >>> path = Path(mkdtemp()) / "features.csv"
     >>> _ = path.write_text("slide,area,nuclei\nP1,0.5,120\nP2,0.25,80\n")
     >>> read_table(path)
@@ -377,7 +377,7 @@ def read_expression(path, *, genes_in="columns"):
     --------
     >>> from pathlib import Path
     >>> from tempfile import mkdtemp
-    >>> from sklearn_pk.datasets import read_expression
+    >>> from sklearn_pk.io import read_expression
     >>> path = Path(mkdtemp()) / "reference.csv"
     >>> _ = path.write_text("wsi_file_name,patient_id,rna_TP53\nS1.svs,P1,5.0\nS2.svs,P1,5.0\n")
     >>> table = read_expression(path)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sklearn_pk.datasets import _tables, match_samples, read_expression, read_table
+from sklearn_pk.io import _expression, match_samples, read_expression, read_table
 
 try:
     import anndata
@@ -211,7 +211,7 @@ def compress(name, text, n_times):
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.csv.bz2", "a.csv.xz", "a.csv.zip"])
 def test_decompression_bombs(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(_tables, "_MIN_LIMIT", 4 << 20)
+    monkeypatch.setattr(_expression, "_MIN_LIMIT", 4 << 20)
     path = tmp_path / name
     path.write_bytes(compress(name, b"1,2\n" * (1 << 18), 24))
     tracemalloc.start()

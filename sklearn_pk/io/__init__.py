@@ -1,0 +1,8 @@
+"""Read expression tables and match them with slides."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+from ._expression import read_expression, read_table
+from ._matching import match_samples
+
+__all__ = ["match_samples", "read_expression", "read_table"]
