@@ -20,6 +20,7 @@ from ..utils._device import pick_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._patients import PatientAverager, infer_groups
 from ..utils._validation import check_finite
+from ._expression_sources import normalize_sources
 from ._gene_sets import edges_to_graph, load_aliases, load_edges, pairs_to_graph, upper_pairs
 from ._pearson_graph import correlated_pairs, prepare_rows
 
@@ -133,6 +134,19 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         Minimum number of patients for computing correlations. Correlations over
         fewer than about 20 patients are mostly noise.
 
+    expression : DataFrame of shape (n_other_patients, n_genes) or None, default=None
+        Expression of patients without slides, on a log scale, for the internal correlations: one
+        row per patient, columns matched with the genes of X by name. Each gene is normalised
+        within this table and within X. It must not contain patients who are trained on or
+        tested; those found by name, TCGA barcode or equal values are refused.
+
+    use : {"add", "instead"}, default="add"
+        Whether to correlate genes over the patients of X and `expression` together or of
+        `expression` alone.
+
+    weight : float, default=1.0
+        Weight of a patient of `expression`, with ``use="add"``, relative to a patient of X.
+
     rewire : float, default=0.0
         Fraction of the edges that are rewired at random, in [0, 1], keeping the degree of each
         gene. With 1 the graph has no information except its degrees: the gain of a model with it
@@ -227,6 +241,9 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         "method": [StrOptions({"pearson", "spearman"})],
         "absolute": ["boolean"],
         "min_samples": [Interval(Integral, 2, None, closed="left")],
+        "expression": [pd.DataFrame, None],
+        "use": [StrOptions({"add", "instead"})],
+        "weight": [Interval(Real, 0, None, closed="neither")],
         "rewire": [Interval(Real, 0, 1, closed="both")],
         "device": [str],
         "random_state": ["random_state"],
@@ -244,6 +261,9 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         method="pearson",
         absolute=False,
         min_samples=2,
+        expression=None,
+        use="add",
+        weight=1.0,
         rewire=0.0,
         device="cpu",
         random_state=None,
@@ -257,6 +277,9 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         self.method = method
         self.absolute = absolute
         self.min_samples = min_samples
+        self.expression = expression
+        self.use = use
+        self.weight = weight
         self.rewire = rewire
         self.device = device
         self.random_state = random_state
@@ -289,16 +312,19 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
             If `device` runs out of memory.
         ValueError
             If gene names repeat or are required but missing, if values are NaN or infinite, if
-            no external gene is in X, or if there are fewer patients than `min_samples`.
+            no external gene is in X, if there are fewer patients than `min_samples`, or if
+            `expression` shares no gene or a patient with X.
         """
         names = self._gene_names(X, needed=self.source != "internal")
         columns = getattr(X, "columns", None)
         X = self._check_values(X, names, reset=True)
         internal, self._averager = self.source != "external", None
+        self._patients = None if columns is None else np.asarray(columns, dtype=object)
         if groups is not None:
             _check_order(groups, columns)
             groups = check_groups(np.asarray(groups), X.T)
             self._averager = PatientAverager(groups)
+            self._patients = self._averager.patients
         elif internal:
             self._warn_about_repeats(X)
         if names is None:
@@ -306,15 +332,17 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
                 del self.gene_names_in_
         else:
             self.gene_names_in_ = names
-        # Averages depend on rounding, so genes are recognised by their original values.
-        self._digests = None if self._averager is None else row_digests(X)
-        # A copy, so that changes of X by the caller have no effect. External edges need no values.
-        self._fit_X = self._average(X).copy() if internal else np.empty((len(X), 0))
         self._correlation = None
         if internal:
-            self._check_patients(self._fit_X.shape[1])
             limits = {"threshold": self.threshold, "absolute": self.absolute}
             self._correlation = {"method": self.method, **limits}
+        # Averages depend on rounding, so genes are recognised by their original values.
+        unchanged = self._averager is None and self.expression is None
+        self._digests = None if unchanged else row_digests(X)
+        # A copy, so that changes of X by the caller have no effect. External edges need no values.
+        self._fit_X = self._combine(X, names).copy() if internal else np.empty((len(X), 0))
+        if internal:
+            self._check_patients(self._fit_X.shape[1])
         self._edges, self._aliases = None, load_aliases(self.aliases)
         if self.source != "internal":
             self._edges = load_edges(
@@ -369,11 +397,11 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         else:
             known = row_digests(self._fit_X) if self._digests is None else self._digests
             positions = positions_by_value(X, known)
-        X = self._average(X)
         known, new = np.flatnonzero(positions >= 0), np.flatnonzero(positions < 0)
         if not new.size:
             return self.graph_[positions]
-        added = self._connect_new(X[new], None if names is None else names[new])
+        new_names = None if names is None else names[new]
+        added = self._connect_new(self._combine(X[new], new_names), new_names)
         order = np.argsort(np.concatenate([known, new]))
         return sparse.vstack([self.graph_[positions[known]], added], format="csr")[order]
 
@@ -438,10 +466,14 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         check_finite(X.T, names, columns, "X")
         return X
 
-    def _average(self, X):
-        if self._averager is None:
+    def _combine(self, X, names):
+        """Return one column per patient, those of `expression` included."""
+        if self._averager is not None:
+            X = np.ascontiguousarray((self._averager @ X.T).T, dtype=X.dtype)
+        if self.expression is None or self._correlation is None:
             return X
-        return np.ascontiguousarray((self._averager @ X.T).T, dtype=X.dtype)
+        normalize = "standard" if self.method == "pearson" else "rank"
+        return normalize_sources(X, names, self._patients, self, normalize)[0]
 
     def _check_patients(self, n_patients):
         if n_patients < self.min_samples:

@@ -2,43 +2,27 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
-from scipy.special import ndtri
-from scipy.stats import rankdata
+import pandas as pd
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     _fit_context,
 )
-from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..utils._linalg import centre_rows
+from ..utils._frames import freeze_frames, thaw_frames
+from ..utils._linalg import principal_axes
+from ._expression_sources import normalize_sources
 
-# Rows per block, which bounds the memory of float64 copies.
-_ROWS = 1024
-
-
-def normalize_genes(X, normalize):
-    """Centre each gene over the patients and scale it."""
-    n_patients = X.shape[1]
-    Z = np.empty_like(X)
-    for block in gen_batches(len(X), _ROWS):
-        rows = X[block].astype(np.float64)
-        varies = centre_rows(rows)[1] > 0
-        if normalize == "rank":
-            rows = ndtri((rankdata(rows, axis=1) - 0.5) / n_patients)
-        centred, norms, _ = centre_rows(rows)
-        centred[~varies] = 0.0
-        if normalize is not None:
-            centred /= (np.where(varies, norms, 1) / np.sqrt(n_patients))[:, np.newaxis]
-        Z[block] = centred
-    return Z
+# Genes and patients above which only the leading eigengenes are computed, by random projection.
+_EXACT = 5000
 
 
 class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -52,35 +36,53 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     Parameters
     ----------
-    n_components : int, default=30
-        Dimension of the embeddings. Components beyond the number of genes or of
-        patients are zero.
+    n_components : int, default=150
+        Dimension of the embeddings. If the expression has fewer independent components, there
+        are that many.
 
     normalize : {"rank", "standard"} or None, default="rank"
         Normalisation of each gene. "rank" replaces its values by the normal scores of their
         ranks, so that neither scale nor outliers matter; "standard" divides by the standard
         deviation; None only centres.
 
+    expression : DataFrame of shape (n_other_patients, n_genes) or None, default=None
+        Expression of patients without slides, on a log scale: one row per patient, columns
+        matched with the genes of X by name, so X has to be a DataFrame with gene names as its
+        index. Each gene is normalised within this table, whose platform and unit may differ.
+        Genes that the table lacks are known from X only. It must not contain patients who are
+        trained on or tested; those found by name, TCGA barcode or equal values are refused.
+
+    use : {"add", "instead"}, default="add"
+        Whether the eigengenes are those of X and `expression` together or of `expression` alone.
+
+    weight : float, default=1.0
+        Weight of a patient of `expression`, with ``use="add"``, relative to a patient of X.
+        :class:`~sklearn_pk.regression.PriorKnowledgeRidge` chooses among several by
+        leave-one-out: pass it a list of embedders.
+
     random_state : int, RandomState instance or None, default=None
-        Seed of the randomised singular value decomposition.
+        Seed of the randomised singular value decomposition, which is used if there are more
+        than 5,000 genes and more than 5,000 patients. Otherwise the decomposition is exact.
 
     Attributes
     ----------
-    embedding_ : ndarray of shape (n_genes, n_components)
+    embedding_ : ndarray of shape (n_genes, k)
         G for the genes of :meth:`fit`, in the dtype of X: left singular vectors times singular
-        values divided by the square root of the number of patients.
+        values divided by the square root of the number of patients. k is `n_components` or the
+        number of components there are.
 
-    components_ : ndarray of shape (n_components, n_patients)
-        The eigengenes: profiles over the patients, with unit norm.
+    components_ : ndarray of shape (k, n_patients)
+        The eigengenes: profiles over the patients, with unit norm. Patients of X come first,
+        then those of `expression`.
 
-    singular_values_ : ndarray of shape (n_components,)
+    singular_values_ : ndarray of shape (k,)
         Singular values of the normalised expression.
 
-    explained_variance_ratio_ : ndarray of shape (n_components,)
+    explained_variance_ratio_ : ndarray of shape (k,)
         Fraction of the variance of all genes that each eigengene explains.
 
     n_features_in_ : int
-        Number of patients.
+        Number of patients of X.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the patients. Defined only when X is a DataFrame with strings as
@@ -96,7 +98,7 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     -----
     The columns of G are the eigenvectors of the gene by gene correlation matrix, each times
     the square root of its eigenvalue. That matrix is never built. Constant genes get a
-    row of zeros.
+    row of zeros. The signs of the eigenvectors are arbitrary.
 
     References
     ----------
@@ -108,22 +110,43 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     >>> from sklearn_pk.datasets import load_brca_expression
     >>> from sklearn_pk.prior import EigengeneEmbedder
     >>> expression = load_brca_expression().expression
-    >>> embedder = EigengeneEmbedder(10, random_state=0)
+    >>> embedder = EigengeneEmbedder(10)
     >>> embedder.fit_transform(expression.T).shape
     (1000, 10)
     >>> float(embedder.explained_variance_ratio_.sum().round(2))
     0.53
+
+    With half of the patients as a cohort without slides:
+
+    >>> slides, others = expression.iloc[:125], expression.iloc[125:]
+    >>> EigengeneEmbedder(10, expression=others).fit(slides.T).components_.shape
+    (10, 250)
     """
 
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "normalize": [StrOptions({"rank", "standard"}), None],
+        "expression": [pd.DataFrame, None],
+        "use": [StrOptions({"add", "instead"})],
+        "weight": [Interval(Real, 0, None, closed="neither")],
         "random_state": ["random_state"],
     }
 
-    def __init__(self, n_components=30, *, normalize="rank", random_state=None):
+    def __init__(
+        self,
+        n_components=150,
+        *,
+        normalize="rank",
+        expression=None,
+        use="add",
+        weight=1.0,
+        random_state=None,
+    ):
         self.n_components = n_components
         self.normalize = normalize
+        self.expression = expression
+        self.use = use
+        self.weight = weight
         self.random_state = random_state
 
     def fit(self, X, y=None):
@@ -145,7 +168,8 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Raises
         ------
         ValueError
-            If there are fewer than two patients, or a value is NaN or infinite.
+            If there are fewer than two patients, a value is NaN or infinite, or `expression`
+            shares no gene or a patient with X.
         """
         self.fit_transform(X)
         return self
@@ -167,17 +191,21 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         G : ndarray of shape (n_genes, n_components)
             Gene embeddings.
         """
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_features=2)
-        Z = normalize_genes(X, self.normalize)
-        rank = min(self.n_components, *Z.shape)
-        random_state = check_random_state(self.random_state)
-        _, singular, components = randomized_svd(Z, rank, random_state=random_state)
-        self.components_ = np.zeros((self.n_components, Z.shape[1]), dtype=Z.dtype)
-        self.components_[:rank] = components
-        self.singular_values_ = np.zeros(self.n_components, dtype=Z.dtype)
-        self.singular_values_[:rank] = singular
-        total = np.square(Z, dtype=np.float64).sum()
-        self.explained_variance_ratio_ = np.square(self.singular_values_) / (total or 1)
+        Z, self._total = self._prepare(X, reset=True)
+        if min(Z.shape) <= _EXACT:
+            components, singular = principal_axes(Z)
+        else:
+            random_state = check_random_state(self.random_state)
+            rank = min(self.n_components, *Z.shape)
+            _, singular, components = randomized_svd(Z, rank, random_state=random_state)
+        # One component of zeros stands for none.
+        rank = max(1, min(self.n_components, len(singular)))
+        self.components_ = np.zeros((rank, Z.shape[1]), dtype=Z.dtype)
+        self.components_[: len(singular)] = components[:rank]
+        self.singular_values_ = np.zeros(rank, dtype=Z.dtype)
+        self.singular_values_[: len(singular)] = singular[:rank]
+        variance = np.square(Z, dtype=np.float64).sum()
+        self.explained_variance_ratio_ = np.square(self.singular_values_) / (variance or 1)
         self.embedding_ = self._project(Z)
         return self.embedding_.copy()
 
@@ -188,7 +216,8 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Parameters
         ----------
         X : {array-like, DataFrame} of shape (n_rows, n_patients)
-            Expression of genes in the patients of :meth:`fit`.
+            Expression of genes in the patients of :meth:`fit`; they are looked up by name in
+            `expression`.
 
         Returns
         -------
@@ -196,11 +225,25 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             Gene embeddings.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self._project(normalize_genes(X, self.normalize))
+        return self._project(self._prepare(X, reset=False)[0])
+
+    def _prepare(self, X, *, reset):
+        """Return normalised expression of all patients, and the sum of their weights."""
+        names = X.index if isinstance(X, pd.DataFrame) else None
+        patients = X.columns if isinstance(X, pd.DataFrame) else None
+        X = validate_data(
+            self, X, dtype=[np.float64, np.float32], ensure_min_features=2, reset=reset
+        )
+        return normalize_sources(X, names, patients, self, self.normalize)
 
     def _project(self, Z):
-        return (Z @ self.components_.T / np.sqrt(Z.shape[1])).astype(Z.dtype, copy=False)
+        return (Z @ self.components_.T / np.sqrt(self._total)).astype(Z.dtype, copy=False)
+
+    def __getstate__(self):
+        return freeze_frames(super().__getstate__())
+
+    def __setstate__(self, state):
+        super().__setstate__(thaw_frames(state))
 
     @property
     def _n_features_out(self):

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
+from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_memory
 
 from ..utils._linalg import unit_scale
-from ..utils._patients import PatientAverager
+from ..utils._patients import PatientAverager, patient_key
 from ..utils._reporting import warn_user
+from ..utils._validation import name_some, sample_names_of
 
 # Below this fraction of the genes, a prior is warned about: it is hardly more than zeros.
 _FEW_KNOWN = 0.1
@@ -126,6 +128,29 @@ def check_embeddings(embeddings, n_genes):
     if not np.isfinite(embeddings).all():
         raise ValueError("prior: the gene embeddings contain NaN or infinity.")
     return embeddings
+
+
+def refuse_known_patients(prior, X):
+    """Raise an error if the expression given to a prior has patients who are predicted."""
+    tables = {
+        name: value
+        for name, value in (prior.get_params() if hasattr(prior, "get_params") else {}).items()
+        if name.rpartition("__")[2] == "expression"
+        and isinstance(value, pd.DataFrame)
+        and not isinstance(value.index, pd.RangeIndex)
+    }
+    names = sample_names_of(X) if tables else None
+    if names is None:
+        return
+    keys = [patient_key(PurePath(name).name) for name in names]
+    for parameter, table in tables.items():
+        known = pd.Index(keys).isin([patient_key(name) for name in table.index])
+        if known.any():
+            raise ValueError(
+                f"prior: {parameter} contains the expression of {known.sum()} of the {len(keys)} "
+                f"patients to predict: {name_some(np.array(keys)[known])}. A prediction of these "
+                f"would not be a test. Fit again without them: {parameter}.drop(index=[...])."
+            )
 
 
 def orthonormal_basis(embeddings):

@@ -32,7 +32,7 @@ from ..utils._validation import (
     sample_names_of,
 )
 from ._aggregators import is_own_aggregator
-from ._embeddings import fit_prior
+from ._embeddings import fit_prior, refuse_known_patients
 from ._network import build_network, describe_network
 from ._spatial import BATCH, check_window, tile_expression
 from ._training import (
@@ -632,6 +632,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             If the memory of the device does not suffice for a slide, which is named.
         """
         check_is_fitted(self)
+        refuse_known_patients(self.prior_, X)
         return self._predict(self.net_.module_, X)
 
     def predict_untrained(self, X):

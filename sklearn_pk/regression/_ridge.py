@@ -16,10 +16,11 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..utils import check_expression, check_groups
+from ..utils._linalg import principal_axes
 from ..utils._patients import PatientAverager, infer_groups
 from ..utils._reporting import warn_user
 from ..utils._validation import check_gene_order, check_sample_names
-from ._embeddings import learn_prior
+from ._embeddings import learn_prior, refuse_known_patients
 
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 N_EIGENGENES = 150
@@ -152,13 +153,39 @@ def basis_of(embeddings):
     return vectors[:, :rank], np.square(singular[:rank])
 
 
-def eigengenes_of(Z):
-    """Return the same for the embeddings Z^T, from the Gram matrix of the patients."""
-    Z = Z - Z.mean(axis=0)
-    eigenvalues, vectors = linalg.eigh(Z @ Z.T, check_finite=False)
-    known = eigenvalues > 1e-10 * max(eigenvalues[-1], 1e-300)
-    eigenvalues, vectors = eigenvalues[known][::-1], vectors[:, known][:, ::-1]
-    return Z.T @ (vectors / np.sqrt(eigenvalues)), eigenvalues
+class Choice(NamedTuple):
+    """The chosen penalties, and their leave-one-out error."""
+
+    error: float  # squared, summed over standardised genes
+    inside: np.ndarray  # penalty of each eigengene
+    outside: float
+    lambda_: float | None
+    alpha: float
+    path: dict
+
+
+def choose(penalties, inside, outside, alphas, lambdas, eigenvalues):
+    """Compare all pairs of lambda and alpha by their leave-one-out errors."""
+    pairs = [(lambda_, alpha) for lambda_ in lambdas for alpha in alphas]
+    errors = np.empty(len(pairs))
+    for number, (lambda_, alpha) in enumerate(pairs):
+        own, rest = penalties_of(alpha, lambda_, eigenvalues)
+        errors[number] = interpolate(penalties, inside, own).sum()
+        errors[number] += interpolate(penalties, outside[:, np.newaxis], np.array([rest]))[0]
+    # Where both do equally well, the first: the least weight of the prior.
+    best = int(np.argmin(errors))
+    lambda_, alpha = map(float, pairs[best])
+    path = {"lambda_": np.array(pairs)[:, 0], "alpha": np.array(pairs)[:, 1], "loo_score": errors}
+    own, rest = penalties_of(alpha, lambda_, eigenvalues)
+    return Choice(errors[best], own, rest, lambda_, alpha, path)
+
+
+def choose_free(penalties, inside, outside, scores):
+    """Choose the penalty of each eigengene by itself, and that of what they do not span."""
+    chosen = smooth_penalties(inside, np.square(scores).sum(axis=0), penalties)
+    rest = penalties[np.argmin(outside) if outside.any() else -1]
+    error = interpolate(penalties, inside, chosen).sum() + outside.min()
+    return Choice(float(error), chosen, float(rest), None, float(rest), {})
 
 
 def keep_leading(vectors, eigenvalues, n_components):
@@ -189,6 +216,17 @@ def smooth_penalties(errors, sizes, penalties):
     return chosen
 
 
+def _is_list_of_priors(prior):
+    """Return whether a prior is a list of priors, not the rows of one array."""
+    return isinstance(prior, list | tuple) and any(
+        each is None
+        or isinstance(each, str)
+        or hasattr(each, "fit_transform")
+        or np.ndim(each) == 2
+        for each in prior
+    )
+
+
 class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """
     Predict the expression of all genes by ridge regression with prior knowledge.
@@ -201,12 +239,14 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     Parameters
     ----------
-    prior : "eigengenes", estimator, array-like, DataFrame or None, default="eigengenes"
+    prior : "eigengenes", estimator, array-like, DataFrame, list of these or None, \
+            default="eigengenes"
         Gene embeddings G, as in :class:`PriorKnowledgeRegressor`. "eigengenes" are the exact
         principal axes of the standardised expression of the training patients, times their
         singular values. An estimator is cloned and fitted on the expression of the training
         patients with *genes as rows*; an array has one row per gene of y; a DataFrame is matched
-        by gene name. None is ridge regression.
+        by gene name. None is ridge regression. Several in a list are compared by leave-one-out,
+        for example ``[EigengeneEmbedder(expression=others, weight=w) for w in (0.1, 0.3, 1)]``.
 
     lambda_ : float, array-like of float, "free" or None, default=None
         Weight of the gene embeddings, in [0, 1]. Several values are compared by leave-one-out;
@@ -264,7 +304,13 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     path_ : dict of str to ndarray
         ``lambda_`` and ``alpha``, one entry per combination compared, and ``loo_score``, the R
-        squared of all standardised genes. Empty with ``lambda_="free"``.
+        squared of all standardised genes, with the chosen prior. Empty with ``lambda_="free"``.
+
+    prior_index_ : int
+        Position of the chosen prior in a list of them; otherwise 0.
+
+    prior_scores_ : ndarray of shape (n_priors,)
+        Leave-one-out R squared of all standardised genes with each prior.
 
     dual_coef_ : ndarray of shape (n_samples, n_genes)
         Weights of the training samples in the kernel expansion, for standardised expression.
@@ -404,25 +450,41 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         alphas, lambdas = self._grids()
         spectrum = decompose(self._fit_kernel(X), groups)
         Z = self._standardize(values)
-        self.prior_, *eigengenes = self._learn_eigengenes(Z, values, groups, gene_names)
-        n_components = self.n_components or (None if lambdas is None else N_EIGENGENES)
-        self.eigengenes_, self.eigenvalues_ = keep_leading(*eigengenes, n_components)
-
-        projected, scores = spectrum.vectors.T @ Z, Z @ self.eigengenes_
+        projected = spectrum.vectors.T @ Z
         unit = spectrum.values.mean() or 1.0
         penalties = unit * _PENALTIES
         total = total_errors(spectrum, projected @ projected.T, penalties)
-        inside = eigengene_errors(spectrum, scores, penalties)
-        outside = np.maximum(total - inside.sum(axis=1), 0.0)
-        if lambdas is None:
-            # What is left of the genes may be nothing but rounding.
-            outside[outside < 1e-10 * total] = 0.0
-            self._choose_free(penalties, inside, outside, scores)
-        else:
-            alphas = unit * ALPHAS if alphas is None else alphas
-            # Without eigengenes lambda would only scale alpha.
-            lambdas = lambdas if len(self.eigenvalues_) or len(lambdas) == 1 else np.zeros(1)
-            self._choose(penalties, inside, outside, alphas, lambdas, np.square(Z).sum())
+        # One seed, so that priors in a list differ in nothing else.
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        priors = self.prior if _is_list_of_priors(self.prior) else [self.prior]
+        fits = []
+        for prior in priors:
+            fitted, *eigengenes = self._learn_eigengenes(prior, Z, values, groups, gene_names, seed)
+            n_components = self.n_components or (None if lambdas is None else N_EIGENGENES)
+            vectors, eigenvalues = keep_leading(*eigengenes, n_components)
+            scores = Z @ vectors
+            inside = eigengene_errors(spectrum, scores, penalties)
+            outside = np.maximum(total - inside.sum(axis=1), 0.0)
+            if lambdas is None:
+                # What is left of the genes may be nothing but rounding.
+                outside[outside < 1e-10 * total] = 0.0
+                choice = choose_free(penalties, inside, outside, scores)
+            else:
+                grid = unit * ALPHAS if alphas is None else alphas
+                # Without eigengenes lambda would only scale alpha.
+                tried = lambdas if len(eigenvalues) or len(lambdas) == 1 else np.zeros(1)
+                choice = choose(penalties, inside, outside, grid, tried, eigenvalues)
+            fits.append((choice, fitted, vectors, eigenvalues, scores))
+        size = np.square(Z).sum() or 1.0
+        self.prior_scores_ = np.array([1 - choice.error / size for choice, *_ in fits])
+        self.prior_index_ = int(np.argmax(self.prior_scores_))
+        choice, self.prior_, self.eigengenes_, self.eigenvalues_, scores = fits[self.prior_index_]
+        self.lambda_best_, self.alpha_ = choice.lambda_, choice.alpha
+        self.eigengene_alpha_, self._outside = choice.inside, choice.outside
+        self.path_ = {
+            name: 1 - values / size if name == "loo_score" else values
+            for name, values in choice.path.items()
+        }
         self._solve(spectrum, Z, projected, scores, penalties[np.argmin(total)])
         return self
 
@@ -478,12 +540,12 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.y_mean_[constant] = values[0, constant]
         return (values - self.y_mean_) / self.y_scale_
 
-    def _learn_eigengenes(self, Z, values, groups, gene_names):
+    def _learn_eigengenes(self, prior, Z, values, groups, gene_names, seed):
         """Return the fitted prior, if any, and the eigenvectors and eigenvalues of G G^T."""
-        if isinstance(self.prior, str):
-            return None, *eigengenes_of(PatientAverager(groups) @ Z)
-        seed = check_random_state(self.random_state).randint(2**31 - 1)
-        fitted, embeddings = learn_prior(self.prior, values, groups, gene_names, seed)
+        if isinstance(prior, str):
+            axes, singular = principal_axes(PatientAverager(groups) @ Z)
+            return None, axes.T, np.square(singular)
+        fitted, embeddings = learn_prior(prior, values, groups, gene_names, seed)
         if embeddings is None:
             return None, np.zeros((values.shape[1], 0)), np.zeros(0)
         if not embeddings.any():
@@ -492,32 +554,6 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 "regression."
             )
         return fitted, *basis_of(embeddings.astype(np.float64))
-
-    def _choose(self, penalties, inside, outside, alphas, lambdas, size):
-        """Compare all pairs of lambda and alpha by their leave-one-out errors."""
-        pairs = [(lambda_, alpha) for lambda_ in lambdas for alpha in alphas]
-        errors = np.empty(len(pairs))
-        for number, (lambda_, alpha) in enumerate(pairs):
-            own, rest = penalties_of(alpha, lambda_, self.eigenvalues_)
-            errors[number] = interpolate(penalties, inside, own).sum()
-            errors[number] += interpolate(penalties, outside[:, np.newaxis], np.array([rest]))[0]
-        # Where both do equally well, the first: the least weight of the prior.
-        self.lambda_best_, self.alpha_ = map(float, pairs[int(np.argmin(errors))])
-        self.eigengene_alpha_, self._outside = penalties_of(
-            self.alpha_, self.lambda_best_, self.eigenvalues_
-        )
-        self.path_ = {
-            "lambda_": np.array([lambda_ for lambda_, _ in pairs]),
-            "alpha": np.array([alpha for _, alpha in pairs]),
-            "loo_score": 1 - errors / (size or 1.0),
-        }
-
-    def _choose_free(self, penalties, inside, outside, scores):
-        sizes = np.square(scores).sum(axis=0)
-        self.eigengene_alpha_ = smooth_penalties(inside, sizes, penalties)
-        outside = outside if outside.any() else -penalties
-        self.alpha_ = self._outside = float(penalties[np.argmin(outside)])
-        self.lambda_best_, self.path_ = None, {}
 
     def _solve(self, spectrum, Z, projected, scores, ridge_penalty):
         """Set the dual coefficients, the leave-one-out scores and what the uncertainty needs."""
@@ -566,6 +602,7 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
             prior, its size that of the leave-one-out residuals of each gene.
         """
         check_is_fitted(self)
+        refuse_known_patients(self.prior_, X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         precomputed = self.kernel == "precomputed"
         if precomputed and return_std:

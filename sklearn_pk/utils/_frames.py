@@ -23,11 +23,16 @@ def _freeze(value):
         return {_MARK: "Series", "name": value.name, "frame": _freeze(value.to_frame(0))}
     if not isinstance(value, pd.DataFrame):
         return value
+    dtypes = set(value.dtypes)
+    if len(dtypes) == 1 and getattr(dtypes.pop(), "kind", None) in "fiub":
+        data = value.to_numpy()  # expression, with thousands of columns
+    else:
+        data = [_freeze_values(value.iloc[:, number]) for number in range(value.shape[1])]
     return {
         _MARK: "DataFrame",
         "index": _freeze_index(value.index),
         "columns": _freeze_index(value.columns),
-        "data": [_freeze_values(value.iloc[:, number]) for number in range(value.shape[1])],
+        "data": data,
     }
 
 
@@ -37,6 +42,8 @@ def _thaw(value):
     if value[_MARK] == "Series":
         return _thaw(value["frame"])[0].rename(value["name"])
     index = _thaw_index(value["index"])
+    if isinstance(value["data"], np.ndarray):
+        return pd.DataFrame(value["data"], index, _thaw_index(value["columns"]))
     data = {n: pd.Series(_thaw_values(part), index) for n, part in enumerate(value["data"])}
     return pd.DataFrame(data, index=index).set_axis(_thaw_index(value["columns"]), axis=1)
 

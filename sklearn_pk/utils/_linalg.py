@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
+from scipy import linalg
+from sklearn.utils import gen_batches
 from threadpoolctl import threadpool_info, threadpool_limits
 
 # Rounding error of a constant row in float64, relative to its mean.
@@ -27,6 +29,28 @@ def centre_rows(rows, *, out=None):
     return centred, norms, means
 
 
+def principal_axes(Z):
+    """
+    Return the right singular vectors (k, n_columns) and singular values of Z, by its Gram matrix.
+
+    Those of less than 1e-5 of the largest are rounding errors, and left out.
+    """
+    by_column = Z.shape[1] <= Z.shape[0]
+    gram = np.zeros((min(Z.shape),) * 2)
+    for block in gen_batches(max(Z.shape), 4096):
+        part = Z[block] if by_column else Z[:, block].T
+        part = part.astype(np.float64, copy=False)
+        gram += part.T @ part
+    eigenvalues, vectors = linalg.eigh(gram, overwrite_a=True, check_finite=False)
+    kept = eigenvalues > 1e-10 * max(eigenvalues[-1], 1e-300)
+    eigenvalues, vectors = eigenvalues[kept][::-1], vectors[:, kept][:, ::-1]
+    singular = np.sqrt(eigenvalues)
+    # The largest entry of each vector is positive, so that signs do not depend on the library.
+    axes = vectors.T if by_column else (vectors / singular).T @ Z
+    largest = np.abs(axes).argmax(axis=1)
+    return axes * np.sign(axes[np.arange(len(axes)), largest])[:, np.newaxis], singular
+
+
 def unit_scale(embeddings, *, columns=False):
     """Return the factors that scale embeddings to the variance of initial weights."""  # (d,)
     factors = np.ones(embeddings.shape[1])
@@ -34,7 +58,7 @@ def unit_scale(embeddings, *, columns=False):
     if not n_known:
         return factors
     mean_square = np.zeros(len(factors))
-    for start in range(0, len(embeddings), 1024):  # in blocks, for they become float64
+    for start in range(0, len(embeddings), 1024):  # in blocks, which become float64
         block = embeddings[start : start + 1024].astype(np.float64)
         mean_square += np.einsum("ij,ij->j", block, block)
     mean_square /= n_known

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import sparse
 from sklearn.utils.validation import _num_samples
 
-from ._validation import has_names
+from ._validation import TCGA_PATIENT, has_names
 
 
 def check_groups(groups, y):
@@ -65,6 +65,12 @@ def _check_order(group_index, y_index):
             "groups and y are indexed by the same samples in a different order. Reorder with "
             "groups.loc[y.index]."
         )
+
+
+def patient_key(name):
+    """Return what the names of the samples of a patient share: the TCGA barcode, or the name."""
+    found = TCGA_PATIENT.search(str(name))
+    return found.group().upper() if found else str(name).strip()
 
 
 class PatientAverager:

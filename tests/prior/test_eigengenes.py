@@ -9,7 +9,8 @@ from scipy.stats import norm, rankdata
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_pk.prior import EigengeneEmbedder
+from sklearn_pk.prior import EigengeneEmbedder, _eigengenes
+from sklearn_pk.prior._expression_sources import normalize_genes
 
 
 def test_embedding_approximates_the_correlation_matrix(genes):
@@ -57,16 +58,27 @@ def test_methods_agree(genes, dtype):
     assert_array_equal(EigengeneEmbedder(6, random_state=0).fit_transform(X), G)
 
 
-def test_constant_genes_and_surplus_components_are_zero(genes):
+def test_constant_genes_are_zero_and_there_are_no_surplus_components(genes):
     X = genes.to_numpy()[:20].copy()
     X[3] = 1e6 + 0.1
-    fitted = EigengeneEmbedder(30, random_state=0)
+    fitted = EigengeneEmbedder(30)
     G = fitted.fit_transform(X)
-    assert G.shape == (20, 30)
+    assert G.shape == (20, 19)
     assert_array_equal(G[3], 0)
-    assert_array_equal(G[:, 20:], 0)
     assert np.isfinite(G).all()
-    assert_array_equal(EigengeneEmbedder(2).fit_transform(np.ones((4, 3))), np.zeros((4, 2)))
+    assert len(fitted.get_feature_names_out()) == 19
+    assert_array_equal(EigengeneEmbedder(2).fit_transform(np.ones((4, 3))), np.zeros((4, 1)))
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
+def test_exact_and_random_decompositions_agree(shape, monkeypatch):
+    X = np.random.default_rng(0).normal(size=shape)
+    exact = EigengeneEmbedder(8).fit(X)
+    monkeypatch.setattr(_eigengenes, "_EXACT", 5)
+    randomised = EigengeneEmbedder(8, random_state=0).fit(X)
+    assert_allclose(exact.singular_values_, randomised.singular_values_, rtol=0.05)
+    Z = normalize_genes(X, "rank")
+    assert_allclose(exact.singular_values_, np.linalg.svd(Z, compute_uv=False)[:8])
 
 
 def test_bad_input(genes):
