@@ -56,6 +56,7 @@ TRAINED = (1e-4, 1e-5)
 AGGREGATORS = ("mlp", "transformer", "summary_mixing", "topk")
 SMALL = {
     "max_epochs": 12,
+    "early_stopping": "loss+corr",
     "lr": 2e-2,
     "batch_size": 8,
     "depth": 1,

@@ -16,60 +16,57 @@ import time
 from pathlib import Path
 
 import numpy as np
-from scipy.special import ndtri
-from scipy.stats import rankdata
+import pandas as pd
 from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 
 from sklearn_pk.io import read_table
 from sklearn_pk.metrics import compare_significance, significance_report
+from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRidge
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import RESULTS, describe, peak_mb, write_results
 
 
-def standardize(values):
-    """Bring genes (in columns) to mean 0 and standard deviation 1; constant ones to 0."""
-    values = values - values.mean(axis=0)
-    return values / np.where(np.ptp(values, axis=0) > 0, values.std(axis=0), 1.0)
+def eigengenes(expression=None, n_components=150):
+    """Return the prior: the axes of the training patients, and of others if there are any."""
+    return EigengeneEmbedder(n_components, normalize="standard", expression=expression)
 
 
-def eigengenes(*cohorts, permute=None):
-    """Embed genes by the principal axes of cohorts, each standardised within itself."""
-    Z = np.vstack([standardize(values) for values in cohorts])
-    if permute is not None:
-        Z = Z[:, permute]
-    eigenvalues, vectors = np.linalg.eigh(Z @ Z.T)
-    known = eigenvalues > 1e-10 * eigenvalues[-1]
-    return (Z.T @ vectors[:, known])[:, ::-1]
+def graph(source, rewire=0.0):
+    """Return the published prior, or its control."""
+    graph = CoexpressionGraph(source=source, rewire=rewire, random_state=0)
+    return make_pipeline(graph, NMFGeneEmbedder(50, random_state=0))
 
 
 class Cohort:
-    """Features, expression and its normal scores, by which predictions are judged."""
+    """Features and expression of the same patients."""
 
     def __init__(self, features, expression):
         X, y = read_table(features), read_table(expression)
         patients = [name for name in X.index if name in set(y.index)]
+        self.patients = pd.Index(patients)
         X = X.loc[patients].to_numpy(dtype=np.float64)
         self.X = np.where(np.isnan(X), np.nanmedian(X, axis=0), X)
         self.y, self.genes = y.loc[patients].to_numpy(dtype=np.float64), y.columns
-        self.truth = ndtri((rankdata(self.y, axis=0) - 0.5) / len(self.y))
 
     def take_genes(self, genes):
         """Keep some genes."""
         positions = self.genes.get_indexer(genes)
-        self.y, self.truth, self.genes = self.y[:, positions], self.truth[:, positions], genes
+        self.y, self.genes = self.y[:, positions], genes
         return self
 
 
 def cross_validate(cohort, seed, settings, n_train=None):
-    """Return (predictions, baseline), chosen lambdas and coverage of each setting.
+    """Return the truth; (predictions, baseline, spread) and chosen lambdas of each setting.
 
     `settings` maps the expression of training patients with slides, that of those without and a
     random generator to the parameters of the regression.
     """
-    predicted = {name: np.zeros((3, *cohort.truth.shape)) for name in settings}
+    truth = np.zeros(cohort.y.shape)
+    predicted = {name: np.zeros((3, *truth.shape)) for name in settings}
     lambdas = {name: [] for name in settings}
     folds = KFold(5, shuffle=True, random_state=seed)
     for fold, (train, test) in enumerate(folds.split(cohort.X)):
@@ -79,8 +76,13 @@ def cross_validate(cohort, seed, settings, n_train=None):
         scores = QuantileTransformer(n_quantiles=len(train), output_distribution="normal")
         # Genes are brought to normal scores by the patients whose expression may be known.
         scores.fit(cohort.y[train])
-        y = scores.transform(cohort.y[with_slides])
-        rest = scores.transform(cohort.y[others]) if len(others) else None
+        truth[test] = scores.transform(cohort.y[test])
+        y, rest = (
+            pd.DataFrame(scores.transform(cohort.y[rows]), cohort.patients[rows], cohort.genes)
+            if len(rows)
+            else None
+            for rows in (with_slides, others)
+        )
         for name, make in settings.items():
             permuted, parameters = make(y, rest, rng)
             rows = rng.permutation(with_slides) if permuted else with_slides
@@ -88,15 +90,16 @@ def cross_validate(cohort, seed, settings, n_train=None):
             means, spread = model.predict(cohort.X[test], return_std=True)
             predicted[name][:, test] = means, model.predict_untrained(cohort.X[test]), spread
             lambdas[name].append(model.lambda_best_)
-    return predicted, lambdas
+    return truth, predicted, lambdas
 
 
-def summarize(cohort, runs, lambdas, reference, n_boot):
+def summarize(truths, runs, lambdas, reference, n_boot):
     """Compute counts, correlations and paired gains of the settings over one of them."""
     rows = []
     for name, predictions in runs.items():
-        reports = [significance_report(cohort.truth, p[0], p[1]) for p in predictions]
-        inside = [np.abs(cohort.truth - p[0]) < 1.96 * p[2] for p in predictions]
+        pairs = list(zip(truths, predictions, strict=True))
+        reports = [significance_report(truth, p[0], p[1]) for truth, p in pairs]
+        inside = [np.abs(truth - p[0]) < 1.96 * p[2] for truth, p in pairs]
         rows.append(
             {
                 "setting": name,
@@ -106,7 +109,10 @@ def summarize(cohort, runs, lambdas, reference, n_boot):
                 "coverage_of_95": float(np.mean(inside)),
             }
         )
-    tables = {name: [(cohort.truth, p[0], p[1]) for p in runs[name]] for name in runs}
+    tables = {
+        name: [(truth, p[0], p[1]) for truth, p in zip(truths, runs[name], strict=True)]
+        for name in runs
+    }
     gains = []
     for other in runs:
         if other != reference:
@@ -119,14 +125,15 @@ def summarize(cohort, runs, lambdas, reference, n_boot):
 def experiment(cohort, seeds, settings, reference, n_boot, n_train=None):
     """Run settings over seeds and summarise them."""
     runs, lambdas = {name: [] for name in settings}, {name: [] for name in settings}
-    started = time.perf_counter()
+    truths, started = [], time.perf_counter()
     for seed in seeds:
-        predicted, chosen = cross_validate(cohort, seed, settings, n_train)
+        truth, predicted, chosen = cross_validate(cohort, seed, settings, n_train)
+        truths.append(truth)
         for name in settings:
             runs[name].append(predicted[name])
             lambdas[name].append(chosen[name])
         print(f"  seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-    result = summarize(cohort, runs, lambdas, reference, n_boot)
+    result = summarize(truths, runs, lambdas, reference, n_boot)
     for row in result["settings"]:
         print(f"  {row['setting']:45s} {row['n_significant']:7.1f} {row['median_r']:.4f}")
     for gain in result["gains"]:
@@ -137,39 +144,48 @@ def experiment(cohort, seeds, settings, reference, n_boot, n_train=None):
     return result | {"n_train": n_train, "n_patients": len(cohort.X), "seeds": list(seeds)}
 
 
-def _shuffle(rng, embeddings):
-    return rng.permutation(embeddings)
+def _shuffled(rng, prior, y):
+    """Return the embeddings of a prior, each given to another gene."""
+    return rng.permutation(prior.fit_transform(y.T))
 
 
-def _random_basis(rng, embeddings):
+def _random_basis(rng, prior, y):
     """Draw a basis of the spectrum that the embeddings have."""
+    embeddings = prior.fit_transform(y.T)
     basis = np.linalg.qr(rng.normal(size=embeddings.shape))[0]
     return basis * np.linalg.norm(embeddings, axis=0)
 
 
+# Each returns whether the patients of the features are permuted, and parameters of the ridge.
 ALL_PATIENTS = {
-    "lambda": lambda y, rest, rng: (False, {}),
+    "lambda": lambda y, rest, rng: (False, {"prior": eigengenes()}),
     "ridge": lambda y, rest, rng: (False, {"prior": None}),
-    "lambda, shuffled genes": lambda y, rest, rng: (False, {"prior": _shuffle(rng, eigengenes(y))}),
+    "lambda, shuffled genes": lambda y, rest, rng: (
+        False,
+        {"prior": _shuffled(rng, eigengenes(), y)},
+    ),
     "lambda, random basis": lambda y, rest, rng: (
         False,
-        {"prior": _random_basis(rng, eigengenes(y))},
+        {"prior": _random_basis(rng, eigengenes(), y)},
     ),
+    "lambda, zeros": lambda y, rest, rng: (False, {"prior": np.zeros((y.shape[1], 1))}),
     "free": lambda y, rest, rng: (False, {"lambda_": "free"}),
     "free, shuffled genes": lambda y, rest, rng: (
         False,
-        {"lambda_": "free", "prior": _shuffle(rng, eigengenes(y))},
+        {"lambda_": "free", "prior": _shuffled(rng, eigengenes(None, 2000), y)},
     ),
-    "lambda, patients permuted": lambda y, rest, rng: (True, {}),
+    "graph, external": lambda y, rest, rng: (False, {"prior": graph("external")}),
+    "graph, external, rewired": lambda y, rest, rng: (False, {"prior": graph("external", 1.0)}),
+    "lambda, patients permuted": lambda y, rest, rng: (True, {"prior": eigengenes()}),
 }
 
 EXPRESSION_ONLY = {
-    "with expression of others": lambda y, rest, rng: (False, {"prior": eigengenes(y, rest)}),
+    "with expression of others": lambda y, rest, rng: (False, {"prior": eigengenes(rest)}),
     "ridge": lambda y, rest, rng: (False, {"prior": None}),
-    "internal": lambda y, rest, rng: (False, {}),
+    "internal": lambda y, rest, rng: (False, {"prior": eigengenes()}),
     "with expression of others, shuffled genes": lambda y, rest, rng: (
         False,
-        {"prior": _shuffle(rng, eigengenes(y, rest))},
+        {"prior": _shuffled(rng, eigengenes(rest), y)},
     ),
 }
 
@@ -178,15 +194,21 @@ def with_foreign(foreign):
     """Return settings that add a foreign cohort, and its control."""
 
     def shuffled(y, rest, rng):
-        mixed = foreign[:, rng.permutation(foreign.shape[1])]
-        return False, {"prior": eigengenes(y, mixed), "n_components": 100}
+        mixed = foreign.set_axis(rng.permutation(foreign.columns), axis=1)
+        return False, {"prior": eigengenes(mixed, 100)}
 
     return {
-        "internal + foreign": lambda y, rest, rng: (
+        "internal + foreign": lambda y, rest, rng: (False, {"prior": eigengenes(foreign, 100)}),
+        "internal": lambda y, rest, rng: (False, {"prior": eigengenes(None, 100)}),
+        "internal + foreign, weight by leave-one-out": lambda y, rest, rng: (
             False,
-            {"prior": eigengenes(y, foreign), "n_components": 100},
+            {
+                "prior": [
+                    eigengenes(foreign, 100).set_params(weight=weight)
+                    for weight in (0.03, 0.1, 0.3, 1.0, 3.0)
+                ]
+            },
         ),
-        "internal": lambda y, rest, rng: (False, {"n_components": 100}),
         "internal + foreign, foreign genes shuffled": shuffled,
     }
 
@@ -199,6 +221,7 @@ def main():
     parser.add_argument("--foreign", type=Path, help="expression of another cohort")
     parser.add_argument("--n-train", type=int, nargs="*", default=[60, 120, 240])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--foreign-seeds", type=int, default=10)
     parser.add_argument("--n-boot", type=int, default=500)
     parser.add_argument("--out", type=Path, default=RESULTS / "ridge.json")
     options = parser.parse_args()
@@ -214,7 +237,7 @@ def main():
     if options.foreign is not None:
         foreign = read_table(options.foreign)
         genes = cohort.genes[cohort.genes.isin(foreign.columns)]
-        settings = with_foreign(foreign[genes].to_numpy(dtype=np.float64))
+        settings, seeds = with_foreign(foreign[genes]), range(options.foreign_seeds)
         cohort.take_genes(genes)
         for n_train in options.n_train[:2]:
             print(f"{n_train} patients with slides, {len(genes)} genes, foreign cohort")

@@ -98,7 +98,7 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     -----
     The columns of G are the eigenvectors of the gene by gene correlation matrix, each times
     the square root of its eigenvalue. That matrix is never built. Constant genes get a
-    row of zeros. The signs of the eigenvectors are arbitrary.
+    row of zeros.
 
     References
     ----------
@@ -207,6 +207,11 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         variance = np.square(Z, dtype=np.float64).sum()
         self.explained_variance_ratio_ = np.square(self.singular_values_) / (variance or 1)
         self.embedding_ = self._project(Z)
+        # The sign is arbitrary: the gene with the largest absolute value is positive.
+        largest = np.abs(self.embedding_).argmax(axis=0)
+        signs = np.where(self.embedding_[largest, np.arange(rank)] < 0, -1, 1).astype(Z.dtype)
+        self.components_ *= signs[:, np.newaxis]
+        self.embedding_ *= signs
         return self.embedding_.copy()
 
     def transform(self, X):

@@ -28,11 +28,14 @@ def fit_prior(estimator, data, seed):
     )
     if embeddings is None:
         return None, None
+    if estimator.layer == "scores":
+        # Priors know how standardised genes vary together.
+        embeddings = embeddings * data.values.std(axis=0, dtype=np.float64)[:, np.newaxis]
     embeddings = embeddings.astype(np.float32)
+    if estimator.layer != "published":
+        return fitted, orthonormal_basis(embeddings)
     if estimator.scale_embeddings:
         embeddings *= estimator.init_scale * unit_scale(embeddings)
-    if estimator.layer == "projected":
-        embeddings = orthonormal_basis(embeddings)
     return fitted, embeddings
 
 

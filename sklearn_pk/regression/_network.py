@@ -49,6 +49,7 @@ class ExpressionModule(nn.Module):
         init_scale,
         use_positions,
         layer="published",
+        initial=None,
     ):
         super().__init__()
         self.register_buffer("feature_mean", feature_mean)
@@ -70,9 +71,10 @@ class ExpressionModule(nn.Module):
         self.per_tile = getattr(self.aggregator, "per_tile", False)
         self.slide_projection = nn.Identity()
         basis = None
-        if layer == "projected":
+        if layer != "published":
             embeddings, basis = None, embeddings
         self.lambda_ = lambda_
+        self.predicts_scores = layer == "scores"
         self.register_buffer("basis", basis)
         if embeddings is not None:
             excess = embeddings.shape[1] - width
@@ -82,10 +84,13 @@ class ExpressionModule(nn.Module):
             # Narrow embeddings are padded, so that the learned weights keep their width.
             embeddings = F.pad(embeddings, (0, max(0, -excess)))
         self.norm = nn.LayerNorm(width)
-        self.layer = PriorKnowledgeLinear(width, n_genes, embeddings, lambda_)
+        n_outputs = basis.shape[1] if self.predicts_scores else n_genes
+        self.layer = PriorKnowledgeLinear(width, n_outputs, embeddings, lambda_)
         with torch.no_grad():
             self.layer.weight.mul_(init_scale)
             self.layer.bias.mul_(init_scale)
+            for name, value in (initial or {}).items():
+                self.get_parameter(name).copy_(torch.as_tensor(value))
 
     def learned_state(self):
         """Return what training may change: no means, scales or gene embeddings."""
@@ -96,6 +101,8 @@ class ExpressionModule(nn.Module):
     def prediction_layer(self):
         """Compute the last layer of predictions."""
         weight, bias = self.layer.fused_weight(), self.layer.bias
+        if self.predicts_scores:
+            return {"weight": self.basis @ weight, "bias": self.basis @ bias}
         if self.basis is not None:
             weight, bias = (
                 smooth_over_genes(values, self.basis, self.lambda_)
@@ -119,8 +126,11 @@ class ExpressionModule(nn.Module):
     def forward(self, X, mask=None, weight=None, bias=None):
         """Predict expression."""
         w = self.embed(X, mask)
-        bias = self.layer.bias if bias is None else bias
+        is_training = bias is None
+        bias = self.layer.bias if is_training else bias
         output = self.layer(w) if weight is None else F.linear(w, weight, bias)
+        if is_training and self.predicts_scores:
+            output = F.linear(output, self.basis)
         if self.per_tile:
             ks = KS
             if self.training:
@@ -135,6 +145,15 @@ def describe_network(estimator):
     return {name: getattr(estimator, name) for name in names} | {
         "aggregator": copy.deepcopy(estimator.aggregator),
         "use_positions": estimator.compat == "sequoia",
+    }
+
+
+def initial_weights(network):
+    """Return copies of the weights of a network, those of the last layer excepted."""
+    return {
+        name: value.detach().cpu().numpy().copy()
+        for name, value in network.named_parameters()
+        if not name.startswith("layer.")
     }
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
+from sklearn.base import BaseEstimator, RegressorMixin, _clone_parametrized, _fit_context
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -33,7 +33,7 @@ from ..utils._validation import (
 )
 from ._aggregators import is_own_aggregator
 from ._embeddings import fit_prior, refuse_known_patients
-from ._network import build_network, describe_network
+from ._network import build_network, describe_network, initial_weights
 from ._spatial import BATCH, check_window, tile_expression
 from ._training import (
     BagDataset,
@@ -80,6 +80,7 @@ class Start(NamedTuple):
     prior: object
     embeddings: np.ndarray | None
     module_params: dict
+    variance: float  # of a gene, in the mean
     train: np.ndarray  # rows
     valid: np.ndarray
 
@@ -134,10 +135,53 @@ def prepare(estimator, data):
     random_state = check_random_state(estimator.random_state)
     seed = int(random_state.randint(np.iinfo(np.int32).max))
     prior, embeddings = fit_prior(estimator, data, seed)
+    params = _scales(estimator, data) | describe_network(estimator)
+    if estimator.init is not None:
+        params |= _start_from(estimator, params, embeddings)
+    variance = float(data.values.var(axis=0, dtype=np.float64).mean())
     parts = split_groups(data.groups, estimator.validation_fraction, random_state)
-    return Start(
-        seed, prior, embeddings, _scales(estimator, data) | describe_network(estimator), *parts
-    )
+    return Start(seed, prior, embeddings, params, variance, *parts)
+
+
+def _start_from(estimator, params, embeddings):
+    """Return what a network takes from another: its scales of features, and its weights."""
+    source = getattr(estimator.init, "best_estimator_", estimator.init)
+    if not hasattr(source, "net_"):
+        raise ValueError(f"init must be a fitted PriorKnowledgeRegressor, got {source!r}.")
+    theirs = source._module_params
+    if estimator.compat != source.compat:
+        raise ValueError(
+            f"init was trained with compat={source.compat!r}, which is not "
+            f"compat={estimator.compat!r} of this regressor."
+        )
+    widths = len(theirs["feature_mean"]), len(params["feature_mean"])
+    if widths[0] != widths[1]:
+        raise ValueError(f"init was trained on {widths[0]} features, but X has {widths[1]}.")
+    taken = {name: theirs[name] for name in ("feature_mean", "feature_scale")}
+    if estimator.compat is not None:
+        if params["n_tiles"] > theirs["n_tiles"]:
+            raise ValueError(
+                f"init has {theirs['n_tiles']} positions, but a bag of X has {params['n_tiles']} "
+                f"tiles. Make super-tiles: SuperTileClusterer(n_clusters={theirs['n_tiles']})."
+            )
+        taken["n_tiles"] = theirs["n_tiles"]
+    initial = initial_weights(source.net_.module_)
+    own = initial_weights(build_network(params | taken, embeddings, seed=0))
+    for name in initial | own:
+        shapes = [each[name].shape if name in each else None for each in (initial, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"init does not fit: in its network, {name} has shape {shapes[0]}, in this one "
+                f"{shapes[1]}. Use the same features, aggregator, depth, n_heads, head_dim and "
+                "embed_dim, and gene embeddings that are not wider."
+            )
+    return taken | {"initial": initial}
+
+
+def network_seeds(seed, n_networks):
+    """Return the seed of each of several networks; the first is that of a single one."""
+    others = np.random.RandomState(seed).randint(np.iinfo(np.int32).max, size=n_networks - 1)
+    return [seed, *map(int, others)]
 
 
 def split_groups(groups, fraction, random_state):
@@ -193,13 +237,16 @@ def tile_statistics(bags, rows):
     return mean, np.where(constant, 1.0, deviation)
 
 
-def make_run(estimator, data, start, fold=0, rows=None):
-    """Describe a network to train on some of the samples, None for all."""
+def make_runs(estimator, data, start, fold=0, rows=None):
+    """Describe the networks to train on some of the samples, None for all."""
     rows = data.rows if rows is None else rows
     train, valid = (
         BagDataset(data.bags, data.targets, rows[part]) for part in (start.train, start.valid)
     )
-    return Run(estimator, start, fold, train, valid)
+    return [
+        Run(estimator, start._replace(seed=seed), fold, train, valid)
+        for seed in network_seeds(start.seed, estimator.n_networks)
+    ]
 
 
 def clear_fit(estimator):
@@ -249,13 +296,17 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Weight of the gene embeddings, in [0, 1]. 0 is the plain linear layer (behind the
         projection to their width, where they are wider than the slide embedding).
 
-    layer : {"published", "projected"}, default="published"
+    layer : {"published", "projected", "scores"}, default="published"
         How the gene embeddings are used. "published" mixes them into the last layer, as above.
         "projected" trains the network as if there were none, and projects what it predicts onto
         the span of their columns, ``(1 - lambda_) * g + lambda_ * g @ Q @ Q.T`` for
         ``g = w @ A.T + b`` and an orthonormal basis Q of it: with
         :class:`~sklearn_pk.prior.EigengeneEmbedder`, onto how genes vary together in the training
         patients. Genes without an embedding are left as they are.
+        "scores" predicts one score per column of Q, the basis of the span of the embeddings of
+        genes in the unit of y, and maps the scores to genes by Q: with
+        ``EigengeneEmbedder(50)``, the network predicts 50 eigengenes in place of all genes.
+        `lambda_` has no effect then, and genes without an embedding are predicted by their mean.
 
     depth : int, default=6
         Number of blocks of "transformer" and "summary_mixing".
@@ -265,6 +316,16 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
 
     head_dim : int, default=64
         Width of a head.
+
+    n_networks : int, default=1
+        Number of networks, which differ in their random weights only. Predictions are means over
+        them, which are better than those of one. They are trained together, on the same
+        batches.
+
+    init : PriorKnowledgeRegressor or None, default=None
+        Fitted regressor whose network, except for its last layer, is what training starts from:
+        fitted on another cohort or other genes, or loaded by :func:`load_sequoia`. Features are
+        scaled as there. Features, aggregator and widths have to be the same.
 
     embed_dim : int or None, default=None
         Width of the slide embedding. None keeps that of the tile features; another
@@ -305,20 +366,21 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Fraction of the training patients, not slides, that is held out for early
         stopping. With 0 the training loss is monitored.
 
-    early_stopping : {"loss+corr", "loss"} or None, default="loss+corr"
+    early_stopping : {"loss", "loss+corr"} or None, default="loss"
         "loss" stops when the loss of the held-out patients has not improved for
-        `patience` epochs. "loss+corr" then continues in search of an epoch with a higher mean
-        correlation per gene, whose loss is within `loss_tolerance` of the
-        lowest, until none of `patience` epochs has a higher one, or as many had
-        a larger loss than that. With None all epochs are trained. Either way the weights
-        of the best epoch are restored; with None, it is the one with the lowest loss.
+        `patience` epochs. "loss+corr", as published, then continues in search of an epoch with a
+        higher mean correlation per gene, whose loss is within `loss_tolerance` of the lowest,
+        until none of `patience` epochs has a higher one, or as many had a larger loss than that.
+        With None all epochs are trained. Either way the weights of the best epoch are restored;
+        with None, it is the one with the lowest loss.
 
     patience : int, default=20
         Number of epochs without improvement before training stops.
 
     loss_tolerance : float, default=0.5
-        How far above the lowest loss an epoch may be chosen for its correlation, in the
-        unit of y squared.
+        How far above the lowest loss "loss+corr" may choose an epoch for its correlation, as a
+        fraction of the mean variance of the genes. The default is the published one for genes of
+        variance 1, and keeps overfitted epochs in small cohorts.
 
     dtype : {"float32", "bfloat16"}, default="float32"
         Precision of the products in training. "bfloat16" is meant for GPUs; weights, losses
@@ -357,21 +419,25 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
     Attributes
     ----------
     net_ : skorch.NeuralNetRegressor
-        The trained network, on the device that was used.
+        The trained network, on the device that was used; the first of `nets_`.
+
+    nets_ : list of skorch.NeuralNetRegressor
+        All `n_networks` networks.
 
     prior_ : estimator or None
         The fitted clone of `prior`; None unless `prior` is an estimator.
 
     embeddings_ : ndarray of shape (n_genes, d), float32, or None
-        The gene embeddings G, scaled; with ``layer="projected"``, the basis Q of their span.
+        The gene embeddings G, scaled; otherwise than with ``layer="published"``, the basis Q of
+        their span.
 
     history_ : DataFrame
         One row per epoch: epoch, train_loss (mean while training), valid_loss and valid_r (if
         patients were held out; valid_r is the mean over genes of Pearson's r) and dur
-        (seconds).
+        (seconds). With several networks, the first column is network.
 
-    best_epoch_ : int
-        The epoch whose weights were kept, counted from 1.
+    best_epoch_ : int or ndarray of shape (n_networks,)
+        The epoch whose weights were kept, counted from 1; of each network, if there are several.
 
     seed_ : int
         Seed of weights, order and prior, drawn from `random_state`.
@@ -464,7 +530,9 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             type,
         ],
         "lambda_": [Interval(Real, 0, 1, closed="both")],
-        "layer": [StrOptions({"published", "projected"})],
+        "layer": [StrOptions({"published", "projected", "scores"})],
+        "n_networks": [Interval(Integral, 1, None, closed="left")],
+        "init": [HasMethods(["fit", "predict"]), None],
         "depth": [Interval(Integral, 1, None, closed="left")],
         "n_heads": [Interval(Integral, 1, None, closed="left")],
         "head_dim": [Interval(Integral, 1, None, closed="left")],
@@ -499,6 +567,8 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         aggregator="mlp",
         lambda_=0.5,
         layer="published",
+        n_networks=1,
+        init=None,
         depth=6,
         n_heads=16,
         head_dim=64,
@@ -512,7 +582,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         lr_schedule="constant",
         weight_decay=0.0,
         validation_fraction=0.1,
-        early_stopping="loss+corr",
+        early_stopping="loss",
         patience=20,
         loss_tolerance=0.5,
         dtype="float32",
@@ -529,6 +599,8 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         self.aggregator = aggregator
         self.lambda_ = lambda_
         self.layer = layer
+        self.n_networks = n_networks
+        self.init = init
         self.depth = depth
         self.n_heads = n_heads
         self.head_dim = head_dim
@@ -592,9 +664,17 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         return self._fit(check_training_data(self, X, y, groups), device)
 
     def _fit(self, data, device):
+        if self.layer == "scores" and self.prior is None:
+            raise ValueError(
+                "layer='scores' predicts scores of a prior, but prior is None. Pass one, such as "
+                "EigengeneEmbedder(50)."
+            )
         start = prepare(self, data)
-        [(_, trained)] = train_networks([make_run(self, data, start)], device, self.verbose)
-        return self._set_fitted(data, start, trained)
+        runs = make_runs(self, data, start)
+        # Callbacks follow one network at a time.
+        sets = [[run] for run in runs] if self.callbacks else [runs]
+        trained = dict(pair for each in sets for pair in train_networks(each, device, self.verbose))
+        return self._set_fitted(data, start, [trained[run] for run in runs])
 
     def _set_fitted(self, data, start, trained):
         self.n_features_in_ = data.bags[0].shape[1]
@@ -607,8 +687,14 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         self.prior_, self.embeddings_ = start.prior, start.embeddings
         self.validation_indices_ = start.valid
         self._module_params = start.module_params
-        self.net_, self.history_ = trained.net, trained.history
-        self.best_epoch_ = trained.best_epoch
+        self.nets_ = [each.net for each in trained]
+        self.net_ = self.nets_[0]
+        self.history_, self.best_epoch_ = trained[0].history, trained[0].best_epoch
+        if len(trained) > 1:
+            self.best_epoch_ = np.array([each.best_epoch for each in trained])
+            histories = {number: each.history for number, each in enumerate(trained)}
+            self.history_ = pd.concat(histories, names=["network"]).reset_index("network")
+            self.history_ = self.history_.reset_index(drop=True)
         self.versions_ = {name: version(name) for name in _PACKAGES}
         return self
 
@@ -633,7 +719,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         refuse_known_patients(self.prior_, X)
-        return self._predict(self.net_.module_, X)
+        return self._predict([net.module_ for net in self.nets_], X)
 
     def predict_untrained(self, X):
         """
@@ -653,7 +739,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
             Predictions of the untrained baseline.
         """
         check_is_fitted(self)
-        return self._predict(self._build_network().to(self.net_.device), X)
+        return self._predict([each.to(self.net_.device) for each in self._build_networks()], X)
 
     def predict_frame(self, X):
         """
@@ -725,20 +811,23 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         columns = chosen if names is None else names[chosen]
 
         def predict_bags(features, mask):
-            if module.positions is not None and features.shape[1] > len(module.positions):
+            positions = modules[0].positions
+            if positions is not None and features.shape[1] > len(positions):
                 raise ValueError(
                     f"window={window!r} holds up to {features.shape[1]} tiles, but with "
-                    f"compat='sequoia' there are {len(module.positions)} positions. Use a "
-                    "smaller window."
+                    f"compat='sequoia' there are {len(positions)} positions. Use a smaller window."
                 )
             moved = to_device((features, mask), self.net_.device)
-            predicted = module(*moved, **layer)[:, chosen].float().cpu().numpy()
-            return self._postprocess(predicted)
+            predicted = sum(
+                module(*moved, **layer)[:, chosen].float().cpu().numpy()
+                for module, layer in zip(modules, layers, strict=True)
+            )
+            return self._postprocess(predicted / len(modules))
 
-        module = self.net_.module_.eval()
+        modules = [net.module_.eval() for net in self.nets_]
         options = {"batches": Halving(BATCH, self.net_.device)}
         with torch.inference_mode():
-            layer = module.prediction_layer()
+            layers = [module.prediction_layer() for module in modules]
             frames = [
                 tile_expression(
                     source, position, predict_bags, columns, window, stride, slide=slide, **options
@@ -760,11 +849,13 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n, d), float64
-            Slide embeddings. With the aggregator "topk", in which tiles are chosen per gene, the
-            mean of the tile embeddings.
+            Slide embeddings, those of several networks side by side. With the aggregator "topk",
+            in which tiles are chosen per gene, the mean of the tile embeddings.
         """
         check_is_fitted(self)
-        return self._by_slide(X, self.net_.module_, self.net_.module_.embed_slide)
+        modules = [net.module_ for net in self.nets_]
+        embedded = self._by_slide(X, modules, [module.embed_slide for module in modules])
+        return np.concatenate(list(embedded), axis=1)
 
     def score(self, X, y, sample_weight=None):
         """
@@ -794,33 +885,35 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         weights = {"sample_weight": sample_weight, "multioutput": "variance_weighted"}
         return float(r2_score(values, predicted, **weights))
 
-    def _predict(self, module, X):
+    def _predict(self, modules, X):
         with torch.inference_mode():
-            layer = module.prediction_layer()
-        predicted = self._by_slide(X, module, lambda *bags: module(*bags, **layer))
+            functions = [partial(module, **module.prediction_layer()) for module in modules]
+        predicted = self._by_slide(X, modules, functions).mean(axis=0)
         predicted = self._postprocess(predicted)
         return predicted[:, 0] if self._y_is_1d else predicted
 
-    def _by_slide(self, X, module, function):
+    def _by_slide(self, X, modules, functions):
+        """Return the result of each function, (n_functions, n_slides, ...)."""
         bags = validate_bags(self, X, reset=False, lazy=True)
-        module.eval()
-        device, rows = self.net_.device, []
+        for module in modules:
+            module.eval()
+        positions, device, rows = modules[0].positions, self.net_.device, []
         threads = few_threads(self._module_params, self.embeddings_, self.batch_size, device)
         with torch.inference_mode(), threads:
             # One slide at a time: neither padding nor other slides change its sums.
             for position, bag in enumerate(bags):
                 tiles = present_tiles(bag, position)
-                if module.positions is not None and len(tiles) > len(module.positions):
+                if positions is not None and len(tiles) > len(positions):
                     raise ValueError(
                         f"{label_of_bag(bag, position)} has {len(tiles)} tiles, but with "
-                        f"compat='sequoia' there are {len(module.positions)} positions. Make "
-                        f"super-tiles: SuperTileClusterer(n_clusters={len(module.positions)})."
+                        f"compat='sequoia' there are {len(positions)} positions. Make "
+                        f"super-tiles: SuperTileClusterer(n_clusters={len(positions)})."
                     )
                 explain = partial(_explain_slide, label_of_bag(bag, position), len(tiles))
                 with explain_out_of_memory(device, explain):
                     batch = to_device(pad_bags([tiles]), device)
-                    rows.append(function(*batch).float().cpu().numpy())
-        return np.concatenate(rows).astype(np.float64)
+                    rows.append([each(*batch)[0].float().cpu().numpy() for each in functions])
+        return np.stack(rows, axis=1).astype(np.float64)
 
     def _postprocess(self, predicted):
         return np.maximum(predicted, 0) if self.positive else predicted
@@ -832,10 +925,13 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         # Arrays only: loading needs neither pickle nor the device.
         state["net_"] = {
             "device": str(self.net_.device),
-            "weights": {
-                name: value.detach().cpu().numpy()
-                for name, value in self.net_.module_.learned_state().items()
-            },
+            "weights": [
+                {
+                    name: value.detach().cpu().numpy()
+                    for name, value in net.module_.learned_state().items()
+                }
+                for net in state.pop("nets_")
+            ],
         }
         return freeze_frames(state)
 
@@ -844,13 +940,23 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         super().__setstate__(thaw_frames({k: v for k, v in state.items() if k != "net_"}))
         if saved is None:
             return
-        network = self._build_network()
-        load_weights(network, {k: torch.tensor(value) for k, value in saved["weights"].items()})
-        self.net_ = make_net(network, self, _device_or_cpu(saved["device"]))
+        self.nets_ = []
+        for network, weights in zip(
+            self._build_networks(len(saved["weights"])), saved["weights"], strict=True
+        ):
+            load_weights(network, {name: torch.tensor(each) for name, each in weights.items()})
+            self.nets_.append(make_net(network, self, _device_or_cpu(saved["device"])))
+        self.net_ = self.nets_[0]
 
-    def _build_network(self):
-        """Build the network as it was before training."""
-        return build_network(self._module_params, self.embeddings_, self.seed_)
+    def _build_networks(self, n_networks=None):
+        """Build the networks as they were before training."""
+        seeds = network_seeds(self.seed_, n_networks or len(self.nets_))
+        return [build_network(self._module_params, self.embeddings_, seed) for seed in seeds]
+
+    def __sklearn_clone__(self):
+        clone = _clone_parametrized(self)
+        clone.init = self.init  # of which a clone would not be fitted
+        return clone
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")

@@ -23,7 +23,7 @@ from ._regressor import (
     PriorKnowledgeRegressor,
     check_training_data,
     clear_fit,
-    make_run,
+    make_runs,
     prepare,
 )
 from ._training import train_networks
@@ -66,7 +66,7 @@ def _rows_of(values):
 
 
 def _make_runs(estimator, seed, lambdas, folds, data):
-    """Fit the prior of each fold; return {run: (row, fold)} for all networks to train."""
+    """Fit the prior of each fold; return {run: (row, fold, number)} for all networks."""
     parameters = estimator.get_params(deep=False)
     parameters |= {"random_state": seed, "callbacks": None, "compile": False}
     runs = {}
@@ -77,7 +77,8 @@ def _make_runs(estimator, seed, lambdas, folds, data):
             regressor = type(estimator)(**(parameters | {"lambda_": lambda_}))
             params = start.module_params | {"lambda_": lambda_}
             start = start._replace(module_params=params)
-            runs[make_run(regressor, data, start, fold, train)] = row, fold
+            networks = make_runs(regressor, data, start, fold, train)
+            runs |= {run: (row, fold, number) for number, run in enumerate(networks)}
     return runs
 
 
@@ -85,16 +86,24 @@ def _score_folds(estimator, seed, lambdas, folds, data, device, scorer, X, y):
     """Train and score all networks; return scores and times, (3, n_lambdas, n_folds)."""
     results = np.full((3, len(lambdas), len(folds)), np.nan)
     runs = _make_runs(estimator, seed, lambdas, folds, data)
+    waiting = {}
     for run, trained in train_networks(list(runs), device, estimator.verbose):
-        row, fold = runs[run]
-        test = folds[fold][1]
+        row, fold, number = runs[run]
+        networks = waiting.setdefault((row, fold), {})
+        networks[number] = run, trained
+        if len(networks) < estimator.n_networks:
+            continue
+        networks = [waiting[row, fold][each] for each in sorted(networks)]
+        del waiting[row, fold]
+        (run, _), test = networks[0], folds[fold][1]
         started = time.perf_counter()
-        fitted = run.estimator._set_fitted(data, run.start, trained)
+        fitted = run.estimator._set_fitted(data, run.start, [each for _, each in networks])
         score = scorer(fitted, _safe_indexing(X, test), _safe_indexing(y, test))
         if not isinstance(score, Real):
             raise TypeError(f"scoring must return a number, got {score!r} from {scorer!r}.")
-        results[:, row, fold] = score, trained.seconds, time.perf_counter() - started
-        del fitted.net_, trained
+        seconds = sum(each.seconds for _, each in networks)
+        results[:, row, fold] = score, seconds, time.perf_counter() - started
+        del fitted.net_, fitted.nets_, trained, networks
     return results
 
 
@@ -183,7 +192,7 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
     refit_time_ : float
         Seconds of the last fit, if `refit`.
 
-    lambda_, net_, prior_, embeddings_, history_, best_epoch_, seed_, versions_, \
+    lambda_, net_, nets_, prior_, embeddings_, history_, best_epoch_, seed_, versions_, \
             validation_indices_ : object
         Those of `best_estimator_`.
 
@@ -297,7 +306,8 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
         if not isinstance(seed := estimator.random_state, Integral):
             seed = int(check_random_state(seed).randint(np.iinfo(np.int32).max))
         # Without a prior its weight changes nothing, so one network stands for all.
-        tried = lambdas if estimator.prior is not None else lambdas[:1]
+        has_no_effect = estimator.prior is None or estimator.layer == "scores"
+        tried = lambdas[:1] if has_no_effect else lambdas
         scorer = check_scoring(estimator, scoring=self.scoring)
         results = _score_folds(
             estimator, seed, tried, folds, data, device, scorer, _rows_of(X), _rows_of(y)
@@ -330,6 +340,7 @@ class PriorKnowledgeRegressorCV(RegressorMixin, BaseEstimator):
     score = _delegate("score")
     lambda_ = _delegate_attribute("lambda_")
     net_ = _delegate_attribute("net_")
+    nets_ = _delegate_attribute("nets_")
     prior_ = _delegate_attribute("prior_")
     embeddings_ = _delegate_attribute("embeddings_")
     history_ = _delegate_attribute("history_")

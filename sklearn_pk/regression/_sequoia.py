@@ -124,6 +124,7 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     network = build_network(model._module_params, None, model.seed_)
     load_weights(network, weights)
     model.net_ = make_net(network, model, pick_device(device))
+    model.nets_ = [model.net_]
     return model
 
 

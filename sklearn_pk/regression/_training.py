@@ -183,10 +183,9 @@ class StoppingRule:
 class Log:
     """Epochs of one network, its stopping rule, and its weights after the best epoch."""
 
-    def __init__(self, estimator):
-        self.rule = StoppingRule(
-            estimator.early_stopping, estimator.patience, estimator.loss_tolerance
-        )
+    def __init__(self, estimator, variance):
+        tolerance = estimator.loss_tolerance * variance
+        self.rule = StoppingRule(estimator.early_stopping, estimator.patience, tolerance)
         self.rows = []
         self.best_weights = None
 
@@ -404,8 +403,9 @@ class Stack:
         }
         buffers = [dict(network.named_buffers()) for network in networks]
         self._embeddings = [each.pop("layer.embeddings", None) for each in buffers]
-        for each in buffers:
-            each.pop("basis", None)  # for predictions only
+        if not self._network.predicts_scores:
+            for each in buffers:
+                each.pop("basis", None)  # for predictions only
         self._buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}
         lambdas = [run.start.module_params["lambda_"] for run in runs]
         self._lambdas = torch.tensor(lambdas, device=device)
@@ -545,7 +545,7 @@ def train_set(runs, stacked, device, verbose):
     estimator = runs[0].estimator  # all have the same parameters of training
     units = [Stack(runs, device)] if stacked else [Single(run, device) for run in runs]
     nets = {run: None if stacked else unit.net for unit in units for run in unit.runs}
-    logs = {run: Log(estimator) for run in runs}
+    logs = {run: Log(estimator, run.start.variance) for run in runs}
     batches, held_out = _make_batches(runs)
     n_epochs = estimator.max_epochs
     bar = progress(total=n_epochs, desc="training", verbose=verbose, unit="epoch")

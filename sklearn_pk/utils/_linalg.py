@@ -45,10 +45,7 @@ def principal_axes(Z):
     kept = eigenvalues > 1e-10 * max(eigenvalues[-1], 1e-300)
     eigenvalues, vectors = eigenvalues[kept][::-1], vectors[:, kept][:, ::-1]
     singular = np.sqrt(eigenvalues)
-    # The largest entry of each vector is positive, so that signs do not depend on the library.
-    axes = vectors.T if by_column else (vectors / singular).T @ Z
-    largest = np.abs(axes).argmax(axis=1)
-    return axes * np.sign(axes[np.arange(len(axes)), largest])[:, np.newaxis], singular
+    return (vectors.T if by_column else (vectors / singular).T @ Z), singular
 
 
 def unit_scale(embeddings, *, columns=False):

@@ -199,7 +199,7 @@ def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     Q = model.embeddings_.astype(float)
     for predict, module in {
         "predict": plain.net_.module_,
-        "predict_untrained": plain._build_network(),
+        "predict_untrained": plain._build_networks()[0],
     }.items():
         mean = module.target_mean.numpy()
         deviation = getattr(plain, predict)(X) - mean

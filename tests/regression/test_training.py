@@ -66,7 +66,7 @@ def test_correlation_goes_on_where_the_loss_has_ended(data):
     X, y = data
     settings = {"max_epochs": 100, "lr": 0.02, "patience": 5}
     by_loss = small(early_stopping="loss", **settings).fit(X, y)
-    both = small(loss_tolerance=100.0, **settings).fit(X, y)
+    both = small(early_stopping="loss+corr", loss_tolerance=100.0, **settings).fit(X, y)
     n_epochs = len(by_loss.history_)
     columns = ["train_loss", "valid_loss", "valid_r"]
     pd.testing.assert_frame_equal(by_loss.history_[columns], both.history_[columns][:n_epochs])
@@ -79,7 +79,8 @@ def test_correlation_goes_on_where_the_loss_has_ended(data):
 
 def test_defect_a_validation_set_of_one_slide_freezes_nothing(data):
     X, y = data
-    model = small(validation_fraction=0.01, max_epochs=60, lr=1e-2, patience=3).fit(X, y)
+    options = {"max_epochs": 60, "lr": 1e-2, "patience": 3, "early_stopping": "loss+corr"}
+    model = small(validation_fraction=0.01, **options).fit(X, y)
     assert len(model.validation_indices_) == 1
     assert model.history_["valid_r"].isna().all()
     assert model.best_epoch_ == model.history_["valid_loss"].idxmin() + 1 > 1
