@@ -93,7 +93,7 @@ def cross_validate(cohort, seed, settings, n_train=None):
     return truth, predicted, lambdas
 
 
-def summarize(truths, runs, lambdas, reference, n_boot):
+def summarize(patients, truths, runs, lambdas, reference, n_boot):
     """Compute counts, correlations and paired gains of the settings over one of them."""
     rows = []
     for name, predictions in runs.items():
@@ -109,8 +109,12 @@ def summarize(truths, runs, lambdas, reference, n_boot):
                 "coverage_of_95": float(np.mean(inside)),
             }
         )
+    # Truths differ in scale between seeds; names say that the patients are the same.
     tables = {
-        name: [(truth, p[0], p[1]) for truth, p in zip(truths, runs[name], strict=True)]
+        name: [
+            tuple(pd.DataFrame(values, index=patients) for values in (truth, p[0], p[1]))
+            for truth, p in zip(truths, runs[name], strict=True)
+        ]
         for name in runs
     }
     gains = []
@@ -133,7 +137,7 @@ def experiment(cohort, seeds, settings, reference, n_boot, n_train=None):
             runs[name].append(predicted[name])
             lambdas[name].append(chosen[name])
         print(f"  seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-    result = summarize(truths, runs, lambdas, reference, n_boot)
+    result = summarize(cohort.patients, truths, runs, lambdas, reference, n_boot)
     for row in result["settings"]:
         print(f"  {row['setting']:45s} {row['n_significant']:7.1f} {row['median_r']:.4f}")
     for gain in result["gains"]:
@@ -228,12 +232,16 @@ def main():
     cohort = Cohort(options.features, options.expression)
     seeds, n_boot = range(options.seeds), options.n_boot
     print(f"{len(cohort.X)} patients, {cohort.X.shape[1]} features, {len(cohort.genes)} genes")
-    results = describe() | {"all": experiment(cohort, seeds, ALL_PATIENTS, "lambda", n_boot)}
+    results = describe()
+
+    def run(name, *arguments):
+        results[name] = experiment(cohort, *arguments)
+        write_results(results | {"peak_mb": round(peak_mb())}, options.out)
+
+    run("all", seeds, ALL_PATIENTS, "lambda", n_boot)
     for n_train in options.n_train:
         print(f"{n_train} patients with slides")
-        results[f"few_{n_train}"] = experiment(
-            cohort, seeds, EXPRESSION_ONLY, "with expression of others", n_boot, n_train
-        )
+        run(f"few_{n_train}", seeds, EXPRESSION_ONLY, "with expression of others", n_boot, n_train)
     if options.foreign is not None:
         foreign = read_table(options.foreign)
         genes = cohort.genes[cohort.genes.isin(foreign.columns)]
@@ -241,11 +249,7 @@ def main():
         cohort.take_genes(genes)
         for n_train in options.n_train[:2]:
             print(f"{n_train} patients with slides, {len(genes)} genes, foreign cohort")
-            results[f"foreign_{n_train}"] = experiment(
-                cohort, seeds, settings, "internal + foreign", n_boot, n_train
-            )
-    results["peak_mb"] = round(peak_mb())
-    write_results(results, options.out)
+            run(f"foreign_{n_train}", seeds, settings, "internal + foreign", n_boot, n_train)
 
 
 if __name__ == "__main__":
