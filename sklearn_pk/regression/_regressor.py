@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin, _clone_parametrized, _fit_context
-from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -25,7 +24,6 @@ from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memo
 from ..utils._patients import infer_groups
 from ..utils._reporting import warn_user
 from ..utils._validation import (
-    check_gene_order,
     check_sample_names,
     name_of_item,
     name_some,
@@ -33,6 +31,7 @@ from ..utils._validation import (
 )
 from ._aggregators import is_own_aggregator
 from ._embeddings import fit_prior, refuse_known_patients
+from ._expression_mixin import ExpressionMixin, positions_of_genes
 from ._network import build_network, describe_network, initial_weights
 from ._spatial import BATCH, check_window, tile_expression
 from ._training import (
@@ -256,7 +255,7 @@ def clear_fit(estimator):
             delattr(estimator, name)
 
 
-class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
+class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
     """
     Predict the expression of all genes from the tiles of a slide, with prior knowledge.
 
@@ -741,28 +740,6 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         return self._predict([each.to(self.net_.device) for each in self._build_networks()], X)
 
-    def predict_frame(self, X):
-        """
-        Predict expression as a table with the names of slides and genes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
-            Tile features, as in :meth:`fit`.
-
-        Returns
-        -------
-        DataFrame of shape (n, n_genes)
-            Predicted expression. The rows have the names of X: the index of a DataFrame, the
-            slides of feature bags; the columns are the genes of :meth:`fit`.
-        """
-        predicted = self.predict(X)
-        return pd.DataFrame(
-            predicted.reshape(len(predicted), -1),
-            index=sample_names_of(X),
-            columns=getattr(self, "gene_names_out_", None),
-        )
-
     def predict_tiles(self, X, *, genes=None, window=None, stride=1):
         """
         Predict the expression of parts of slides, for maps.
@@ -807,7 +784,7 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         sources = list(X) if is_bag_input(X) else bags
         slides = sample_names_of(X) or [name_of_item(source) or "" for source in sources]
         names = getattr(self, "gene_names_out_", None)
-        chosen = _positions_of_genes(genes, names, len(self._module_params["target_mean"]))
+        chosen = positions_of_genes(genes, names, len(self._module_params["target_mean"]))
         columns = chosen if names is None else names[chosen]
 
         def predict_bags(features, mask):
@@ -856,34 +833,6 @@ class PriorKnowledgeRegressor(RegressorMixin, BaseEstimator):
         modules = [net.module_ for net in self.nets_]
         embedded = self._by_slide(X, modules, [module.embed_slide for module in modules])
         return np.concatenate(list(embedded), axis=1)
-
-    def score(self, X, y, sample_weight=None):
-        """
-        Compute R squared: the fraction of the variance of all genes that is predicted.
-
-        Genes are weighted by their variance, as in the loss. A mean over genes, as other
-        regressors return it, would be dominated by genes that hardly vary in these samples.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features) or (n, tiles, n_features), or list
-            Tile features, as in :meth:`fit`.
-        y : array-like or DataFrame of shape (n,) or (n, n_genes)
-            Expression. Names of samples and genes have to be those of X and :meth:`fit`.
-        sample_weight : array-like of shape (n,), default=None
-            Weights of the samples.
-
-        Returns
-        -------
-        float
-            R squared, at most 1.
-        """
-        values, gene_names, _ = check_expression(y, estimator_name="score")
-        check_sample_names(X, y)
-        check_gene_order(gene_names, getattr(self, "gene_names_out_", None))
-        predicted = self.predict(X).reshape(len(values), -1)
-        weights = {"sample_weight": sample_weight, "multioutput": "variance_weighted"}
-        return float(r2_score(values, predicted, **weights))
 
     def _predict(self, modules, X):
         with torch.inference_mode():
@@ -991,18 +940,3 @@ def _device_or_cpu(device):
         return pick_device(device)
     except ValueError:  # saved on a machine with a GPU, loaded on one without
         return "cpu"
-
-
-def _positions_of_genes(genes, names, n_genes):
-    if genes is None:
-        return np.arange(n_genes)
-    genes = [genes] if isinstance(genes, str | Integral) else list(genes)
-    known = np.arange(n_genes) if names is None else names
-    positions = pd.Index(known).get_indexer(genes)
-    unknown = [gene for gene, position in zip(genes, positions, strict=True) if position < 0]
-    if unknown:
-        raise KeyError(
-            f"genes: {name_some(unknown)} not found among the {n_genes} genes of fit, such as "
-            f"{name_some(known[:1])}."
-        )
-    return positions

@@ -9,18 +9,22 @@ import numpy as np
 from scipy import linalg
 from scipy.interpolate import PchipInterpolator
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context
-from sklearn.metrics import r2_score
 from sklearn.metrics.pairwise import pairwise_kernels
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..utils import check_expression, check_groups
+from ..utils._bags import label_of_bag
 from ..utils._linalg import principal_axes
+from ..utils._out_of_memory import Halving
 from ..utils._patients import PatientAverager, infer_groups
 from ..utils._reporting import warn_user
-from ..utils._validation import check_gene_order, check_sample_names
+from ..utils._validation import check_sample_names, name_of_item, sample_names_of
+from ._aggregators import masked_mean
 from ._embeddings import learn_prior, refuse_known_patients
+from ._expression_mixin import ExpressionMixin, positions_of_genes
+from ._spatial import BATCH, check_window, tile_expression
 
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 N_EIGENGENES = 150
@@ -227,7 +231,7 @@ def _is_list_of_priors(prior):
     )
 
 
-class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class PriorKnowledgeRidge(ExpressionMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
     """
     Predict the expression of all genes by ridge regression with prior knowledge.
 
@@ -607,21 +611,30 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         precomputed = self.kernel == "precomputed"
         if precomputed and return_std:
             raise ValueError("return_std needs the kernel itself, got kernel='precomputed'.")
-        if not precomputed:
-            X = (X - self.X_mean_) / self.X_scale_
+        X = X if precomputed else self._scale(X)
         kernel = X if precomputed else self._kernel(X)
-        row_mean = kernel.mean(axis=1, keepdims=True)
-        centred = kernel - self._kernel_mean - row_mean + self._kernel_mean.mean()
-        centred *= self._kernel_scale
-        predicted = (centred @ self.dual_coef_) * self.y_scale_ + self.y_mean_
+        centred = self._centre(kernel)
+        predicted = self._predict_kernel(centred)
         predicted = predicted[:, 0] if self._y_is_1d else predicted
         if not return_std:
             return predicted
-        own = self._kernel_of_itself(X) - 2 * row_mean[:, 0] + self._kernel_mean.mean()
+        own = self._kernel_of_itself(X) - 2 * kernel.mean(axis=1) + self._kernel_mean.mean()
         own = own * self._kernel_scale - np.square(centred @ self._inverse_root).sum(axis=1)
         spread = np.sqrt(1 + 1 / len(self.dual_coef_) + np.maximum(own, 0) / self._ridge_penalty)
         std = np.multiply.outer(spread, self.noise_scale_ * self.y_scale_)
         return predicted, std[:, 0] if self._y_is_1d else std
+
+    def _scale(self, X):
+        return (X - self.X_mean_) / self.X_scale_
+
+    def _centre(self, kernel):
+        """Centre the kernel between other samples and those of fit."""
+        centred = kernel - self._kernel_mean - kernel.mean(axis=1, keepdims=True)
+        return (centred + self._kernel_mean.mean()) * self._kernel_scale
+
+    def _predict_kernel(self, centred, genes=slice(None)):
+        scaled = centred @ self.dual_coef_[:, genes]
+        return scaled * self.y_scale_[genes] + self.y_mean_[genes]
 
     def _kernel_of_itself(self, X):
         """Return k(x, x) for each sample."""
@@ -652,32 +665,68 @@ class PriorKnowledgeRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         predicted = np.tile(self.y_mean_, (len(X), 1))
         return predicted[:, 0] if self._y_is_1d else predicted
 
-    def score(self, X, y, sample_weight=None):
+    def predict_tiles(self, X, *, genes=None, window=None, stride=1):
         """
-        Compute R squared: the fraction of the variance of all genes that is predicted.
+        Predict the expression of parts of slides, for maps.
 
-        Genes are weighted by their variance, as in :meth:`PriorKnowledgeRegressor.score`.
+        The features of a single tile, or the means over the tiles inside a square window, take
+        the place of those of a slide. So the regressor has to be fitted on means: on the result
+        of ``BagPooler(statistics=["mean"])``. The window moves over the slide, and the
+        prediction of a tile is the mean over all windows that contain it.
 
         Parameters
         ----------
-        X : array-like of shape (n, n_features)
-            Features as in :meth:`fit`.
-        y : array-like or DataFrame of shape (n,) or (n, n_genes)
-            Expression. Names of samples and genes have to be those of X and :meth:`fit`.
-        sample_weight : array-like of shape (n,), default=None
-            Weights of the samples.
+        X : list of array-like or FeatureBag of shape (tiles_i, n_features)
+            Features of all tiles of each slide, with coordinates if there is a window.
+        genes : list, default=None
+            Names of the genes, or their positions if they have no names. None means all.
+        window : int, default=None
+            Edge of the window, in tiles. None predicts each tile by itself.
+        stride : int, default=1
+            Step of the window, in tiles; at most `window`.
 
         Returns
         -------
-        float
-            R squared, at most 1.
+        list of DataFrame of shape (tiles_i, n_genes), float32
+            Expression of each tile, one table per slide, as
+            :meth:`PriorKnowledgeRegressor.predict_tiles` returns it.
+
+        Raises
+        ------
+        KeyError
+            If a gene is not among those of :meth:`fit`.
+        ValueError
+            If the number of features is not that of :meth:`fit`, the kernel is precomputed, or
+            `window` is not None and the tiles of a slide have no coordinates or do not lie on a
+            grid.
         """
-        values, gene_names, _ = check_expression(y, estimator_name="score")
-        check_sample_names(X, y)
-        check_gene_order(gene_names, getattr(self, "gene_names_out_", None))
-        predicted = self.predict(X).reshape(len(values), -1)
-        weights = {"sample_weight": sample_weight, "multioutput": "variance_weighted"}
-        return float(r2_score(values, predicted, **weights))
+        check_is_fitted(self)
+        if self.kernel == "precomputed":
+            raise ValueError("predict_tiles needs the kernel itself, got kernel='precomputed'.")
+        check_window(window, stride)
+        names = getattr(self, "gene_names_out_", None)
+        chosen = positions_of_genes(genes, names, len(self.y_mean_))
+        columns = chosen if names is None else names[chosen]
+
+        def predict_bags(features, mask):
+            pooled = masked_mean(features, mask).numpy()
+            return self._predict_kernel(self._centre(self._kernel(self._scale(pooled))), chosen)
+
+        frames = []
+        slides = sample_names_of(X) or [name_of_item(bag) or "" for bag in X]
+        for position, (bag, slide) in enumerate(zip(X, slides, strict=True)):
+            width = np.shape(bag)[-1]
+            if width != self.n_features_in_:
+                raise ValueError(
+                    f"{label_of_bag(bag, position)} has {width} features per tile, but the "
+                    f"regressor was fitted on {self.n_features_in_} per slide. Maps need means: "
+                    "BagPooler(statistics=['mean'])."
+                )
+            options = {"slide": slide, "batches": Halving(BATCH, "cpu")}
+            frames.append(
+                tile_expression(bag, position, predict_bags, columns, window, stride, **options)
+            )
+        return frames
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "dual_coef_")

@@ -45,7 +45,8 @@ def principal_axes(Z):
     kept = eigenvalues > 1e-10 * max(eigenvalues[-1], 1e-300)
     eigenvalues, vectors = eigenvalues[kept][::-1], vectors[:, kept][:, ::-1]
     singular = np.sqrt(eigenvalues)
-    return (vectors.T if by_column else (vectors / singular).T @ Z), singular
+    axes = vectors.T if by_column else (vectors / singular).T @ Z
+    return np.where(Z.any(axis=0), axes, 0.0), singular
 
 
 def unit_scale(embeddings, *, columns=False):

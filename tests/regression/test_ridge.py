@@ -20,6 +20,7 @@ from sklearn_pk.metrics import significance_scorer
 from sklearn_pk.plotting import LambdaPathDisplay
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRidge
+from sklearn_pk.slides import BagPooler, FeatureBag
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +283,39 @@ def test_path_is_drawn(data):
     best = model.path_["loo_score"].reshape(3, -1).max(axis=1)
     assert_allclose(display.paths["mean"], best, rtol=1e-6)
     assert display.ax_.get_ylabel() == "Leave-one-out R squared"
+
+
+def test_maps_of_a_model_of_means():
+    rng = np.random.default_rng(0)
+    corners = 512 * np.array([(x, y) for x in range(3) for y in range(3)])
+    bags = [FeatureBag(rng.normal(size=(9, 4)), coords=corners, slide=f"S{i}") for i in range(20)]
+    pooled = BagPooler(statistics=["mean"]).fit_transform(bags)
+    y = pd.DataFrame(pooled @ rng.normal(size=(4, 6)), columns=[f"gene{i}" for i in range(6)])
+    model = PriorKnowledgeRidge().fit(pooled, y)
+    # A window that covers the slide has its mean.
+    [whole] = model.predict_tiles(bags[:1], genes=["gene4", "gene1"], window=3)
+    expected = model.predict(pooled[:1])[0, [4, 1]]
+    assert whole.columns.tolist() == ["gene4", "gene1"]
+    assert_allclose(whole, np.tile(expected, (9, 1)), rtol=1e-4, atol=1e-5)
+    [tiles] = model.predict_tiles(bags[:1])
+    assert_allclose(tiles, model.predict(np.asarray(bags[0])), rtol=1e-4, atol=1e-5)
+    assert tiles.attrs["slide"] == "S0"
+    with pytest.raises(ValueError, match=r"S0.* has 4 features per tile, .* 8 per slide.*'mean'"):
+        PriorKnowledgeRidge().fit(BagPooler().fit_transform(bags), y).predict_tiles(bags[:1])
+    with pytest.raises(KeyError, match="'x' not found"):
+        model.predict_tiles(bags[:1], genes=["x"])
+    frame = model.predict_frame(pd.DataFrame(pooled, index=[bag.slide for bag in bags]))
+    assert frame.index[1] == "S1"
+    assert frame.columns.equals(y.columns)
+
+
+def test_several_priors_are_compared(data):
+    X, y = data
+    G = np.random.default_rng(0).normal(size=(60, 3))
+    model = PriorKnowledgeRidge(prior=[None, G, "eigengenes"], lambda_=[0, 0.5, 0.9]).fit(X, y)
+    assert model.prior_scores_[model.prior_index_] == model.path_["loo_score"].max()
+    alone = [PriorKnowledgeRidge(prior=each, lambda_=[0, 0.5, 0.9]).fit(X, y) for each in (None, G)]
+    for score, each in zip(model.prior_scores_, alone, strict=False):
+        assert score == pytest.approx(each.path_["loo_score"].max())
+    # The rows of one array are not a list of priors.
+    assert PriorKnowledgeRidge(prior=G.tolist()).fit(X, y).eigengenes_.shape == (60, 3)
