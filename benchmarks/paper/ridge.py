@@ -1,9 +1,10 @@
 """What prior knowledge gains in PriorKnowledgeRidge, against its controls.
 
-Reads one table of features and one of expression, patients in rows. Three experiments: all
-patients, with controls; few patients with slides, the others with expression only; and a foreign
-cohort whose expression joins that of the training patients. Each setting is run over several
-seeds of the folds; intervals are over patients and seeds, paired. Writes JSON.
+Reads one table of features and one of expression, patients in rows. Experiments: all patients,
+with controls; few patients with slides, the others with expression only; a foreign cohort whose
+expression joins that of the training patients; and, with --networks, networks beside the ridge.
+Each setting is run over several seeds of the folds; intervals are over patients and seeds, paired.
+Missing features are medians of the training patients. Writes JSON.
 
     python benchmarks/paper/ridge.py features.csv.gz expression.csv.gz --foreign other.csv.gz
 """
@@ -11,12 +12,16 @@ seeds of the folds; intervals are over patients and seeds, paired. Writes JSON.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import argparse
+import copy
+import json
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
+from sklearn.impute import SimpleImputer
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
@@ -24,10 +29,13 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn_pk.io import read_table
 from sklearn_pk.metrics import compare_significance, significance_report
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
-from sklearn_pk.regression import PriorKnowledgeRidge
+from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRidge
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import RESULTS, describe, peak_mb, write_results
+
+# End of the name of a setting in which features belong to other patients.
+PERMUTED = ", patients permuted"
 
 
 def eigengenes(expression=None, n_components=150):
@@ -48,8 +56,7 @@ class Cohort:
         X, y = read_table(features), read_table(expression)
         patients = [name for name in X.index if name in set(y.index)]
         self.patients = pd.Index(patients)
-        X = X.loc[patients].to_numpy(dtype=np.float64)
-        self.X = np.where(np.isnan(X), np.nanmedian(X, axis=0), X)
+        self.X = X.loc[patients].to_numpy(dtype=np.float64)
         self.y, self.genes = y.loc[patients].to_numpy(dtype=np.float64), y.columns
 
     def take_genes(self, genes):
@@ -58,17 +65,24 @@ class Cohort:
         self.y, self.genes = self.y[:, positions], genes
         return self
 
+    def take_patients(self, n_patients):
+        """Return a cohort of some of the patients, drawn at random."""
+        rows = np.random.default_rng(0).permutation(len(self.X))[:n_patients]
+        part = copy.copy(self)
+        part.X, part.y, part.patients = self.X[rows], self.y[rows], self.patients[rows]
+        return part
 
-def cross_validate(cohort, seed, settings, n_train=None):
+
+def cross_validate(cohort, seed, settings, n_train=None, fold_seed=None):
     """Return the truth; (predictions, baseline, spread) and chosen lambdas of each setting.
 
     `settings` maps the expression of training patients with slides, that of those without and a
-    random generator to the parameters of the regression.
+    random generator to the model.
     """
     truth = np.zeros(cohort.y.shape)
     predicted = {name: np.zeros((3, *truth.shape)) for name in settings}
     lambdas = {name: [] for name in settings}
-    folds = KFold(5, shuffle=True, random_state=seed)
+    folds = KFold(5, shuffle=True, random_state=seed if fold_seed is None else fold_seed)
     for fold, (train, test) in enumerate(folds.split(cohort.X)):
         rng = np.random.default_rng([seed, fold])
         with_slides = train if n_train is None else rng.choice(train, n_train, replace=False)
@@ -83,13 +97,19 @@ def cross_validate(cohort, seed, settings, n_train=None):
             else None
             for rows in (with_slides, others)
         )
+        X = SimpleImputer(strategy="median").fit(cohort.X[train]).transform(cohort.X)
         for name, make in settings.items():
-            permuted, parameters = make(y, rest, rng)
-            rows = rng.permutation(with_slides) if permuted else with_slides
-            model = PriorKnowledgeRidge(**parameters).fit(cohort.X[rows], y)
-            means, spread = model.predict(cohort.X[test], return_std=True)
-            predicted[name][:, test] = means, model.predict_untrained(cohort.X[test]), spread
-            lambdas[name].append(model.lambda_best_)
+            model = make(y, rest, rng)
+            rows = rng.permutation(with_slides) if name.endswith(PERMUTED) else with_slides
+            model.fit(X[rows], y)
+            if isinstance(model, PriorKnowledgeRidge):
+                means, spread = model.predict(X[test], return_std=True)
+                lambdas[name].append(model.lambda_best_)
+            else:
+                means, spread = model.predict(X[test]), np.nan
+            baseline = np.tile(y.mean(axis=0), (len(test), 1))
+            for part, values in enumerate((means, baseline, spread)):
+                predicted[name][part, test] = values
     return truth, predicted, lambdas
 
 
@@ -126,17 +146,21 @@ def summarize(patients, truths, runs, lambdas, reference, n_boot):
     return {"settings": rows, "gains": gains}
 
 
-def experiment(cohort, seeds, settings, reference, n_boot, n_train=None):
-    """Run settings over seeds and summarise them."""
+def experiment(cohort, seeds, settings, reference, n_boot, n_train=None, **options):
+    """Run settings over seeds and summarise them, with the mean of two of them if asked for."""
+    means = options.pop("means", {})
     runs, lambdas = {name: [] for name in settings}, {name: [] for name in settings}
     truths, started = [], time.perf_counter()
     for seed in seeds:
-        truth, predicted, chosen = cross_validate(cohort, seed, settings, n_train)
+        truth, predicted, chosen = cross_validate(cohort, seed, settings, n_train, **options)
         truths.append(truth)
         for name in settings:
             runs[name].append(predicted[name])
             lambdas[name].append(chosen[name])
         print(f"  seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+    for name, parts in means.items():
+        pairs = zip(*(runs[part] for part in parts), strict=True)
+        runs[name], lambdas[name] = [(one + other) / 2 for one, other in pairs], []
     result = summarize(cohort.patients, truths, runs, lambdas, reference, n_boot)
     for row in result["settings"]:
         print(f"  {row['setting']:45s} {row['n_significant']:7.1f} {row['median_r']:.4f}")
@@ -160,36 +184,39 @@ def _random_basis(rng, prior, y):
     return basis * np.linalg.norm(embeddings, axis=0)
 
 
-# Each returns whether the patients of the features are permuted, and parameters of the ridge.
+def ridge(prior, **parameters):
+    """Make the regression."""
+    return PriorKnowledgeRidge(prior=prior, **parameters)
+
+
+def network(rng, **parameters):
+    """Make a network with the defaults of the library, on a table."""
+    seed = int(rng.integers(2**31))
+    return PriorKnowledgeRegressor(embed_dim=128, random_state=seed, **parameters)
+
+
+# Models by the expression of patients with slides, that of others, and a random generator.
 ALL_PATIENTS = {
-    "lambda": lambda y, rest, rng: (False, {"prior": eigengenes()}),
-    "ridge": lambda y, rest, rng: (False, {"prior": None}),
-    "lambda, shuffled genes": lambda y, rest, rng: (
-        False,
-        {"prior": _shuffled(rng, eigengenes(), y)},
+    "lambda": lambda y, rest, rng: ridge(eigengenes()),
+    "ridge": lambda y, rest, rng: ridge(None),
+    "lambda, shuffled genes": lambda y, rest, rng: ridge(_shuffled(rng, eigengenes(), y)),
+    "lambda, random basis": lambda y, rest, rng: ridge(_random_basis(rng, eigengenes(), y)),
+    "lambda, zeros": lambda y, rest, rng: ridge(np.zeros((y.shape[1], 1))),
+    "free": lambda y, rest, rng: ridge("eigengenes", lambda_="free"),
+    "free, shuffled genes": lambda y, rest, rng: ridge(
+        _shuffled(rng, eigengenes(None, 2000), y), lambda_="free"
     ),
-    "lambda, random basis": lambda y, rest, rng: (
-        False,
-        {"prior": _random_basis(rng, eigengenes(), y)},
-    ),
-    "lambda, zeros": lambda y, rest, rng: (False, {"prior": np.zeros((y.shape[1], 1))}),
-    "free": lambda y, rest, rng: (False, {"lambda_": "free"}),
-    "free, shuffled genes": lambda y, rest, rng: (
-        False,
-        {"lambda_": "free", "prior": _shuffled(rng, eigengenes(None, 2000), y)},
-    ),
-    "graph, external": lambda y, rest, rng: (False, {"prior": graph("external")}),
-    "graph, external, rewired": lambda y, rest, rng: (False, {"prior": graph("external", 1.0)}),
-    "lambda, patients permuted": lambda y, rest, rng: (True, {"prior": eigengenes()}),
+    "graph, external": lambda y, rest, rng: ridge(graph("external")),
+    "graph, external, rewired": lambda y, rest, rng: ridge(graph("external", 1.0)),
+    "lambda" + PERMUTED: lambda y, rest, rng: ridge(eigengenes()),
 }
 
 EXPRESSION_ONLY = {
-    "with expression of others": lambda y, rest, rng: (False, {"prior": eigengenes(rest)}),
-    "ridge": lambda y, rest, rng: (False, {"prior": None}),
-    "internal": lambda y, rest, rng: (False, {"prior": eigengenes()}),
-    "with expression of others, shuffled genes": lambda y, rest, rng: (
-        False,
-        {"prior": _shuffled(rng, eigengenes(rest), y)},
+    "with expression of others": lambda y, rest, rng: ridge(eigengenes(rest)),
+    "ridge": lambda y, rest, rng: ridge(None),
+    "internal": lambda y, rest, rng: ridge(eigengenes()),
+    "with expression of others, shuffled genes": lambda y, rest, rng: ridge(
+        _shuffled(rng, eigengenes(rest), y)
     ),
 }
 
@@ -199,22 +226,35 @@ def with_foreign(foreign):
 
     def shuffled(y, rest, rng):
         mixed = foreign.set_axis(rng.permutation(foreign.columns), axis=1)
-        return False, {"prior": eigengenes(mixed, 100)}
+        return ridge(eigengenes(mixed, 100))
+
+    def weighted(y, rest, rng):
+        prior = eigengenes(foreign, 100)
+        return ridge([clone(prior).set_params(weight=each) for each in (0.03, 0.1, 0.3, 1.0, 3.0)])
 
     return {
-        "internal + foreign": lambda y, rest, rng: (False, {"prior": eigengenes(foreign, 100)}),
-        "internal": lambda y, rest, rng: (False, {"prior": eigengenes(None, 100)}),
-        "internal + foreign, weight by leave-one-out": lambda y, rest, rng: (
-            False,
-            {
-                "prior": [
-                    eigengenes(foreign, 100).set_params(weight=weight)
-                    for weight in (0.03, 0.1, 0.3, 1.0, 3.0)
-                ]
-            },
-        ),
+        "internal + foreign": lambda y, rest, rng: ridge(eigengenes(foreign, 100)),
+        "internal": lambda y, rest, rng: ridge(eigengenes(None, 100)),
+        "internal + foreign, weight by leave-one-out": weighted,
         "internal + foreign, foreign genes shuffled": shuffled,
     }
+
+
+NETWORKS = {
+    "free": lambda y, rest, rng: ridge("eigengenes", lambda_="free"),
+    "ridge": lambda y, rest, rng: ridge(None),
+    "network": lambda y, rest, rng: network(rng),
+    "five networks": lambda y, rest, rng: network(rng, n_networks=5),
+    "five score networks": lambda y, rest, rng: network(
+        rng, n_networks=5, layer="scores", prior=eigengenes(None, 50)
+    ),
+}
+MEANS = {"mean of free and five score networks": ("free", "five score networks")}
+STOPPING = {
+    "network, loss": lambda y, rest, rng: network(rng),
+    "network, loss+corr": lambda y, rest, rng: network(rng, early_stopping="loss+corr"),
+    "ridge": lambda y, rest, rng: ridge(None),
+}
 
 
 def main():
@@ -225,6 +265,9 @@ def main():
     parser.add_argument("--foreign", type=Path, help="expression of another cohort")
     parser.add_argument("--n-train", type=int, nargs="*", default=[60, 120, 240])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--networks", action="store_true", help="networks only, added to the results of --out"
+    )
     parser.add_argument("--foreign-seeds", type=int, default=10)
     parser.add_argument("--n-boot", type=int, default=500)
     parser.add_argument("--out", type=Path, default=RESULTS / "ridge.json")
@@ -233,11 +276,19 @@ def main():
     seeds, n_boot = range(options.seeds), options.n_boot
     print(f"{len(cohort.X)} patients, {cohort.X.shape[1]} features, {len(cohort.genes)} genes")
     results = describe()
+    if options.out.exists() and options.networks:
+        results = json.loads(options.out.read_text())
 
-    def run(name, *arguments):
-        results[name] = experiment(cohort, *arguments)
+    def run(name, *arguments, cohort=cohort, **more):
+        results[name] = experiment(cohort, *arguments, **more)
         write_results(results | {"peak_mb": round(peak_mb())}, options.out)
 
+    if options.networks:
+        mean = next(iter(MEANS))
+        run("networks", seeds, NETWORKS, mean, n_boot, means=MEANS)
+        part = cohort.take_patients(350)
+        run("stopping", range(5), STOPPING, "network, loss", n_boot, fold_seed=0, cohort=part)
+        return
     run("all", seeds, ALL_PATIENTS, "lambda", n_boot)
     for n_train in options.n_train:
         print(f"{n_train} patients with slides")
