@@ -29,7 +29,11 @@ PROJECTED = ":projected"
 N_FOLDS = 5
 N_EIGENGENES = 30
 # How training differs from the defaults of the regressor.
-TRAININGS = {"default": {}, "published": {"lr": 1e-3, "init_scale": 1.0}}
+TRAININGS = {
+    "default": {"early_stopping": "loss+corr"},
+    "published": {"early_stopping": "loss+corr", "lr": 1e-3, "init_scale": 1.0},
+    "loss": {},
+}
 
 
 @dataclass(frozen=True)

@@ -475,7 +475,8 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
     and named in a warning.
 
     The defaults of `lr` and `init_scale` were chosen on 884 real patients. The published
-    training is ``PriorKnowledgeRegressor(lr=1e-3, init_scale=1.0, compat="sequoia")``.
+    training is ``PriorKnowledgeRegressor(lr=1e-3, init_scale=1.0, early_stopping="loss+corr",
+    compat="sequoia")``.
 
     Slides are predicted one by one, so that a prediction does not depend on other slides.
 
