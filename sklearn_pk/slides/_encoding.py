@@ -51,20 +51,6 @@ def label(slide, position):
     return slide.path if isinstance(slide, TiledSlide) else f"slide {position}"
 
 
-def make_bag(slide, position, features, reason=""):
-    """Return the features of a slide as a bag in memory."""
-    if not isinstance(slide, TiledSlide):
-        return FeatureBag(features, slide=label(slide, position), reason=reason)
-    return FeatureBag(
-        features,
-        slide.coords[: len(features)],
-        slide.path,
-        slide.size_level0,
-        slide.tile_edge_um,
-        reason,
-    )
-
-
 @dataclass(eq=False)
 class SlideEncoder:
     """How slides are encoded and where features are kept; it is sent to workers."""
@@ -85,6 +71,21 @@ class SlideEncoder:
     def key(self):
         """What identifies the encoder in the store, as text."""
         return repr((self.encoder.key, self.weights_hash, self.dtype))
+
+    def make_bag(self, slide, position, features, reason=""):
+        """Return the features of a slide as a bag in memory."""
+        origin = {"encoder": self.encoder.name, "weights_hash": self.weights_hash, "reason": reason}
+        if not isinstance(slide, TiledSlide):
+            return FeatureBag(features, slide=label(slide, position), **origin)
+        return FeatureBag(
+            features,
+            slide.coords[: len(features)],
+            slide.path,
+            slide.size_level0,
+            slide.tile_edge_um,
+            mpp=slide.mpp,
+            **origin,
+        )
 
     def load_model(self):
         """Return the model as a function from tiles to features, loaded once."""
@@ -149,7 +150,7 @@ class SlideEncoder:
             write_features(path, slide, features, key, self.encoder.name, self.weights_hash)
             # Backed by the file, because many slides would not fit into memory.
             bag = open_stored(path, key, features.shape, label(slide, position))
-        return make_bag(slide, position, features) if bag is None else bag
+        return self.make_bag(slide, position, features) if bag is None else bag
 
     def _is_unchanged(self, slide, location):
         try:
@@ -334,7 +335,7 @@ class EncodingRun:
             # The worker knows the slide by its absolute path.
             slide = self.slides[position]
             if bag.path is None:
-                bag = make_bag(slide, position, bag.features)
+                bag = self.slide_encoder.make_bag(slide, position, bag.features)
             else:
                 bag = FileBag(bag.file, label(slide, position))
         self._finish(position, bag, error, stored=bool(figures["n_stored"]))

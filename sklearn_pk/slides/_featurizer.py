@@ -15,7 +15,7 @@ from ..utils._device import pick_device, pick_dtype
 from ._encoders._encoder import Encoder, measure_width
 from ._encoders._registry import as_encoder
 from ._encoders._weights import find_weights, hash_weights
-from ._encoding import EncodingRun, SlideEncoder, label, make_bag
+from ._encoding import EncodingRun, SlideEncoder, label
 from ._inputs import failures_frame, warn_failures
 from ._tiler import TiledSlide
 
@@ -315,7 +315,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         return [
             run.bags[position]
             if position in run.bags
-            else make_bag(slide, position, empty, reasons[position])
+            else run.slide_encoder.make_bag(slide, position, empty, reasons[position])
             for position, slide in enumerate(slides)
         ]
 

@@ -41,6 +41,12 @@ class FeatureBag:
         Edge of a tile in um.
     reason : str, default=""
         Why the bag is empty; "" if it is not.
+    encoder : str, default=""
+        Name of the encoder that computed the features; "" if it is not known.
+    weights_hash : str, default=""
+        Hash of its weights; "" if it is not known.
+    mpp : float, default=None
+        Resolution of the tiles in um/px, as the encoder saw them.
 
     Attributes
     ----------
@@ -68,6 +74,9 @@ class FeatureBag:
     size_level0: int | None = None
     tile_edge_um: float | None = None
     reason: str = ""
+    encoder: str = ""
+    weights_hash: str = ""
+    mpp: float | None = None
 
     # Without annotation, so not a field: only bags of from_file have one.
     path = None
@@ -170,6 +179,9 @@ class FileBag(FeatureBag):
             "slide": file.slide if slide is None else str(slide),
             "size_level0": file.size_level0,
             "tile_edge_um": file.tile_edge_um,
+            "encoder": file.encoder,
+            "weights_hash": file.weights_hash,
+            "mpp": file.mpp,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -97,7 +97,7 @@ class FeatureBags(list):
                 raise ValueError(f"{count} bags have the slide {name!r}; expected unique names.")
         paths = [Path(folder) / f"{name}.h5" for name in self.names]
         for path, bag in zip(paths, self, strict=True):
-            write_bag(path, bag, bag.file.encoder if isinstance(bag, FileBag) else "")
+            write_bag(path, bag)
         return FeatureBags(map(FeatureBag.from_file, paths))
 
     def __repr__(self):

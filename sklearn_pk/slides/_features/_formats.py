@@ -44,6 +44,8 @@ class FeatureFile:
     dtype: str
     slide: str
     encoder: str = ""
+    weights_hash: str = ""
+    mpp: float | None = None  # of the tiles
     size_level0: int | None = None
     tile_edge_um: float | None = None
     coords_scale: float | None = None
@@ -216,6 +218,9 @@ def _describe_hdf5(file, path, features, mpp):
         # Only files of the store name the slide with its ending.
         slide=("format_version" in file.attrs and _text(file.attrs, "slide")) or path.stem,
         encoder=_encoder_of(file, name, path),
+        weights_hash=_text(file.attrs, "weights_hash"),
+        # Other tools may mean level 0.
+        mpp=_number(file.attrs, "mpp") if "format_version" in file.attrs else None,
         key=key,
         stamp=_stamp(path),
     )

@@ -136,12 +136,13 @@ def write_features(path, slide, features, key, encoder, weights_hash):
     _write(path, features, coords, attributes, coords_attributes)
 
 
-def write_bag(path, bag, encoder=""):
+def write_bag(path, bag):
     """Write a bag of any origin."""
     features = np.asarray(bag)
     coords_attributes = {"patch_size_level0": bag.size_level0}
-    attributes = {"slide": Path(bag.slide).name, "encoder": encoder}
-    attributes |= {"tile_edge_um": bag.tile_edge_um, "key": store_key(features, encoder)}
+    attributes = {"slide": Path(bag.slide).name, "key": store_key(features, bag.encoder)}
+    for name in ("encoder", "weights_hash", "mpp", "tile_edge_um"):
+        attributes[name] = getattr(bag, name)
     _write(path, features, bag.coords, attributes, coords_attributes)
 
 
