@@ -34,6 +34,7 @@ REQUIRED = {
     "scikit-learn",
     "scipy",
     "shapely",
+    "skops",
     "skorch",
     "threadpoolctl",
     "tifffile",
@@ -97,7 +98,10 @@ def test_wheel_holds_code_data_and_licences(wheel, project_root):
     others = {name for name in names - expected if ".dist-info/" not in name}
     assert not others, "the wheel holds what is not part of the package"
     licences = {name.rpartition("/licenses/")[2] for name in names if "/licenses/" in name}
-    assert licences == {"LICENSE", "sklearn_pk/datasets/data/NOTICE.rst"}
+    assert licences == {
+        "LICENSE",
+        "sklearn_pk/datasets/data/NOTICE.rst",
+    }
 
 
 def test_wheel_is_small(wheel):

@@ -1,8 +1,17 @@
-"""Read expression tables and match them with slides."""
+"""Read expression tables, match them with slides, and save models and maps."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
 from ._expression import read_expression, read_table
 from ._matching import match_samples
+from ._models import ModelVersionWarning, SavedModel, load_model, save_model
 
-__all__ = ["match_samples", "read_expression", "read_table"]
+__all__ = [
+    "ModelVersionWarning",
+    "SavedModel",
+    "load_model",
+    "match_samples",
+    "read_expression",
+    "read_table",
+    "save_model",
+]

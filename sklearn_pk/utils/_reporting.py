@@ -25,9 +25,9 @@ def tell(text):
     tqdm.write(text, file=sys.stderr)
 
 
-def warn_user(text):
+def warn_user(text, category=UserWarning):
     """Warn at the line outside of this package that called it."""
     level, frame = 1, sys._getframe()
     while frame and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
         level, frame = level + 1, frame.f_back
-    warnings.warn(text, UserWarning, stacklevel=level)
+    warnings.warn(text, category, stacklevel=level)
