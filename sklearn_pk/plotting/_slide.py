@@ -3,37 +3,110 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.cbook import normalize_kwargs
 from matplotlib.collections import PatchCollection
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 from mpl_toolkits.axes_grid1 import make_axes_locatable
+from scipy.spatial import cKDTree
 
 from ..slides._wsi import _reader
+from ..utils._reporting import warn_user
+from ..utils._validation import same_sample
 from ._style import OKABE_ITO
 
 TILE_COLOR = OKABE_ITO[0]
+# Limits of the colours of a map.
+MAP_LIMITS = {"percentiles": (1, 99)}
 # Darkens the background, so that the colours of the tissue stay as they are.
 VEIL = (0.0, 0.0, 0.0, 0.35)
 
 
+def load_overview(path, size):
+    """
+    Read a whole slide.
+
+    Return its pixels, level-0 pixels per pixel, um/px of level 0, and the properties of the file.
+    """
+    with _reader.open_slide(path) as slide:
+        # With 1 um/px, resolutions are level-0 pixels per pixel.
+        info = _reader.slide_info(slide, os.fspath(path), mpp=1.0)
+        resolution = max(1.0, max(info.size) / size)
+        overview, downsample = _reader.read_overview(slide, info, resolution)
+        mpp = float(np.mean(_reader.stated_mpp(slide.properties)))
+        return overview, downsample, mpp, dict(slide.properties)
+
+
 def read_overview(path, size):
-    """Read a whole slide; return its pixels, level-0 pixels per pixel, and um/px of level 0."""
+    """Read a whole slide for a display; return its pixels, level-0 pixels per pixel, and um/px."""
     try:
-        with _reader.open_slide(path) as slide:
-            # With 1 um/px, resolutions are level-0 pixels per pixel.
-            info = _reader.slide_info(slide, os.fspath(path), mpp=1.0)
-            resolution = max(1.0, max(info.size) / size)
-            overview, downsample = _reader.read_overview(slide, info, resolution)
-            return overview, downsample, float(np.mean(_reader.stated_mpp(slide.properties)))
+        return load_overview(path, size)[:3]
     except (OSError, ValueError) as error:
         raise ValueError(
             f"slide: {error} Or pass thumbnail= and downsample=, which SlideTiler().inspect_slide "
             "returns."
         ) from error
+
+
+def check_tile_table(tiles, name="tiles"):
+    """Check that a table holds the tiles of one slide."""
+    if not isinstance(tiles, pd.DataFrame):
+        raise TypeError(
+            f"{name} must be the DataFrame of one slide, such as predict_tiles([bag])[0], got an "
+            f"instance of {type(tiles).__name__}."
+        )
+    if list(tiles.index.names) != ["x", "y"]:
+        raise ValueError(
+            f"{name} must be indexed by x and y, the corners of the tiles in level-0 pixels, but "
+            f"the index is {list(tiles.index.names)}. predict_tiles returns such a table for "
+            "FeatureBag(features, coords=...); arrays and super-tiles have no coordinates."
+        )
+
+
+def name_of_slide(tiles):
+    """Return the slide of a table; for a path, the name of the file without suffix."""
+    name = str(tiles.attrs.get("slide") or "")
+    return Path(name).stem if Path(name).name != name else name
+
+
+def warn_if_other_slide(name, path):
+    """Warn if the tiles are of another slide than the image."""
+    if name and not same_sample(str(name), str(path)):
+        warn_user(f"The tiles are from the slide {name!r}, but the image is from {str(path)!r}.")
+
+
+def edges_of_tiles(corners, tile_size):
+    """Return the edge of a tile, and of its part that does not overlap other tiles."""
+    if len(corners) == 1:
+        if tile_size is None:
+            raise ValueError("tile_size cannot be inferred from one tile; pass it.")
+        return tile_size, tile_size
+    distances = cKDTree(corners).query(corners, k=2, p=np.inf)[0][:, 1]
+    if not distances.all():
+        repeated = corners[distances.argmin()].tolist()
+        raise ValueError(f"corners must be unique, but several tiles start at {repeated}.")
+    # Not the minimum: some tools use one grid per piece of tissue, which may touch another.
+    step = np.quantile(distances, 0.05, method="lower")
+    edge = step if tile_size is None else tile_size
+    return edge, min(edge, step)
+
+
+def common_limits(tables, gene):
+    """Return the 1st and the 99th percentile of a gene over the tiles of several slides."""
+    tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+    for table in tables:
+        check_tile_table(table, "each table of reference")
+        if gene not in table.columns:
+            raise ValueError(
+                f"reference: the table of the slide {name_of_slide(table)!r} lacks the gene "
+                f"{gene!r}."
+            )
+    return color_limits(np.concatenate([table[gene] for table in tables]), None, None, **MAP_LIMITS)
 
 
 def scale_bar_length(width_um):
@@ -119,12 +192,12 @@ def draw_color_bar(ax, artist, label, *, extend="neither", fontsize=None):
     return bar
 
 
-def fit_title(ax, parts, *, fontsize=None):
+def fit_title(ax, parts, *, fontsize=None, below=None):
     """Set a title on one line or, where that is wider than the axes, one part per line."""
-    parts = [part for part in parts if part]
-    title = ax.set_title(": ".join(parts), fontsize=fontsize)
+    parts, last = [part for part in parts if part], f"\n{below}" if below else ""
+    title = ax.set_title(": ".join(parts) + last, fontsize=fontsize)
     width = ax.get_window_extent().width
     if title.get_window_extent().width > width:
-        title.set_text("\n".join(parts))
+        title.set_text("\n".join(parts) + last)
         title.set_fontsize(title.get_fontsize() * min(1.0, width / title.get_window_extent().width))
     return title

@@ -2,26 +2,30 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import warnings
 from numbers import Real
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
-from scipy.spatial import cKDTree
 from sklearn.pipeline import Pipeline
 
-from ..utils._validation import same_sample
 from ._slide import (
+    MAP_LIMITS,
+    check_tile_table,
     color_limits,
+    common_limits,
     draw_color_bar,
     draw_scale_bar,
     draw_squares,
+    edges_of_tiles,
     fit_title,
+    name_of_slide,
     read_overview,
+    warn_if_other_slide,
 )
-from ._style import RASTERIZED, find_gene, format_units, set_axes
+from ._style import RASTERIZED, find_gene, format_units, format_verdict, held_out, set_axes
 
 
 class SpatialExpressionDisplay:
@@ -53,11 +57,15 @@ class SpatialExpressionDisplay:
         Name of the slide, for the title.
     units : str, default=None
         Units of the expression, such as "log2 TPM", for the colour bar; None shows none.
+    verdict : str, default=None
+        How well the gene is predicted, for the title, such as "r = 0.12, not significant".
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes with the map.
+    slide_ax_ : matplotlib Axes or None
+        Axes with the slide in colour, with ``beside=True``.
     figure_ : matplotlib Figure
         Figure that contains the axes.
     image_ : matplotlib AxesImage or None
@@ -105,6 +113,7 @@ class SpatialExpressionDisplay:
         mpp=None,
         slide_name=None,
         units=None,
+        verdict=None,
     ):
         self.corners = corners
         self.values = values
@@ -115,6 +124,7 @@ class SpatialExpressionDisplay:
         self.mpp = mpp
         self.slide_name = slide_name
         self.units = units
+        self.verdict = verdict
 
     @classmethod
     def from_predictions(
@@ -128,6 +138,8 @@ class SpatialExpressionDisplay:
         mpp=None,
         tile_size=None,
         units=None,
+        report=None,
+        reference=None,
         size=1200,
         ax=None,
         **style,
@@ -150,14 +162,20 @@ class SpatialExpressionDisplay:
         downsample : float, default=1.0
             Level-0 pixels per pixel of `thumbnail`.
         mpp : float, default=None
-            Resolution of level 0 in um/px, for the scale bar. None takes that of `slide`; if it
-            has none, there is no scale bar.
+            Resolution of level 0 in um/px, for the scale bar. None takes that of `slide` or, if
+            it has none, ``tiles.attrs["mpp"]``; without both, there is no scale bar.
         tile_size : float, default=None
             Edge of a tile in level-0 pixels. None takes ``tiles.attrs["size_level0"]`` or, if
             that is missing, the smallest distance between tiles, which is too large if no two
             tiles are adjacent.
         units : str, default=None
             Units of the expression, such as "log2 TPM", for the colour bar; None shows none.
+        report : DataFrame or CrossValSignificance, default=None
+            Held-out accuracy of the model, whose r and significance of the gene are written in
+            the title: :func:`~sklearn_pk.metrics.significance_report`, or a result with one.
+        reference : list of DataFrame, default=None
+            Tables of several slides, whose 1st and 99th percentile together are the limits of
+            the colours. With the same tables, maps of different slides are comparable.
         size : int, default=1200
             Minimum length in pixels of the longer side of the overview of `slide` (within 1 %),
             unless the slide is smaller.
@@ -176,14 +194,14 @@ class SpatialExpressionDisplay:
         TypeError
             If `tiles` is not a DataFrame.
         ValueError
-            If the tiles have no coordinates or are outside the slide, if the gene is missing,
-            or if the slide cannot be read.
+            If the tiles have no coordinates or are outside the slide, if the gene is missing
+            there, in `report` or in `reference`, or if the slide cannot be read.
         """
-        _check_table(tiles)
+        check_tile_table(tiles)
         if isinstance(gene, list | tuple):
             raise ValueError(f"gene must be one gene, got {gene!r}. Draw one map per gene.")
         column, gene = find_gene(gene, tiles.columns.to_numpy(dtype=object), tiles.shape[1])
-        name, edge = _name_of_slide(tiles), tiles.attrs.get("size_level0")
+        name, edge = name_of_slide(tiles), tiles.attrs.get("size_level0")
         if slide is not None:
             if thumbnail is not None:
                 raise ValueError("slide and thumbnail are exclusive. Pass one of them.")
@@ -191,9 +209,16 @@ class SpatialExpressionDisplay:
             thumbnail, downsample, slide_mpp = read_overview(path, size)
             # A TiledSlide has the um/px given by the user if the file has none.
             mpp = getattr(slide, "slide_mpp", slide_mpp) if mpp is None else mpp
-            _warn_if_other_slide(tiles.attrs.get("slide"), path)
+            warn_if_other_slide(tiles.attrs.get("slide"), path)
             name = name or Path(path).stem
             edge = edge or getattr(slide, "size_level0", None)
+        verdict = None
+        if report is not None:
+            [(r, significant, _)] = held_out(report, [gene])
+            verdict = format_verdict(r, significant)
+        if reference is not None:
+            low, high = common_limits(reference, gene)
+            style = {"vmin": low, "vmax": high} | style
         display = cls(
             tiles.index.to_frame().to_numpy(),
             tiles.iloc[:, column].to_numpy(),
@@ -201,14 +226,15 @@ class SpatialExpressionDisplay:
             gene=gene,
             image=thumbnail,
             downsample=downsample,
-            mpp=mpp,
+            mpp=tiles.attrs.get("mpp") if pd.isna(mpp) else mpp,
             slide_name=name,
             units=units,
+            verdict=verdict,
         )
         return display.plot(ax, **style)
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, gene, window=None, stride=1, mpp=None, **options):
+    def from_estimator(cls, estimator, X, *, gene, window=None, stride=1, **options):
         """
         Predict the expression of one gene in the tiles of a slide, and draw it.
 
@@ -226,9 +252,6 @@ class SpatialExpressionDisplay:
             separately.
         stride : int, default=1
             Step of the window, in tiles; at most `window`.
-        mpp : float, default=None
-            Resolution of level 0 in um/px, for the scale bar. None takes that of the slide, or
-            else of the tiles of the bag.
         **options : object
             Passed to :meth:`from_predictions`, such as the slide to show and the axes.
 
@@ -266,12 +289,19 @@ class SpatialExpressionDisplay:
                     f"instance of {type(estimator).__name__}."
                 )
         [tiles] = estimator.predict_tiles(bags, genes=[gene], window=window, stride=stride)
-        edge = getattr(bags[0], "tile_edge_um", None)
-        if mpp is None and options.get("slide") is None and edge:
-            mpp = edge / bags[0].size_level0
-        return cls.from_predictions(tiles, mpp=mpp, **options)
+        return cls.from_predictions(tiles, **options)
 
-    def plot(self, ax=None, *, cmap="viridis", vmin=None, vmax=None, alpha=0.6, fontsize=None):
+    def plot(
+        self,
+        ax=None,
+        *,
+        cmap="viridis",
+        vmin=None,
+        vmax=None,
+        alpha=0.6,
+        fontsize=None,
+        beside=False,
+    ):
         """
         Draw slide, tiles, colour bar and scale bar.
 
@@ -288,6 +318,8 @@ class SpatialExpressionDisplay:
             Opacity of the tiles over a slide, from 0 to 1. Without a slide they are opaque.
         fontsize : float, default=None
             Font size in points; None takes that of matplotlib.
+        beside : bool, default=False
+            Whether to show the slide in colour beside the map, in a new figure.
 
         Returns
         -------
@@ -297,13 +329,16 @@ class SpatialExpressionDisplay:
         Raises
         ------
         ValueError
-            If shapes do not match, a number is not finite or out of range, or tiles are outside
-            `image`.
+            If shapes do not match, a number is not finite or out of range, tiles are outside
+            `image`, or `beside` is True with `ax` or without `image`.
         """
         corners, values = self._check_tiles()
-        edge, step = _edges(corners, self.tile_size)
+        edge, step = edges_of_tiles(corners, self.tile_size)
         self._check_image(corners)
-        limits = color_limits(values, vmin, vmax, percentiles=(1, 99))
+        limits = color_limits(values, vmin, vmax, **MAP_LIMITS)
+        self.slide_ax_ = None
+        if beside:
+            ax = self._draw_beside(ax)
         ax = set_axes(self, ax, (6.6, 6))
         width = self._draw_image(ax, corners, edge)
         if self.image is None:
@@ -359,6 +394,19 @@ class SpatialExpressionDisplay:
                 f"downsample={self.downsample:g}."
             )
 
+    def _draw_beside(self, ax):
+        """Draw the slide in colour, and return the axes for the map."""
+        if ax is not None or self.image is None:
+            raise ValueError(
+                "beside=True shows the slide in a figure of its own: it needs slide= or "
+                "thumbnail=, and ax=None."
+            )
+        height, width = np.shape(self.image)[:2]
+        _, (self.slide_ax_, ax) = plt.subplots(1, 2, figsize=(12, 5.6), layout="constrained")
+        self.slide_ax_.imshow(self.image, extent=(0, width, height, 0), interpolation="antialiased")
+        self.slide_ax_.set(xticks=[], yticks=[], title=self.slide_name)
+        return ax
+
     def _draw_image(self, ax, corners, edge):
         """Draw the slide, set the limits, and return the width in pixels."""
         self.image_ = None
@@ -384,54 +432,10 @@ class SpatialExpressionDisplay:
         )
         if not pd.isna(self.mpp):
             draw_scale_bar(ax, width, self.mpp * self.downsample, fontsize=fontsize)
-        fit_title(ax, [gene, self.slide_name], fontsize=fontsize)
-
-
-def _check_table(tiles):
-    if not isinstance(tiles, pd.DataFrame):
-        raise TypeError(
-            "tiles must be the DataFrame of one slide, such as predict_tiles([bag])[0], got an "
-            f"instance of {type(tiles).__name__}."
-        )
-    if list(tiles.index.names) != ["x", "y"]:
-        raise ValueError(
-            "tiles must be indexed by x and y, the corners of the tiles in level-0 pixels, but "
-            f"the index is {list(tiles.index.names)}. predict_tiles returns such a table for "
-            "FeatureBag(features, coords=...); arrays and super-tiles have no coordinates."
-        )
-
-
-def _name_of_slide(tiles):
-    """Return the slide of a table; for a path, the name of the file without suffix."""
-    name = str(tiles.attrs.get("slide") or "")
-    return Path(name).stem if Path(name).name != name else name
-
-
-def _warn_if_other_slide(name, path):
-    if name and not same_sample(str(name), str(path)):
-        warnings.warn(
-            f"The tiles are from the slide {name!r}, but the image is from {str(path)!r}.",
-            UserWarning,
-            stacklevel=3,
-        )
+        # With the verdict on a line of its own, it is never cut.
+        fit_title(ax, [gene, self.slide_name], fontsize=fontsize, below=self.verdict)
 
 
 def _check_positive(name, value):
     if not isinstance(value, Real) or not 0 < value < np.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}.")
-
-
-def _edges(corners, tile_size):
-    """Return the edge of a tile, and of its part that does not overlap other tiles."""
-    if len(corners) == 1:
-        if tile_size is None:
-            raise ValueError("tile_size cannot be inferred from one tile; pass it.")
-        return tile_size, tile_size
-    distances = cKDTree(corners).query(corners, k=2, p=np.inf)[0][:, 1]
-    if not distances.all():
-        repeated = corners[distances.argmin()].tolist()
-        raise ValueError(f"corners must be unique, but several tiles start at {repeated}.")
-    # Not the minimum: some tools use one grid per piece of tissue, which may touch another.
-    step = np.quantile(distances, 0.05, method="lower")
-    edge = step if tile_size is None else tile_size
-    return edge, min(edge, step)

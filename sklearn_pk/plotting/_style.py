@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..utils._validation import name_some
+
 # Okabe and Ito (2008), safe for colour-blind readers; without yellow, invisible in thin lines.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -62,3 +64,27 @@ def find_gene(gene, names, n_genes):
 def format_units(units):
     """Return units in parentheses, for a label."""
     return "" if units is None else f" ({units})"
+
+
+def held_out(report, genes):
+    """Return r, whether it is significant, and why not, of some genes of a report."""
+    table = getattr(report, "report", report)  # of a result
+    check_table(table, "report", ("r", "significant"), "significance_report")
+    table = table.set_index("gene") if "gene" in table else table
+    missing = [gene for gene in genes if gene not in table.index]
+    if missing:
+        raise ValueError(
+            f"report lacks {len(missing)} of {len(genes)} genes of the map: {name_some(missing)}. "
+            "Pass the report of the model."
+        )
+    table = table.loc[list(genes)]
+    reasons = table["reason"].fillna("").astype(str) if "reason" in table else [""] * len(table)
+    return [
+        (float(r), bool(significant), reason)
+        for r, significant, reason in zip(table["r"], table["significant"], reasons, strict=True)
+    ]
+
+
+def format_verdict(r, significant):
+    """Write the held-out correlation of a gene and whether it is significant."""
+    return f"r = {r:.2f}, {'' if significant else 'not '}significant"

@@ -766,7 +766,8 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         list of DataFrame of shape (tiles_i, n_genes), float32
             Expression of each tile, one table per slide. The rows are indexed by the upper left
             corner of the tile, ``x`` and ``y`` in level-0 pixels, or by ``tile``, its number,
-            if coordinates are missing. ``attrs`` has ``slide`` and ``size_level0``.
+            if coordinates are missing. ``attrs`` has ``slide``, ``size_level0``, and ``mpp``, the
+            um/px of level 0 (None if it is not known).
 
         Raises
         ------

@@ -54,7 +54,10 @@ def tile_expression(bag, position, predict, columns, window, stride, *, slide, b
 
     values = _mean_over_windows(features, members, predict, len(columns), batches, explain)
     frame = pd.DataFrame(values, index=index, columns=columns)
-    frame.attrs.update(slide=slide, size_level0=size)
+    edge_um = getattr(bag, "tile_edge_um", None)
+    frame.attrs.update(
+        slide=slide, size_level0=size, mpp=edge_um / size if edge_um and size else None
+    )
     return frame
 
 

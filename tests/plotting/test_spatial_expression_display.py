@@ -397,3 +397,44 @@ def test_pyramid_is_read_block_by_block(tmp_path, tiled, monkeypatch):
     assert overview.shape == expected.shape
     # If a block starts between two pixels, the nearest one is taken.
     assert np.abs(overview.astype(int) - expected).mean() < 2
+
+
+def test_verdict_and_common_limits(cmu_slide, tiled):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, len(tiled))) + [[0], [5]]
+    tables = [table(tiled.coords, each, slide=tiled.path) for each in values]
+    report = pd.DataFrame({"r": [0.123], "significant": [False]}, index=["ESR1"])
+    display = SpatialExpressionDisplay.from_predictions(
+        tables[0], report=report, reference=tables, slide=cmu_slide, size=600, beside=True
+    )
+    assert display.ax_.get_title().endswith("r = 0.12, not significant")
+    limits = np.percentile(np.concatenate([each["ESR1"] for each in tables]), [1, 99])
+    assert_allclose([display.tiles_.norm.vmin, display.tiles_.norm.vmax], limits)
+    own = SpatialExpressionDisplay.from_predictions(tables[0], reference=tables, vmin=-9)
+    assert_allclose([own.tiles_.norm.vmin, own.tiles_.norm.vmax], [-9, limits[1]])
+    # The slide is in colour beside the map.
+    [image] = display.slide_ax_.images
+    assert_allclose(image.get_array(), display.image)
+    assert display.slide_ax_.figure is display.figure_
+    assert display.slide_ax_.get_position().x1 < display.ax_.get_position().x0
+    with pytest.raises(ValueError, match="report lacks 1 of 1 genes of the map: 'ESR1'"):
+        SpatialExpressionDisplay.from_predictions(tables[0], report=report.rename({"ESR1": "A"}))
+    with pytest.raises(
+        ValueError, match="reference: the table of the slide 'cmu_small_region' lacks .*'ESR1'"
+    ):
+        SpatialExpressionDisplay.from_predictions(
+            tables[0], reference=[tables[1].rename(columns={"ESR1": "A"})]
+        )
+    with pytest.raises(ValueError, match="beside=True shows the slide in a figure of its own"):
+        SpatialExpressionDisplay.from_predictions(tables[0], beside=True)
+
+
+def test_scale_bar_of_a_slide_without_um_per_pixel(model, write_slide, tissue_rgb, tmp_path):
+    slide = write_slide(tmp_path / "a.tiff", tissue_rgb, mpp=None)
+    coords = grid(4, 4, step=64)
+    bag = FeatureBag(np.random.default_rng(0).normal(size=(16, 8)), coords, slide, 64, 32.0)
+    display = SpatialExpressionDisplay.from_estimator(
+        model, bag, gene=model.gene_names_out_[0], slide=slide
+    )
+    assert display.mpp == 0.5
+    assert "50 µm" in texts_of(display)

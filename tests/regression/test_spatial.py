@@ -133,7 +133,9 @@ def test_coordinates_index_the_tiles(model, window):
     [tiles] = model.predict_tiles([make_bag(cells)], window=window)
     assert list(tiles.index.names) == ["x", "y"]
     assert_array_equal(np.array(list(tiles.index)), CORNER + SIZE * cells)
-    assert tiles.attrs == {"slide": "a.svs", "size_level0": SIZE}
+    assert tiles.attrs == {"slide": "a.svs", "size_level0": SIZE, "mpp": None}
+    [tiles] = model.predict_tiles([make_bag(cells, tile_edge_um=128.0)], window=window)
+    assert tiles.attrs["mpp"] == 128 / SIZE
 
 
 def test_tiles_without_coordinates_are_numbered(model):
@@ -142,7 +144,7 @@ def test_tiles_without_coordinates_are_numbered(model):
     for tiles, slide in zip(model.predict_tiles(bags), ["", "b.svs"], strict=True):
         assert tiles.index.name == "tile"
         assert list(tiles.index) == [0, 1, 2, 3]
-        assert tiles.attrs == {"slide": slide, "size_level0": None}
+        assert tiles.attrs == {"slide": slide, "size_level0": None, "mpp": None}
 
 
 @pytest.mark.parametrize("window", [None, 2])
