@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
 from ..metrics._scorer import _SignificanceScorer
-from ._style import MARKERS, OKABE_ITO, set_axes
+from ._style import GREY, MARKERS, OKABE_ITO, set_axes
 
 _COLUMNS = ("line", "lambda_", "mean", "std")
 _STYLES = ("-", "--", ":", "-.")
@@ -209,6 +209,8 @@ class LambdaPathDisplay:
         Label of the vertical axis.
     line_name : str, default=""
         Names of the parameters in the labels of the lines, the title of the legend.
+    chosen : tuple of (str, float) or None, default=None
+        Line and lambda that were chosen, with NaN for the choice of no prior. None marks none.
 
     Attributes
     ----------
@@ -220,6 +222,11 @@ class LambdaPathDisplay:
         The lines.
     errorbars_ : list of matplotlib ErrorbarContainer
         Their error bars.
+    chosen_ : matplotlib Line2D or None
+        The circle around the chosen value.
+    no_prior_ : matplotlib Line2D or None
+        The score at lambda = 0, as a horizontal line, if there is one line only and no candidate
+        without a prior.
 
     Raises
     ------
@@ -248,11 +255,12 @@ class LambdaPathDisplay:
     [505.0, 535.0, 522.5]
     """
 
-    def __init__(self, paths, *, score_name="Score", line_name=""):
+    def __init__(self, paths, *, score_name="Score", line_name="", chosen=None):
         _check_paths(paths)
         self.paths = paths
         self.score_name = score_name
         self.line_name = line_name
+        self.chosen = chosen
 
     @classmethod
     def from_estimator(
@@ -296,7 +304,9 @@ class LambdaPathDisplay:
             search = search[-1]
         if getattr(search, "path_", None):
             name = "Leave-one-out R squared" if score_name is None else score_name
-            return cls(_leave_one_out_path(search.path_, label), score_name=name).plot(ax=ax)
+            paths = _leave_one_out_path(search.path_, label)
+            chosen = paths["line"].iloc[0], search.lambda_best_
+            return cls(paths, score_name=name, chosen=chosen).plot(ax=ax)
         if not hasattr(search, "cv_results_"):
             raise NotFittedError(
                 "search must be a fitted search with cv_results_, such as GridSearchCV or "
@@ -306,14 +316,9 @@ class LambdaPathDisplay:
         if metric is None:
             refit = getattr(search, "refit", None)
             metric = refit if isinstance(refit, str) else "score"
-        return cls.from_cv_results(
-            search.cv_results_,
-            lambda_param=lambda_param,
-            metric=metric,
-            score_name=_name_of_score(search, metric) if score_name is None else score_name,
-            label=label,
-            ax=ax,
-        )
+        name = _name_of_score(search, metric) if score_name is None else score_name
+        best = getattr(search, "best_index_", None)
+        return cls._from_results(search.cv_results_, lambda_param, metric, name, label, best, ax)
 
     @classmethod
     def from_cv_results(
@@ -360,6 +365,8 @@ class LambdaPathDisplay:
 
         Notes
         -----
+        The candidate with the highest mean is marked as the chosen one.
+
         A candidate has no prior if ``prior`` is None, whatever its lambda, or if its grid has no
         lambda. Such candidates that differ only by lambda are averaged. Candidates with scores
         that are not finite are omitted, with a warning.
@@ -372,7 +379,12 @@ class LambdaPathDisplay:
             )
         if score_name is None:
             score_name = "Score" if metric == "score" else metric
+        return cls._from_results(cv_results, lambda_param, metric, score_name, label, None, ax)
+
+    @classmethod
+    def _from_results(cls, cv_results, lambda_param, metric, score_name, label, best, ax):
         table = _read_results(cv_results)
+        table["position"] = range(len(table))
         lambda_column = "param_" + _find_lambda(table.columns, lambda_param)
         table, scores = _finite(table, _fold_scores(table, metric))
         others = [name for name in table if name.startswith("param_") and name != lambda_column]
@@ -382,16 +394,15 @@ class LambdaPathDisplay:
         if without.any():
             of_line = pd.DataFrame(scores[without]).groupby(np.array(lines)[without])
             scores[without] = of_line.transform("mean")
+        mean = scores.mean(axis=1)
+        chosen = np.flatnonzero(table["position"] == best)
+        row = chosen[0] if len(chosen) else mean.argmax()
+        chosen = lines[row], float(lambdas.iloc[row])
         paths = pd.DataFrame(
-            {
-                "line": lines,
-                "lambda_": lambdas,
-                "mean": scores.mean(axis=1),
-                "std": scores.std(axis=1),
-            }
+            {"line": lines, "lambda_": lambdas, "mean": mean, "std": scores.std(axis=1)}
         ).join(texts)
         paths = paths[~(without & paths.duplicated(["line", "lambda_"]))].reset_index(drop=True)
-        return cls(paths, score_name=score_name, line_name=line_name).plot(ax=ax)
+        return cls(paths, score_name=score_name, line_name=line_name, chosen=chosen).plot(ax=ax)
 
     def plot(self, ax=None):
         """
@@ -426,6 +437,8 @@ class LambdaPathDisplay:
             line, errorbar = _draw_line(ax, group, look, shift, lambdas[-1] + _EDGE * span)
             self.lines_.append(line)
             self.errorbars_.append(errorbar)
+        self.no_prior_ = self._draw_no_prior(ax) if n_lines == 1 and not n_before else None
+        self.chosen_ = None if self.chosen is None else self._draw_chosen(ax, groups)
         ax.set_xlabel(r"Weight of the prior knowledge, $\lambda$")
         over_folds = "" if self.paths.attrs.get("no_folds") else "\n(mean and s.d. over folds)"
         ax.set_ylabel(self.score_name + over_folds)
@@ -433,6 +446,28 @@ class LambdaPathDisplay:
         _draw_ticks(ax, lambdas if n_before == 0 else np.union1d(lambdas, ax.get_xticks()))
         _draw_legend(ax, self.line_name)
         return self
+
+    def _draw_no_prior(self, ax):
+        without = self.paths.loc[self.paths["lambda_"] == 0, "mean"]
+        if without.empty:
+            return None
+        style = {"color": GREY, "ls": "--", "lw": 1, "zorder": 0}
+        return ax.axhline(without.iloc[0], label=r"no prior ($\lambda$ = 0)", **style)
+
+    def _draw_chosen(self, ax, groups):
+        """Draw a circle around the chosen value, where its line is."""
+        name, lambda_ = self.chosen
+        for group, line, errorbar in zip(groups, self.lines_, self.errorbars_, strict=True):
+            at = group["lambda_"].isna() if pd.isna(lambda_) else group["lambda_"] == lambda_
+            if group["line"].iloc[0] != name or not at.any():
+                continue
+            x = float(errorbar.lines[2][0].get_segments()[0][0, 0])
+            if not pd.isna(lambda_):
+                x = line.get_xdata()[np.sort(group["lambda_"]).searchsorted(lambda_)]
+            text = "no prior" if pd.isna(lambda_) else f"{lambda_:g}"
+            style = {"ls": "none", "marker": "o", "ms": 13, "mfc": "none", "mec": "black"}
+            return ax.plot(x, group["mean"][at].iloc[0], label=f"chosen: {text}", **style)[0]
+        return None
 
 
 def _choose_looks(rows, ax):

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_pk.metrics import make_significance_scorer
 from sklearn_pk.plotting import LambdaPathDisplay, PredictionDisplay
+from sklearn_pk.regression import PriorKnowledgeRidge
 
 
 def search_results(grid, n_folds=3, metric="score"):
@@ -35,8 +36,13 @@ def search_results(grid, n_folds=3, metric="score"):
     return results
 
 
-def labels_of(display):
+def legend_of(display):
     return [text.get_text() for text in display.ax_.get_legend().get_texts()]
+
+
+def labels_of(display):
+    """Return the labels of the lines, less those of the marks on them."""
+    return [label for label in legend_of(display) if not label.startswith(("chosen", "no prior ("))]
 
 
 def test_one_line_for_each_combination(plt):
@@ -70,7 +76,7 @@ def test_results_of_a_real_search_as_dict_and_frame():
     for results in (search.cv_results_, pd.DataFrame(search.cv_results_)):
         display = LambdaPathDisplay.from_cv_results(results, score_name="R2")
         assert_allclose(display.lines_[0].get_ydata(), search.cv_results_["mean_test_score"])
-        assert display.ax_.get_legend() is None
+        assert labels_of(display) == []
         assert display.ax_.get_ylabel().startswith("R2")
 
 
@@ -320,12 +326,20 @@ def test_prediction_of_one_gene(tables):
     display = PredictionDisplay.from_predictions(y_true, y_pred, gene="ERBB2")
     r = stats.pearsonr(y_true["ERBB2"], y_pred[:, 1]).statistic
     assert_allclose(display.r_, r)
-    assert display.ax_.get_title() == f"ERBB2: r = {r:.2f}, n = 50"
+    interval = stats.pearsonr(y_true["ERBB2"], y_pred[:, 1]).confidence_interval()
+    assert_allclose(display.interval_, interval)
+    ends = f"[{interval.low:.2f}, {interval.high:.2f}]"
+    assert display.ax_.get_title() == f"ERBB2: r = {r:.2f} {ends}, n = 50"
     assert display.ax_.get_xlabel() == "True expression"
     assert display.ax_.get_ylabel() == "Predicted expression"
     points = display.scatter_.get_offsets()
     assert_allclose(points, np.column_stack([y_true["ERBB2"], y_pred[:, 1]]))
-    assert display.ax_.get_xlim() == display.ax_.get_ylim()
+    # Each axis has the range of its own values.
+    for limits, values in (
+        (display.ax_.get_xlim(), y_true["ERBB2"]),
+        (display.ax_.get_ylim(), y_pred[:, 1]),
+    ):
+        assert_allclose(np.ptp(limits), 1.1 * np.ptp(values))
     assert_allclose(display.line_.get_xdata(), display.line_.get_ydata())
     frame = pd.DataFrame(y_pred, columns=y_true.columns)
     for truth, prediction, gene in (
@@ -400,6 +414,33 @@ def test_one_gene_of_a_model_of_many(tables):
         draw(named, X, y_true[["ERBB2", "ESR1", "MKI67"]], gene="ESR1")
 
 
+def test_samples_of_patients_are_averaged(tables):
+    y_true, y_pred = tables
+    patients = np.repeat(np.arange(25), 2)
+    means = (
+        y_true["ESR1"].groupby(patients).mean(),
+        pd.Series(y_pred[:, 0]).groupby(patients).mean(),
+    )
+    model = LinearMap().fit(y_pred, y_true)
+    for display in (
+        PredictionDisplay.from_predictions(y_true, y_pred, gene="ESR1", groups=patients),
+        PredictionDisplay.from_estimator(model, y_pred, y_true, gene="ESR1", groups=patients),
+        PredictionDisplay.from_estimator(model, y_pred, y_true["ESR1"], gene=0, groups=patients),
+    ):
+        assert_allclose(display.scatter_.get_offsets(), np.column_stack(means))
+        assert display.ax_.get_title().endswith("], n = 25 patients")
+
+
+class LinearMap(RegressorMixin, BaseEstimator):
+    """Predict the features."""
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        return X
+
+
 def test_constant_prediction_is_drawn():
     display = PredictionDisplay.from_predictions(np.ones(5), np.ones(5))
     assert display.r_ == 0
@@ -435,3 +476,39 @@ def test_legend_stays_on_the_figure(plt, layout):
     figure.canvas.draw()
     box = display.ax_.get_legend().get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_chosen_value_and_the_line_without_prior(plt):
+    results = search_results({"lambda_": [0.0, 0.5, 0.9]})
+    display = LambdaPathDisplay.from_cv_results(results)
+    assert display.chosen == ("", 0.9)
+    [x], [y] = display.chosen_.get_data()
+    assert_allclose([x, y], [display.lines_[0].get_xdata()[2], 21])
+    assert_allclose(display.no_prior_.get_ydata(), 1)
+    assert legend_of(display) == [r"no prior ($\lambda$ = 0)", "chosen: 0.9"]
+    # A search may choose by another rule, and may choose no prior.
+    X = np.random.default_rng(0).normal(size=(30, 3))
+    grid = {"lambda_": [0.1, 0.9], "prior": [None, "graph"]}
+    for index in (3, 0, 2):
+        search = GridSearchCV(LambdaRidge(), grid, cv=2, refit=lambda _, index=index: index)
+        search.fit(X, X)
+        display = LambdaPathDisplay.from_estimator(search)
+        chosen = ParameterGrid(grid)[index]
+        lambda_ = np.nan if chosen["prior"] is None else chosen["lambda_"]
+        assert display.chosen[0] == str(chosen["prior"])
+        assert_allclose(display.chosen[1], lambda_)
+        assert display.no_prior_ is None
+        text = "no prior" if chosen["prior"] is None else f"{lambda_:g}"
+        assert f"chosen: {text}" in legend_of(display)
+        row = list(display.paths["line"]).index(display.chosen[0])
+        assert display.chosen_.get_ydata()[0] in display.lines_[min(row, 1)].get_ydata()
+
+
+def test_path_of_a_ridge():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 6))
+    model = PriorKnowledgeRidge(lambda_=[0.0, 0.5, 1.0]).fit(X, y)
+    display = LambdaPathDisplay.from_estimator(model)
+    assert display.chosen == ("leave-one-out", model.lambda_best_)
+    best = model.path_["loo_score"][model.path_["lambda_"] == 0].max()
+    assert_allclose(display.no_prior_.get_ydata(), best)
