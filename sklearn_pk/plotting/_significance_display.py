@@ -13,7 +13,7 @@ from ..metrics._scorer import predict_with_untrained
 from ._style import GREY, OKABE_ITO, RASTERIZED, check_table, set_axes
 
 _COLUMNS = ("r", "p", "p_fdr", "r_baseline", "steiger_p", "steiger_fdr", "significant", "reason")
-_KINDS = ("volcano", "sorted")
+_KINDS = ("sorted", "volcano")
 _LABEL_SIZE = 8  # points
 _LINE = 1.35  # line spacing of names, in font heights
 _COLOR, _MARKED = OKABE_ITO[:2]
@@ -174,7 +174,7 @@ class SignificanceDisplay:
 
     @classmethod
     def from_report(
-        cls, report, *, alpha=0.05, fdr=0.2, kind="volcano", n_labels=5, highlight=(), ax=None
+        cls, report, *, alpha=0.05, fdr=0.2, kind="sorted", n_labels=5, highlight=(), ax=None
     ):
         """
         Draw a report.
@@ -216,7 +216,7 @@ class SignificanceDisplay:
         fdr=0.2,
         groups=None,
         compat=None,
-        kind="volcano",
+        kind="sorted",
         n_labels=5,
         highlight=(),
         ax=None,
@@ -290,7 +290,7 @@ class SignificanceDisplay:
         """
         return cls.from_predictions(y, *predict_with_untrained(estimator, X), **parameters)
 
-    def plot(self, ax=None, *, kind="volcano", n_labels=5, highlight=()):
+    def plot(self, ax=None, *, kind="sorted", n_labels=5, highlight=()):
         """
         Draw the genes.
 
@@ -300,10 +300,11 @@ class SignificanceDisplay:
             Axes to draw on; None creates a new figure. Gene names are at the right of the axes
             and the legend below, so in a figure with several axes use
             ``plt.subplots(layout="constrained")``.
-        kind : {"volcano", "sorted"}, default="volcano"
-            "volcano" draws the p-value of Steiger's test over r, or that of r itself if the
-            baseline is the mean. "sorted" draws r of all genes in ascending order, with the
-            baseline's r of the same genes.
+        kind : {"sorted", "volcano"}, default="sorted"
+            "sorted" draws r of all genes in ascending order, with the baseline's r of the same
+            genes. "volcano" draws the p-value of Steiger's test over r. If the baseline is the
+            mean, there is no such test, and "volcano" draws the p-value of r itself, which
+            depends on r alone.
         n_labels : int, default=5
             Number of significant genes to label, those with the largest r.
         highlight : str or sequence of str, default=()

@@ -60,7 +60,7 @@ def sort_rows(points):
 
 
 def test_volcano_shows_r_and_steiger(report):
-    display = SignificanceDisplay.from_report(report)
+    display = SignificanceDisplay.from_report(report, kind="volcano")
     for collection, significant in (
         (display.significant_, True),
         (display.not_significant_, False),
@@ -90,7 +90,7 @@ def test_significance_is_visible_without_colour(report):
 
 
 def test_volcano_against_the_mean_shows_pearsons_p(mean_report):
-    display = SignificanceDisplay.from_report(mean_report)
+    display = SignificanceDisplay.from_report(mean_report, kind="volcano")
     every = np.concatenate([offsets(display.significant_), offsets(display.not_significant_)])
     expected = np.column_stack([mean_report["r"], -np.log10(mean_report["p"])])
     assert_allclose(sort_rows(every), sort_rows(expected))
@@ -122,7 +122,7 @@ def test_sorted_shows_all_genes_and_the_baseline(report):
 def test_lines_are_at_the_levels_of_the_tests(alpha, baseline):
     true, pred, base = make_tables(n_genes=40)
     display = SignificanceDisplay.from_predictions(
-        true, pred, base if baseline else None, alpha=alpha, fdr=0.5
+        true, pred, base if baseline else None, alpha=alpha, fdr=0.5, kind="volcano"
     )
     t = stats.t.isf(alpha / 2, 58)
     r = t / np.sqrt(58 + t**2)
@@ -139,7 +139,7 @@ def test_lines_are_at_the_levels_of_the_tests(alpha, baseline):
 
 def test_line_of_corrected_p_value():
     tables = make_tables(n_genes=40, noise=2.5)
-    display = SignificanceDisplay.from_predictions(*tables, fdr=0.05)
+    display = SignificanceDisplay.from_predictions(*tables, fdr=0.05, kind="volcano")
     report = display.report
     [_, corrected, _] = display.levels_
     assert corrected.get_label() == "Steiger FDR = 0.05"
@@ -148,20 +148,22 @@ def test_line_of_corrected_p_value():
     assert 0 < (report["steiger_fdr"] < 0.05).sum() < (report["steiger_p"] < 0.05).sum()
     assert ((report["steiger_p"] < level) == (report["steiger_fdr"] < 0.05)).all()
     # For some of the genes, the level of the correction is unknown.
-    some = SignificanceDisplay.from_report(report.iloc[:25], fdr=0.05)
+    some = SignificanceDisplay.from_report(report.iloc[:25], fdr=0.05, kind="volcano")
     assert len(some.levels_) == 2
 
 
 def test_critical_r_depends_on_the_number_of_patients():
     true, pred, base = make_tables()
     groups = np.arange(60) // 2
-    display = SignificanceDisplay.from_predictions(true, pred, base, groups=groups)
+    display = SignificanceDisplay.from_predictions(true, pred, base, groups=groups, kind="volcano")
     t = stats.t.isf(0.025, 28)
     assert_allclose(display.levels_[-1].get_xdata(), t / np.sqrt(28 + t**2))
 
 
 def test_best_and_highlighted_genes_are_labelled(report):
-    display = SignificanceDisplay.from_report(report, n_labels=3, highlight=["GENE19", "GENE18"])
+    display = SignificanceDisplay.from_report(
+        report, n_labels=3, highlight=["GENE19", "GENE18"], kind="volcano"
+    )
     best = report["r"][report["significant"]].nlargest(3).index
     assert set(names_of(display)) == {*best, "GENE19", "GENE18"}
     for label in display.labels_:
@@ -209,7 +211,9 @@ def test_legend_hides_nothing(report, kind):
 def test_underflowing_p_values_are_triangles():
     true, pred, base = make_tables(n_samples=3000, n_genes=20, noise=0.05)
     pred["GENE1"] += 100  # RMSE far above the baseline's
-    display = SignificanceDisplay.from_predictions(true, pred, base, highlight=["GENE1"])
+    display = SignificanceDisplay.from_predictions(
+        true, pred, base, highlight=["GENE1"], kind="volcano"
+    )
     report = display.report
     underflow = report["steiger_p"] == 0
     assert 2 < underflow.sum() < 20
@@ -236,7 +240,7 @@ def test_underflowing_p_values_are_triangles():
 def test_all_p_values_underflow():
     true, pred, base = make_tables(n_samples=3000, n_genes=2, noise=0.001)
     display = SignificanceDisplay.from_predictions(
-        true[["GENE0"]], pred[["GENE0"]], base[["GENE0"]]
+        true[["GENE0"]], pred[["GENE0"]], base[["GENE0"]], kind="volcano"
     )
     assert np.isfinite(offsets(display.ceiling_)).all()
     assert legend_of(display)[-1] == "p below the range of floats (1 gene)"
@@ -288,7 +292,7 @@ def test_constant_genes_have_no_correlation():
     true, pred, base = make_tables(n_genes=3)
     pred["GENE2"] = 1.0
     for baseline in (base, None):
-        display = SignificanceDisplay.from_predictions(true, pred, baseline)
+        display = SignificanceDisplay.from_predictions(true, pred, baseline, kind="volcano")
         assert [0.0, 0.0] in offsets(display.not_significant_).tolist()
 
 
@@ -329,7 +333,12 @@ def test_baseline_of_estimators_is_untrained_or_the_mean(plt):
 def test_parameters_are_passed_to_the_report():
     true, pred, base = make_tables()
     display = SignificanceDisplay.from_predictions(
-        true.to_numpy(), pred.to_numpy(), base.to_numpy(), gene_names=true.columns, compat="sequoia"
+        true.to_numpy(),
+        pred.to_numpy(),
+        base.to_numpy(),
+        gene_names=true.columns,
+        compat="sequoia",
+        kind="volcano",
     )
     expected = significance_report(true, pred, base, compat="sequoia")
     pd.testing.assert_frame_equal(display.report, expected, check_index_type=False)
@@ -338,7 +347,8 @@ def test_parameters_are_passed_to_the_report():
 def test_report_from_a_file(report, tmp_path):
     report = report[report["significant"]]
     report.to_csv(tmp_path / "report.csv")
-    display = SignificanceDisplay.from_report(pd.read_csv(tmp_path / "report.csv", index_col=0))
+    read = pd.read_csv(tmp_path / "report.csv", index_col=0)
+    display = SignificanceDisplay.from_report(read, kind="volcano")
     assert len(offsets(display.significant_)) == len(report)
     assert len(display.levels_) >= 2
 
@@ -368,7 +378,7 @@ def test_invalid_report(report):
 
 
 def test_report_without_a_common_n_has_no_line_of_r(report):
-    display = SignificanceDisplay.from_report(report.assign(r=report["r"] / 2))
+    display = SignificanceDisplay.from_report(report.assign(r=report["r"] / 2), kind="volcano")
     assert [line.get_label() for line in display.levels_] == ["Steiger p = 0.05"]
 
 
