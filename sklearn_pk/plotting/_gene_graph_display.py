@@ -9,7 +9,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgba
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from scipy import sparse
@@ -19,7 +20,7 @@ from sklearn.pipeline import Pipeline
 from ._slide import color_limits, draw_color_bar, fit_title
 from ._style import GREY, OKABE_ITO, set_axes
 
-_NODE, _CENTRE = OKABE_ITO[:2]
+_NODE, _CENTRE, _EXTERNAL = OKABE_ITO[:3]
 _NO_VALUE = "0.85"
 _LINE = 1.3  # line spacing of names, in font heights
 _STROKE = [withStroke(linewidth=3, foreground="white")]
@@ -46,6 +47,9 @@ class GeneGraphDisplay:
         Value of each gene, for its colour, or NaN. None draws all genes in the same colour.
     value_name : str, default="value"
         Name of the values, for the colour bar.
+    external : array-like of shape (n, n), bool, default=None
+        Which of the edges come from an external source, such as gene sets. They are drawn in
+        another colour than those that are found in expression only.
 
     Attributes
     ----------
@@ -61,6 +65,8 @@ class GeneGraphDisplay:
         The names, in the order of `genes`.
     colorbar_ : matplotlib Colorbar or None
         The colour bar, if there are values.
+    legend_ : matplotlib Legend or None
+        Names of the sources of the edges, if `external` is given.
 
     See Also
     --------
@@ -81,12 +87,15 @@ class GeneGraphDisplay:
     'PLIN1: 29 neighbours, 20 shown'
     """
 
-    def __init__(self, genes, weights, *, degree=None, values=None, value_name="value"):
+    def __init__(
+        self, genes, weights, *, degree=None, values=None, value_name="value", external=None
+    ):
         self.genes = genes
         self.weights = weights
         self.degree = degree
         self.values = values
         self.value_name = value_name
+        self.external = external
 
     @classmethod
     def from_estimator(cls, estimator, gene, **options):
@@ -123,6 +132,9 @@ class GeneGraphDisplay:
                 "cross-validation result, pass one of its estimators."
             )
         names = getattr(found, "gene_names_in_", np.arange(found.graph_.shape[0]))
+        external = getattr(found, "external_graph_", None)
+        if external is not None and external.nnz < found.graph_.nnz:  # there are others, too
+            options = {"external_graph": external} | options
         return cls.from_graph(found.graph_, names, gene, **options)
 
     @classmethod
@@ -136,6 +148,7 @@ class GeneGraphDisplay:
         hops=1,
         values=None,
         value_name=None,
+        external_graph=None,
         ax=None,
         **style,
     ):
@@ -162,6 +175,9 @@ class GeneGraphDisplay:
             :func:`~sklearn_pk.metrics.significance_report`. Genes without a value are grey.
         value_name : str, default=None
             Name of the values, for the colour bar; None takes the name of the Series.
+        external_graph : sparse array or ndarray of shape (n_genes, n_genes), default=None
+            The edges of `graph` that come from an external source, to draw them in another
+            colour.
         ax : matplotlib Axes, default=None
             Axes to draw on; None creates a new figure.
         **style : object
@@ -185,7 +201,10 @@ class GeneGraphDisplay:
         neighbors, others = _neighborhood(graph, centre, n_neighbors, hops)
         members = np.concatenate([[centre], neighbors[:n_neighbors], others]).astype(int)
         weights = _rows(graph, members)[:, members].toarray()
-        genes = names[members]
+        genes, external = names[members], None
+        if external_graph is not None:
+            external_graph, _ = _check_graph(external_graph, gene_names)
+            external = _rows(external_graph, members)[:, members].toarray() > 0
         if values is not None:
             values, default = _values_of(values, genes)
             value_name = value_name or default
@@ -195,6 +214,7 @@ class GeneGraphDisplay:
             degree=len(neighbors),
             values=values,
             value_name=value_name or "value",
+            external=external,
         )
         return display.plot(ax, **style)
 
@@ -240,7 +260,10 @@ class GeneGraphDisplay:
         ax.autoscale_view()
         scale = min(1.0, np.sqrt(radius / 140))
         self.nodes_.set_sizes((scale * np.array([15.0] + [9.0] * (len(points) - 1))) ** 2)
-        self.edges_ = ax.add_collection(_edge_lines(weights, points, scale), autolim=False)
+        external = None if self.external is None else np.asarray(self.external, dtype=bool)
+        lines = _edge_lines(weights, points, scale, external)
+        self.edges_ = ax.add_collection(lines, autolim=False)
+        self.legend_ = None if external is None else _draw_sources(ax, weights, external)
         self.labels_ = self._draw_labels(ax, points, weights[0] > 0, size, gap)
         fit_title(ax, [str(self.genes[0]), self._title(weights)])
         return self
@@ -251,6 +274,11 @@ class GeneGraphDisplay:
             raise ValueError(
                 f"weights must have the shape ({n_genes}, {n_genes}), one row and one column per "
                 f"gene, got {weights.shape}."
+            )
+        if self.external is not None and np.shape(self.external) != weights.shape:
+            raise ValueError(
+                f"external must have the shape of weights, {weights.shape}, got "
+                f"{np.shape(self.external)}."
             )
         if self.values is None:
             return weights, None
@@ -428,7 +456,19 @@ def _circular_layout(weights):
     return points
 
 
-def _edge_lines(weights, points, scale):
+def _draw_sources(ax, weights, external):
+    """Draw a legend with the number of edges of each source."""
+    edges = np.triu(weights, 1) > 0
+    counts = {"internal only": edges & ~external, "external": edges & external}
+    handles = [
+        Line2D([], [], color=color, label=f"{name} ({np.count_nonzero(found)} edges)")
+        for (name, found), color in zip(counts.items(), ("0.4", _EXTERNAL), strict=True)
+    ]
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 2}
+    return ax.legend(handles=handles, frameon=False, fontsize="small", **below)
+
+
+def _edge_lines(weights, points, scale, external):
     """Return edges as curves bent inwards; stronger edges are wider and darker."""
     first, second = np.nonzero(np.triu(weights, 1))
     order = np.argsort(first == 0, kind="stable")
@@ -441,11 +481,12 @@ def _edge_lines(weights, points, scale):
     starts, ends = points[first][:, np.newaxis], points[second][:, np.newaxis]
     bends = np.where(spokes[:, np.newaxis, np.newaxis], 0.5, 0.3) * (starts + ends)
     curves = (1 - t) ** 2 * starts + 2 * t * (1 - t) * bends + t**2 * ends
-    # The more edges, the fainter.
+    # The more edges, the fainter and thinner, so that the spokes and the external ones stand out.
     density = min(1.0, 2 * len(weights) / max(1, np.count_nonzero(~spokes)))
-    alpha = np.where(spokes, 0.9, 0.6 * np.sqrt(density)) * (0.25 + 0.75 * strength)
+    alpha = np.where(spokes, 0.9, 0.6 * density**0.75) * (0.25 + 0.75 * strength)
+    widths = scale * (0.4 + 1.4 * strength) * np.where(spokes, 1.0, max(0.4, np.sqrt(density)))
     grey = np.where(spokes, 0.25, 0.55)
     colors = np.column_stack([grey, grey, grey, alpha])
-    return LineCollection(
-        curves, colors=colors, linewidths=scale * (0.4 + 1.4 * strength), zorder=1
-    )
+    if external is not None:
+        colors[external[first, second]] = to_rgba(_EXTERNAL, 0.9)
+    return LineCollection(curves, colors=colors, linewidths=widths, zorder=1)

@@ -170,6 +170,9 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
     gene_names_in_ : ndarray of shape (n_genes,), object
         Index of X. Defined only when X is a DataFrame whose index is not a RangeIndex.
 
+    external_graph_ : CSR array of shape (n_genes, n_genes) or None
+        Those of its edges that are in `external`; None without `external`, or with `rewire`.
+
     n_edges_ : int
         Number of undirected edges.
 
@@ -501,7 +504,7 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         n_genes = len(self._fit_X)
         names = getattr(self, "gene_names_in_", np.arange(n_genes))
         pairs, constant = [], np.zeros(n_genes, dtype=bool)
-        self.unmatched_genes_ = np.empty(0, dtype=str)
+        self.unmatched_genes_, self.external_graph_ = np.empty(0, dtype=str), None
         if self._correlation is not None:
             found, constant = self._correlated(self._fit_X)
             pairs.append(found)
@@ -509,6 +512,8 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
             external, self.unmatched_genes_ = edges_to_graph(self._edges, names, self._aliases)
             self._check_matched(names)
             pairs.append(upper_pairs(external))
+            # Rewired edges come from neither source.
+            self.external_graph_ = None if self.rewire else external
         self.constant_genes_ = names[constant]
         return pairs_to_graph(*np.concatenate(pairs, axis=1), n_genes)
 

@@ -335,3 +335,26 @@ def test_graph_is_never_dense_nor_changed():
 def test_single_gene_has_no_colour_bar():
     display = GeneGraphDisplay.from_graph(np.zeros((3, 3)), list("abc"), "b", values={"b": 0.3})
     assert display.colorbar_ is None
+
+
+def test_external_edges_are_drawn_apart(brca_expression, graph):
+    names = list(brca_expression.columns)
+    centre = names[int(np.diff(graph.graph_.indptr).argmax())]
+    known = GeneGraphDisplay.from_estimator(graph, centre, n_neighbors=5)
+    added = [name for name in names if name not in known.genes][:3]
+    edges = pd.DataFrame({"gene_a": centre, "gene_b": [*added, known.genes[1]]})
+    both = CoexpressionGraph(source="combined", external=edges, threshold=0.85)
+    display = GeneGraphDisplay.from_estimator(both.fit(brca_expression.T), centre, n_neighbors=50)
+    external = both.external_graph_
+    assert external.nnz == 8
+    shown = [text.get_text() for text in display.legend_.get_texts()]
+    n_edges = len(display.edges_.get_segments())
+    assert shown == [f"internal only ({n_edges - 4} edges)", "external (4 edges)"]
+    colors = display.edges_.get_colors()
+    assert sum(color[0] != color[1] for color in colors) == 4
+    assert known.legend_ is None
+    assert CoexpressionGraph(threshold=0.85).fit(brca_expression.T).external_graph_ is None
+    alone = CoexpressionGraph(source="external", external=edges).fit(brca_expression.T)
+    assert GeneGraphDisplay.from_estimator(alone, centre).legend_ is None
+    with pytest.raises(ValueError, match=r"external must have the shape of weights, \(2, 2\)"):
+        GeneGraphDisplay(["A", "B"], np.ones((2, 2)), external=[True]).plot()
