@@ -101,6 +101,7 @@ def test_wheel_holds_code_data_and_licences(wheel, project_root):
     assert licences == {
         "LICENSE",
         "sklearn_pk/datasets/data/NOTICE.rst",
+        "sklearn_pk/io/data/openseadragon.LICENSE.txt",
     }
 
 

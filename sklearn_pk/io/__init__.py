@@ -3,12 +3,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from ._expression import read_expression, read_table
+from ._maps import export_map
 from ._matching import match_samples
 from ._models import ModelVersionWarning, SavedModel, load_model, save_model
 
 __all__ = [
     "ModelVersionWarning",
     "SavedModel",
+    "export_map",
     "load_model",
     "match_samples",
     "read_expression",
