@@ -111,7 +111,12 @@ def make_parser():
     )
     add("--threshold", type=_lambda, default=0.85, help="of the internal graph")
     add("--transform", choices=["rank", "none"], default="rank", help="of expression, by fold")
-    add("--training", choices=TRAININGS, default="default", help="published: lr 1e-3, init_scale 1; loss: early stopping on the loss alone")
+    add(
+        "--training",
+        choices=TRAININGS,
+        default="default",
+        help="published: lr 1e-3, init_scale 1; loss: early stopping on the loss alone",
+    )
     add(
         "--n-clusters",
         type=_at_least(int, 0),

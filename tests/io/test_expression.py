@@ -9,13 +9,14 @@ import lzma
 import sys
 import tracemalloc
 import zipfile
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
-from sklearn_pk.io import _expression, match_samples, read_expression, read_table
+from sklearn_pk.io import _tables, match_samples, read_expression, read_table
 
 try:
     import anndata
@@ -100,8 +101,9 @@ def test_genes_in_rows(frame, tmp_path):
     table = read_expression(path, genes_in="rows")
     assert table.expression.index.tolist() == barcodes
     np.testing.assert_allclose(table.expression, frame)
-    with pytest.raises(ValueError, match="columns are TCGA barcodes.*Use genes_in='rows'"):
-        read_expression(path)
+    assert read_expression(path).expression.equals(table.expression)
+    with pytest.raises(ValueError, match="genes seem to be in rows.*Use genes_in='rows'"):
+        read_expression(path, genes_in="columns")
     reference = frame.add_prefix("rna_").assign(patient_id="P")
     with pytest.raises(ValueError, match="rows are samples. Use genes_in='columns'"):
         read_expression(write(reference, tmp_path / "reference.csv"), genes_in="rows")
@@ -121,7 +123,8 @@ def test_parquet_written_without_its_index(frame, tmp_path):
 def test_names_are_strings(frame, tmp_path):
     names = ["001", "12", "NA", "1e3"]
     path = write(frame.set_axis(names), tmp_path / "table.csv")
-    assert read_expression(path).expression.index.tolist() == names
+    assert read_expression(path, genes_in="columns").expression.index.tolist() == names
+    assert read_table(path).index.tolist() == names
     reference = frame.add_prefix("rna_").assign(patient_id=["01", "01", "NA", ""])
     reference.set_axis(names).to_csv(tmp_path / "reference.csv", index_label="wsi_file_name")
     table = read_expression(tmp_path / "reference.csv")
@@ -170,23 +173,27 @@ def test_invalid_npz(tmp_path, arrays, match):
     ("name", "content", "match"),
     [
         ("a.csv", b"nothing but one line\n", "expected a table of samples x columns"),
-        ("a.csv", b"", "cannot be read as .csv"),
+        ("a.csv", b"", "expected a table of samples x columns, found 0 lines"),
         ("a.csv", b"name,A\nx,1\nx,2\n", "1 rows have repeated names: 'x'"),
-        ("a.csv", b"name,A,B,A\nx,1,2,3\n", "1 columns have repeated names: 'A'"),
-        ("a.csv", b"name\tA\nx\t1\n", "columns are separated by ','"),
+        ("a.csv", b"name,A,B,A\nx,1,2,3\n", "1 (columns|genes) have repeated names: 'A'"),
+        (
+            "a.csv",
+            b"one line of text\nand another\n",
+            "expected a table.*separated by tabs, commas",
+        ),
         ("a.csv", b"name,A\nx,1\ny,\n", "NaN.*'A'.*'y'"),
-        ("a.csv.gz", b"no gzip", "cannot be read as .csv"),
+        ("a.csv.gz", b"\x1f\x8bno gzip", "cannot be read as text"),
         ("a.npz", b"no zip", "a.npz. cannot be read as .npz"),
         ("a.parquet", b"no parquet", "cannot be read as .parquet"),
         pytest.param("a.h5ad", b"no hdf5", "cannot be read as .h5ad", marks=needs_anndata),
-        ("a.xlsx", b"", "expected a table as csv.*got '.xlsx'"),
-        ("noending", b"", "expected a table as csv.*got ''"),
+        ("a.xlsx", b"", "cannot be read as .xlsx: it is not such a file"),
+        ("noending", b"\0\1\2", "noending"),
     ],
 )
 def test_invalid_files(tmp_path, name, content, match):
     path = tmp_path / name
     path.write_bytes(content)
-    for read in (read_table, read_expression):
+    for read in (read_table, partial(read_expression, genes_in="columns")):
         with pytest.raises(ValueError, match=match):
             read(path)
 
@@ -196,7 +203,10 @@ def test_missing_file_and_text_column(frame, tmp_path):
         read_table(tmp_path / "missing.csv")
     path = write(frame.assign(stage="II"), tmp_path / "table.csv")
     with pytest.raises(TypeError, match="not numeric: 'stage'"):
-        read_expression(path)
+        read_table(path)
+    table = read_expression(path)  # a column of text annotates samples
+    assert table.expression.columns.tolist() == ["A", "B", "C"]
+    assert table.samples["stage"].tolist() == ["II"] * 4
 
 
 def compress(name, text, n_times):
@@ -211,7 +221,7 @@ def compress(name, text, n_times):
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.csv.bz2", "a.csv.xz", "a.csv.zip"])
 def test_decompression_bombs(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(_expression, "_MIN_LIMIT", 4 << 20)
+    monkeypatch.setattr(_tables, "_MIN_LIMIT", 4 << 20)
     path = tmp_path / name
     path.write_bytes(compress(name, b"1,2\n" * (1 << 18), 24))
     tracemalloc.start()
