@@ -102,6 +102,17 @@ def _firehose(table, column):
     return RawTable([header[at] for at in kept], values, table.comments, table.kind)
 
 
+def _gct(table, column):
+    """Leave out the lines below the header that annotate samples, of version 1.3."""
+    sizes = [int(number) for number in re.findall(r"\d+", table.comments[-1])]
+    if len(sizes) < 4 or not sizes[3]:
+        return table
+    n_notes, n_lines = sizes[2:4]
+    values = table.frame.iloc[n_lines:].reset_index(drop=True)
+    columns = range(1 + n_notes, values.shape[1])
+    return table._replace(frame=values.astype(dict.fromkeys(columns, np.float64)))
+
+
 def _sequoia(table, column):
     """Take the columns of genes, which have a prefix, and leave other columns out."""
     kept = [
@@ -118,7 +129,7 @@ def _sequoia(table, column):
 LAYOUTS = (
     Layout("SEQUOIA", lambda table: any(n.startswith("rna_") for n in table.header), _sequoia),
     Layout("Firehose", _starts("hybridization_ref"), _firehose),
-    Layout("GCT", lambda table: any(line.startswith("#1.") for line in table.comments)),
+    Layout("GCT", lambda table: any(line.startswith("#1.") for line in table.comments), _gct),
     Layout("cBioPortal", _starts("hugo_symbol", "entrez_gene_id")),
     Layout("LinkedOmics", _starts("attrib_name")),
     Layout("recount3", lambda table: any(line.startswith("##") for line in table.comments)),

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import bz2
+import codecs
 import csv
 import gzip
-import io
 import lzma
 import math
 import re
@@ -261,7 +261,7 @@ def _read_text(path):
     encoding = _encoding(raw_lines)
     if encoding.startswith("utf-16"):
         with open_text(path) as file:
-            lines = list(islice(io.TextIOWrapper(file, encoding), 64))
+            lines = list(islice(codecs.getreader(encoding)(file), 64))
     else:
         lines = b"".join(raw_lines).decode(encoding, errors="replace").splitlines(keepends=True)
     lines[:1] = [line.lstrip("\ufeff") for line in lines[:1]]

@@ -173,7 +173,7 @@ def test_invalid_npz(tmp_path, arrays, match):
     ("name", "content", "match"),
     [
         ("a.csv", b"nothing but one line\n", "expected a table of samples x columns"),
-        ("a.csv", b"", "expected a table of samples x columns, found 0 lines"),
+        ("a.csv", b"", "expected a table.*found 0 lines"),
         ("a.csv", b"name,A\nx,1\nx,2\n", "1 rows have repeated names: 'x'"),
         ("a.csv", b"name,A,B,A\nx,1,2,3\n", "1 (columns|genes) have repeated names: 'A'"),
         (
