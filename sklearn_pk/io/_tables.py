@@ -46,6 +46,8 @@ _MAX_EXPANSION = 200
 _MIN_LIMIT = 32 << 20
 _MAX_COLUMNS = 1_000_000
 _CHUNK = 1 << 20
+# Columns above which a table is read row by row.
+_WIDE = 3000
 # Errors of pandas, numpy and pyarrow for damaged files or other formats.
 _BAD_FILE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
@@ -226,7 +228,10 @@ def _separator(lines, path):
     """Return the separator that gives lines the same number of fields, more than one."""
     best = None
     for separator in ("\t", ",", ";", " "):
-        counts = [len(row) for row in csv.reader(lines, delimiter=separator)]
+        try:
+            counts = [len(row) for row in csv.reader(lines, delimiter=separator)]
+        except csv.Error:  # one field of the whole line
+            continue
         width = max(counts[1:] or counts)
         # R leaves out the name of the first column.
         fits = width > 1 and counts[0] in (width, width - 1) and counts[1:].count(width)
@@ -256,6 +261,49 @@ def _split_comments(lines):
     return [line.strip() for line in comments], lines[n_comments:]
 
 
+def _read_wide(path, header, texts, separator, encoding, skipped):
+    """Read a table of many columns row by row, as pandas takes long for each column."""
+    numeric = np.setdiff1d(np.arange(len(header)), texts)
+    names, rows = {at: [] for at in texts}, []
+    with open_text(path) as file:
+        lines = codecs.getreader(encoding)(file)
+        for row in csv.reader(islice(lines, skipped, None), delimiter=separator):
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise InvalidTableError(
+                    f"{str(path)!r}: {len(header)} names of columns, but row {row[0]!r} has "
+                    f"{len(row)} fields."
+                )
+            cells = np.array(row, dtype=object)
+            for at in texts:
+                names[at].append(row[at])
+            try:
+                rows.append(cells[numeric].astype(np.float64))
+            except ValueError:
+                rows.append(_numbers(cells[numeric], numeric, header, row[0], path))
+    frame = pd.DataFrame(np.array(rows), columns=numeric)
+    for at, column in names.items():
+        frame.insert(int(np.searchsorted(frame.columns.to_numpy(), at)), at, column)
+    return frame
+
+
+def _numbers(cells, columns, header, name, path):
+    """Convert texts to numbers, and missing ones to NaN."""
+    is_number = number(cells)
+    if not is_number.all():
+        at = np.flatnonzero(~is_number)[0]
+        raise _not_a_number(cells[at], header[columns[at]], name, path)
+    return np.where(np.isin(cells.astype(str), _MISSING), "nan", cells).astype(np.float64)
+
+
+def _not_a_number(cell, column, row, path):
+    return TypeError(
+        f"{str(path)!r} must hold numbers only, got {cell!r} in column {column!r} and row {row!r}. "
+        "Correct it, or drop the column."
+    )
+
+
 def _read_text(path):
     raw_lines = _first_lines(path)
     encoding = _encoding(raw_lines)
@@ -270,6 +318,8 @@ def _read_text(path):
         raise InvalidTableError(
             f"{str(path)!r}: expected a table of samples x columns, found {len(lines)} lines."
         )
+    # Few lines of wide tables say as much as many of narrow ones.
+    lines = lines[: max(4, 500_000 // len(lines[0]))]
     separator = _separator(lines, path)
     header, *rows = csv.reader(lines, delimiter=separator)
     rows = [row for row in rows if len(row) == max(map(len, rows))]
@@ -278,12 +328,21 @@ def _read_text(path):
     cells = [row[1:] for row in rows[:10]]
     commas = sum(bool(re.fullmatch(r"-?\d+,\d+", cell)) for row in cells for cell in row)
     decimal = "," if separator != "," and commas > 0 else "."
-    is_number = np.all([number(cell.replace(decimal, ".") for cell in row) for row in rows], axis=0)
+    is_number = np.array([number(cell.replace(decimal, ".") for cell in row) for row in rows])
+    is_missing = np.isin(np.array(rows, dtype=object), _MISSING)
+    n_texts, n_values = (~is_number).sum(axis=0), (~is_missing).sum(axis=0)
+    # A single text among numbers is an error, unless it belongs to a second line of names.
+    is_text = n_texts > (0 if (~is_number[0]).mean() > 0.5 else 0.5 * n_values)
     texts = [
         at
         for at, name in enumerate(header)
-        if at == 0 or not is_number[at] or _IDENTIFIER.search(name.lower())
+        if at == 0 or is_text[at] or _IDENTIFIER.search(name.lower())
     ]
+    if len(header) > _WIDE and decimal == ".":
+        skipped = len(comments) + 1
+        return RawTable(
+            header, _read_wide(path, header, texts, separator, encoding, skipped), comments
+        )
     options = {
         "sep": separator,
         "header": None,
@@ -308,17 +367,14 @@ def _read_text(path):
         raise InvalidTableError(
             f"{str(path)!r}: {len(header)} names of columns, but rows have {frame.shape[1]} fields."
         )
-    late = [
-        at for at, dtype in enumerate(frame.dtypes) if dtype.kind not in "fiub" and at not in texts
-    ]
-    if late:
-        column = frame[late[0]].astype(str)
-        bad = column[~number(column)]
-        raise TypeError(
-            f"{str(path)!r} must hold numbers only, got columns that are not numeric: "
-            f"{name_some([header[at] for at in late])}; the first such value is {bad.iloc[0]!r}, "
-            f"in row {frame[0].iloc[bad.index[0]]!r}."
-        )
+    for at, dtype in enumerate(frame.dtypes):
+        if dtype.kind in "fiub" or at in texts:
+            continue
+        is_missing = frame[at].isna().to_numpy()
+        bad = ~is_missing & ~number(frame[at].map(str))
+        if bad.sum() > 0.5 * (~is_missing).sum():
+            continue  # text below numbers or missing values
+        raise _not_a_number(frame[at][bad].iloc[0], header[at], frame[0][bad].iloc[0], path)
     return RawTable(header, frame, comments)
 
 

@@ -289,3 +289,36 @@ def test_npz_with_invalid_characters(tmp_path, code, order):
     np.savez(path, values=np.ones((2, 2)), samples=names)
     with pytest.raises(ValueError, match=r"a\.npz.* cannot be read as \.npz"):
         read_table(path)
+
+
+def test_text_far_below_the_header(tmp_path):
+    path = tmp_path / "a.tsv"
+    lines = [f"gene{n}\t{n}\t\t{n / 2}" for n in range(200)]
+    lines[150] = "gene150\t#REF!\t\t1"
+    path.write_text("gene\tTCGA-AA-0001\tnote\tTCGA-AA-0002\n" + "\n".join(lines) + "\n")
+    with pytest.raises(TypeError, match="got '#REF!' in column 'TCGA-AA-0001' and row 'gene150'"):
+        read_expression(path)
+    lines[150] = "gene150\t7\tdoubtful\t1"
+    path.write_text("gene\tTCGA-AA-0001\tnote\tTCGA-AA-0002\n" + "\n".join(lines) + "\n")
+    table = read_expression(path)
+    assert table.expression.index.tolist() == ["TCGA-AA-0001", "TCGA-AA-0002"]
+    assert table.genes["note"].tolist()[150] == "doubtful"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_wide_table_is_read_by_rows(tmp_path, monkeypatch, encoding):
+    columns = [f"ENSG{number:011d}" for number in range(30)]
+    values = np.random.default_rng(0).normal(size=(5, 30)).round(3)
+    values[2, 4] = np.nan
+    table = pd.DataFrame(values, [f"TCGA-AA-{n:04d}-01A" for n in range(5)], columns)
+    table.insert(3, 'stage, "final"', ["I", "II", "NA", "III", "IV"])
+    path = tmp_path / "a.csv"
+    path.write_bytes(table.to_csv(na_rep="NA").encode(encoding))
+    expected = read_expression(path, missing="median")
+    monkeypatch.setattr(_tables, "_WIDE", 10)
+    found = read_expression(path, missing="median")
+    pd.testing.assert_frame_equal(found.expression, expected.expression)
+    pd.testing.assert_frame_equal(found.samples, expected.samples)
+    path.write_text(path.read_bytes().decode(encoding).replace("III,", "III,#REF!"))
+    with pytest.raises(TypeError, match="got '#REF!.*in column .* and row 'TCGA-AA-0003-01A'"):
+        read_expression(path)
