@@ -1,153 +1,469 @@
-"""Readers of tables of features and of expression."""
+"""Tables of expression in the layouts in which they are downloaded."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import bz2
-import gzip
-import lzma
-import math
-import struct
-import sys
-import tokenize
-import zipfile
-import zlib
-from contextlib import contextmanager
+import json
+import re
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
+from pyarrow import ArrowException, BufferReader, csv
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import StrOptions, validate_params
 
+from ..prior._gene_sets import load_aliases, strip_version
 from ..utils import check_expression
-from ..utils._validation import TCGA_PATIENT, name_some
+from ..utils._reporting import progress, warn_user
+from ..utils._validation import name_some
+from ._tables import InvalidTableError, RawTable, check_frame, open_text, read_raw
 
-_TEXT_ENDINGS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zip"}
-_ENDINGS = "csv, tsv or txt (also compressed: .gz, .bz2, .xz, .zip), parquet, npz or h5ad"
-# Column names of the reference tables of SEQUOIA.
-_SLIDE, _PATIENT, _GENE_PREFIX = "wsi_file_name", "patient_id", "rna_"
-# Representations of missing values.
-_MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"]
-_ROW_KEYS = ("sample", "samples", "slide", "slides", "patient", "patients", "index", "names")
-_COLUMN_KEYS = ("gene", "genes", "feature", "features", "columns")
+ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{11}(\.\d+)?(_PAR_Y)?")
+PAIR = re.compile(r"(.*)\|(\d+)|(\S+) \((\d+)\)")  # SYMBOL|ENTREZ, and SYMBOL (ENTREZ) of DepMap
+# Symbols are in capitals; C1orf112 and its like are the exception.
+SYMBOL = re.compile(r"[A-Z][A-Z0-9@_./-]*(orf[A-Z0-9]+(-[A-Z0-9]+)?)?")
+SAMPLE = re.compile(
+    r"TCGA[-._][A-Z0-9]{2}[-._][A-Z0-9]{4}([-._].*)?"  # barcodes, also dotted
+    r"|X?C3[LN][-._]\d{5}([-._].*)?|X?\d{2}[A-Z]{2}\d{3}([-._].*)?"  # CPTAC
+    r"|GTEX[-._][A-Z0-9]+([-._].*)?|K-562-SM-.*|ACH-\d{6}"
+    r"|(GSM|SAMN|[SED]R[RSX])\d+([-._].*)?"
+    r"|X?[0-9a-f]{8}([-.][0-9a-f]{4}){3}[-.][0-9a-f]{12}",
+    re.IGNORECASE,
+)
+DATE = re.compile(
+    r"\d{1,2}-(mar|sep|dec|oct|feb|apr|nov|mrz|dez|okt)|(mar|sep|dec|oct|feb|apr|nov)-\d{1,2}"
+    r"|\d{4}-\d\d-\d\d( 00:00:00)?|\d{1,2}/\d{1,2}/\d{2,4}",
+    re.IGNORECASE,
+)
+# Names of columns, in lower case and with underscores, that annotate genes or name samples.
+ID_COLUMNS = ("gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "geneid", "name", "id")
+SYMBOL_COLUMNS = (
+    *("hugo_symbol", "gene_name", "symbol", "gene_symbol", "hgnc_symbol", "external_gene_name"),
+    *("genesymbol", "description", "gene", "genes"),
+)
+ENTREZ_COLUMNS = ("entrez_gene_id", "entrez_id", "entrezgene", "entrezgene_id", "entrez", "ncbi_id")
+GENE_COLUMNS = {
+    *ID_COLUMNS, *SYMBOL_COLUMNS, *ENTREZ_COLUMNS,
+    *("gene_type", "gene_biotype", "biotype", "type", "source", "phase", "score", "level", "tag"),
+    *("chromosome", "chromosome_name", "chr", "chrom", "seqnames", "start", "end", "width"),
+    *("strand",),
+    *("start_position", "end_position", "length", "gene_length", "bp_length", "feature_length"),
+    *("hgnc_id", "havana_gene", "transcript_id", "transcript_ids", "cytoband", "locus", "probe"),
+    *("attrib_name", "hybridization_ref", "composite_element_ref", "cpg", "refseq", "unigene"),
+}  # fmt: skip
+SAMPLE_COLUMNS = {
+    *("sample", "samples", "sample_id", "slide", "slides", "slide_id", "wsi_file_name", "patient"),
+    *("patients", "patient_id", "case", "case_id", "barcode", "modelid", "depmap_id", "profileid"),
+    *("tcga_id", "sample_barcode", "aliquot", "individual", "submitter_id", "bcr_patient_barcode"),
+}
+PATIENT_COLUMNS = (
+    "patient_id",
+    "patient",
+    "case_id",
+    "case",
+    "bcr_patient_barcode",
+    "submitter_id",
+)
+# Rows of counters, and the columns of the files of STAR.
+NOT_GENES = re.compile(r"N_(unmapped|multimapping|noFeature|ambiguous)|__\w+")
+STAR_COLUMNS = [
+    *("unstranded", "stranded_first", "stranded_second"),
+    *("tpm_unstranded", "fpkm_unstranded", "fpkm_uq_unstranded"),
+]
 
 
-# Text with mostly zeros is compressed to 1 %; a higher ratio indicates a decompression bomb.
-_MAX_EXPANSION = 200
-_MIN_LIMIT = 32 << 20
-_MAX_COLUMNS = 1_000_000
-_CHUNK = 1 << 20
-# Errors of pandas, numpy and pyarrow for damaged files or other formats.
-_BAD_FILE = (
-    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
-    *(AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(struct.error, tokenize.TokenError, ArrowException),
+class Layout(NamedTuple):
+    """A way in which files are laid out: how it is recognised, and brought into one header."""
+
+    name: str
+    recognises: Callable  # of a RawTable
+    tidy: Callable = lambda table, column: table
+
+
+def _starts(*names):
+    return lambda table: _key(table.header[0]) in names
+
+
+def _firehose(table, column):
+    """Take one column per sample, and leave out the second line of the header."""
+    header, frame = table.header, table.frame
+    kinds = [str(kind) for kind in frame.iloc[0]]
+    found = list(dict.fromkeys(kinds[1:]))
+    wanted = column or ("normalized_count" if "normalized_count" in found else found[0])
+    if wanted not in found:
+        raise InvalidTableError(f"column={column!r} is not one of {found}.")
+    kept = [0, *(at for at, kind in enumerate(kinds) if at and kind == wanted)]
+    values = frame.iloc[1:, kept].set_axis(range(len(kept)), axis=1).reset_index(drop=True)
+    values = values.astype(dict.fromkeys(range(1, len(kept)), np.float64))
+    return RawTable([header[at] for at in kept], values, table.comments, table.kind)
+
+
+def _gct(table, column):
+    """Leave out the lines below the header that annotate samples, of version 1.3."""
+    sizes = [int(number) for number in re.findall(r"\d+", table.comments[-1])]
+    if len(sizes) < 4 or not sizes[3]:
+        return table
+    n_notes, n_lines = sizes[2:4]
+    values = table.frame.iloc[n_lines:].reset_index(drop=True)
+    columns = range(1 + n_notes, values.shape[1])
+    return table._replace(frame=values.astype(dict.fromkeys(columns, np.float64)))
+
+
+def _sequoia(table, column):
+    """Take the columns of genes, which have a prefix, and leave other columns out."""
+    kept = [
+        at
+        for at, name in enumerate(table.header)
+        if name.startswith("rna_") or name in ("wsi_file_name", "patient_id")
+    ]
+    kept.sort(key=lambda at: table.header[at] != "wsi_file_name")
+    header = [table.header[at].removeprefix("rna_") for at in kept]
+    return RawTable(header, table.frame[kept].set_axis(range(len(kept)), axis=1), [], table.kind)
+
+
+# The first layout that recognises a table is taken; the last recognises all.
+LAYOUTS = (
+    Layout("SEQUOIA", lambda table: any(n.startswith("rna_") for n in table.header), _sequoia),
+    Layout("Firehose", _starts("hybridization_ref"), _firehose),
+    Layout("GCT", lambda table: any(line.startswith("#1.") for line in table.comments), _gct),
+    Layout("cBioPortal", _starts("hugo_symbol", "entrez_gene_id")),
+    Layout("LinkedOmics", _starts("attrib_name")),
+    Layout("recount3", lambda table: any(line.startswith("##") for line in table.comments)),
+    Layout("DepMap", lambda t: sum(bool(PAIR.fullmatch(n)) for n in t.header) > len(t.header) / 2),
+    Layout("PanCanAtlas", lambda t: bool(PAIR.fullmatch(str(t.frame.iloc[0, 0])))),
+    Layout("Xena", _starts("ensembl_id", "sample")),
+    Layout("R", lambda table: any(re.match(r"(X?TCGA|X\d).*\.", n) for n in table.header)),
+    Layout("table", lambda table: True),
 )
 
 
-class _InvalidTable(ValueError):
-    """A file that is readable, but not a valid table."""
+def _key(name):
+    return re.sub(r"[\s.\-]+", "_", str(name).strip().lower()).strip("_").replace("(s)", "s")
 
 
-def _ending(path):
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        return suffixes[-2] if len(suffixes) > 1 else ""
-    return suffixes[-1] if suffixes else ""
+class Audit(list):
+    """What was left out, merged or changed while reading: one row each."""
+
+    def add(self, what, names):
+        """Add a row, unless there are no names."""
+        names = list(map(str, names))
+        if names:
+            self.append({"what": what, "n": len(names), "names": name_some(names)})
+
+    def frame(self):
+        """Return the rows as a DataFrame."""
+        return pd.DataFrame(list(self), columns=["what", "n", "names"])
 
 
-def _read_parquet(path):
-    frame = pd.read_parquet(path)
-    if isinstance(frame.index, pd.RangeIndex) and frame.shape[1]:
-        first = _SLIDE if _SLIDE in frame.columns else frame.columns[0]
-        if not pd.api.types.is_numeric_dtype(frame[first]):
-            return frame.set_index(first)  # written without its index
-        raise _InvalidTable(
-            f"{str(path)!r}: its rows have no names. They are expected in the index or in the "
-            "first column."
+def _fraction(pattern, names):
+    names = list(names[:: max(1, len(names) // 2000)])
+    return sum(bool(pattern.fullmatch(str(name))) for name in names) / max(1, len(names))
+
+
+def _is_gene(names):
+    """Return the fraction of names that are surely genes."""
+    return _fraction(ENSEMBL, names) + _fraction(PAIR, names)
+
+
+def _sure_orientation(rows, columns):
+    """Return the axis of the genes if identifiers show it, by majority; otherwise None."""
+    in_columns = _is_gene(columns) + _fraction(SAMPLE, rows)
+    in_rows = _is_gene(rows) + _fraction(SAMPLE, columns)
+    if max(in_columns, in_rows) > 0.5 and abs(in_columns - in_rows) > 0.2:
+        return "columns" if in_columns > in_rows else "rows"
+    return None
+
+
+def find_orientation(rows, columns, label, path):
+    """Return whether genes are in "rows" or "columns", by what both axes look like."""
+    sure = _sure_orientation(rows, columns)
+    if sure is not None:
+        return sure
+    if _key(label) in SAMPLE_COLUMNS:
+        return "columns"
+    if _key(label) in GENE_COLUMNS - {"name", "id"}:
+        return "rows"
+    symbols = [
+        _fraction(SYMBOL, names) - _fraction(re.compile(r"[A-Z]+[_-]?\d+|[A-Z]"), names)
+        for names in (rows, columns)
+    ]
+    if max(symbols) > 0.5 and abs(symbols[0] - symbols[1]) > 0.3:
+        return "rows" if symbols[0] > symbols[1] else "columns"
+    raise InvalidTableError(
+        f"{str(path)!r}: it cannot be decided whether genes are in rows (such as "
+        f"{name_some(rows[:3])}) or in columns (such as {name_some(columns[:3])}). Pass "
+        "genes_in='rows' or genes_in='columns'."
+    )
+
+
+def _split_axes(table, genes_in, path):
+    """Return values as genes x samples with names, and annotations of genes and samples."""
+    header, frame = table.header, table.frame
+    keys = [_key(name) for name in header]
+    is_text = [dtype.kind not in "fiub" for dtype in frame.dtypes]
+    # A first column of row numbers, as pandas and R write them, is no name.
+    numbers_rows = keys[0] in ("", "unnamed:_0", "index") and _counts(frame[0])
+    if numbers_rows and sum(is_text[1:]):
+        header, keys, is_text = header[1:], keys[1:], is_text[1:]
+        frame = frame.drop(columns=0).set_axis(range(len(header)), axis=1)
+    texts = [at for at in range(len(header)) if is_text[at] or at == 0]
+    names = frame[0].map(str)
+    rest = [header[at] for at in range(len(header)) if at not in texts]
+    if not rest:
+        raise InvalidTableError(
+            f"{str(path)!r}: expected numbers, found {len(header)} columns of text: "
+            f"{name_some(header)}."
         )
-    return frame
-
-
-def _names_for(arrays, keys, length, others):
-    """Return the names of rows or columns: the array with a known key, else the first that fits."""
-    fitting = [key for key in arrays if len(arrays[key]) == length and key not in others]
-    known = [key for key in keys if key in fitting]
-    chosen = known or fitting
-    return (chosen[0], arrays[chosen[0]]) if chosen else (None, None)
-
-
-def _limit(path):
-    return max(_MIN_LIMIT, _MAX_EXPANSION * path.stat().st_size)
-
-
-def _check_unpacked(n_bytes, path):
-    """Raise for small files that decompress to large ones."""
-    if n_bytes > _limit(path):
-        raise _InvalidTable(
-            f"{str(path)!r} decompresses to more than {_limit(path) >> 20} MiB, which is not "
-            "plausible for a table. Decompress it yourself if you trust it."
+    if genes_in is None:
+        genes_in = find_orientation(names.tolist(), rest, header[0], path)
+    elif _sure_orientation(names.tolist(), rest) not in (None, genes_in):
+        other = "rows" if genes_in == "columns" else "columns"
+        raise InvalidTableError(
+            f"{str(path)!r}: genes_in={genes_in!r}, but genes seem to be in {other}: rows are such "
+            f"as {names.iloc[0]!r}, columns such as {rest[0]!r}. Use genes_in={other!r}."
         )
-
-
-def _read_arrays(path):
-    """Read the arrays of an npz file after checking their headers, which numpy trusts."""
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        _check_unpacked(sum(member.file_size for member in archive.infolist()), path)
-        for member in archive.infolist():
-            key = member.filename.removesuffix(".npy")
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                readers = {(1, 0): np.lib.format.read_array_header_1_0}
-                readers |= {(2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = readers[version](file)
-            if dtype.hasobject:
-                raise _InvalidTable(
-                    f"{str(path)!r}: the array {key!r} holds Python objects, which could run code "
-                    f"when they are loaded. Save it as text: {key}.astype(str)."
-                )
-            if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"{key!r} of shape {shape} is incomplete")
-            with archive.open(member) as file:
-                arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
-            _check_characters(arrays[key], key)
-    return arrays
-
-
-def _check_characters(array, key):
-    """Raise for invalid code points, which numpy does not check."""
-    if array.dtype.kind == "U" and array.nbytes:
-        dtype = np.dtype("u4").newbyteorder(array.dtype.byteorder)
-        codes = np.ascontiguousarray(array).reshape(-1).view(dtype)
-        # Code points from D800 to DFFF are surrogates.
-        if codes.max() > sys.maxunicode or (codes >> 11 == 0xD800 >> 11).any():
-            raise ValueError(f"{key!r} contains invalid characters")
-
-
-def _read_npz(path):
-    arrays = _read_arrays(path)
-    tables = [key for key, array in arrays.items() if array.ndim == 2]
-    if len(tables) != 1:
-        raise _InvalidTable(
-            f"{str(path)!r}: expected one array with two dimensions, samples x columns, and names "
-            f"in other arrays, found {name_some(tables) if tables else 'none'} in {list(arrays)}."
+    if genes_in == "rows":
+        samples = _fraction(SAMPLE, rest)
+        notes = {
+            at
+            for at, name in enumerate(header)
+            if at in texts
+            or (keys[at] in GENE_COLUMNS and not SAMPLE.fullmatch(name))
+            or (samples > 0.7 and not SAMPLE.fullmatch(name))
+        }
+    else:
+        notes = set(texts) | {at for at, key in enumerate(keys) if key in SAMPLE_COLUMNS}
+        genes = [name for at, name in enumerate(header) if at not in notes]
+        if _is_gene(genes) + _fraction(SYMBOL, genes) > 0.7:
+            notes |= {at for at, name in enumerate(header) if not _may_be_gene(name)}
+    kept = [at for at in range(len(header)) if at not in notes]
+    if not kept:
+        raise InvalidTableError(
+            f"{str(path)!r}: none of its columns {name_some(header)} is a "
+            f"{'sample' if genes_in == 'rows' else 'gene'}."
         )
-    values = arrays[tables[0]]
-    names = {key: each for key, each in arrays.items() if each.ndim == 1 and each.dtype.kind == "U"}
-    column_key, columns = _names_for(names, _COLUMN_KEYS, values.shape[1], _ROW_KEYS)
-    _, rows = _names_for(names, _ROW_KEYS, values.shape[0], (*_COLUMN_KEYS, column_key))
-    if rows is None:
-        raise _InvalidTable(
-            f"{str(path)!r}: its rows have no names. Add an array of strings to the file, "
-            f"'samples', with {len(values)} names."
+    notes = frame[sorted(notes)].set_axis([header[at] for at in sorted(notes)], axis=1)
+    values = frame[kept].to_numpy(dtype=np.result_type(*set(frame.dtypes[kept]), np.float32))
+    return values, names.to_numpy(dtype=object), [header[at] for at in kept], notes, genes_in
+
+
+def _counts(column):
+    """Return whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    return len(values) > 0 and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
+
+
+def _may_be_gene(name):
+    return any(pattern.fullmatch(name) for pattern in (ENSEMBL, PAIR, SYMBOL)) or name.isdigit()
+
+
+def _annotate(names, notes):
+    """Return identifiers of genes, one row each: id, symbol, entrez, ensembl and the notes."""
+    genes = pd.DataFrame({"id": pd.Series(names, dtype=object)})
+    columns = {_key(name): notes[name].map(_text) for name in notes.columns[::-1]}
+    pairs = [PAIR.fullmatch(name) for name in names]
+    genes["symbol"] = genes["entrez_id"] = genes["ensembl_id"] = ""
+    if sum(pair is not None for pair in pairs) > len(names) / 2:
+        for column, groups in (("symbol", (1, 3)), ("entrez_id", (2, 4))):
+            genes[column] = [
+                "" if pair is None else next(filter(None, pair.group(*groups)), "")
+                for pair in pairs
+            ]
+    elif _fraction(ENSEMBL, names) > 0.5:
+        genes["ensembl_id"] = genes["id"]
+    elif _fraction(re.compile(r"\d+"), names) > 0.5:
+        genes["entrez_id"] = genes["id"]
+    else:
+        genes["symbol"] = genes["id"]
+    for target, keys in (
+        ("symbol", SYMBOL_COLUMNS),
+        ("entrez_id", ENTREZ_COLUMNS),
+        ("ensembl_id", ID_COLUMNS),
+    ):
+        for key in keys:
+            if key in columns and (genes[target] == "").all():
+                wanted = target != "ensembl_id" or _fraction(ENSEMBL, columns[key].tolist()) > 0.5
+                genes[target] = columns[key] if wanted else ""
+    genes["symbol"] = genes["symbol"].where(~genes["symbol"].isin(["?", "NA", "nan"]), "")
+    for name in notes.columns:
+        if name not in genes.columns:
+            genes[name] = notes[name].to_numpy()
+    return genes
+
+
+def _text(value):
+    """Return text; numbers without a fraction, which pandas reads as floats, without it."""
+    if isinstance(value, float):
+        return "" if np.isnan(value) else str(int(value)) if value.is_integer() else str(value)
+    return str(value).strip()
+
+
+def _name_genes(genes, gene_ids, aliases, audit, path):
+    """Return the names of genes; "" for those that have none."""
+    if gene_ids == "as_is":
+        # An id that joins both is a symbol; without one, the Entrez id remains.
+        par_y = genes["id"].str.endswith("_PAR_Y")
+        audit.add("_PAR_Y copies of genes, kept under their own names", genes["id"][par_y])
+        pairs = genes["id"].map(lambda name: bool(PAIR.fullmatch(name)))
+        names = genes["id"].where(~pairs & (genes["id"] != ""), genes["symbol"])
+        empty = (names == "") | names.isin(["?", "NA", "nan"])
+        entrez = genes["entrez_id"].where(genes["entrez_id"] != "0", "")
+        audit.add(
+            "genes without a symbol, named by their Entrez id", entrez[empty & (entrez != "")]
         )
-    return pd.DataFrame(values, index=rows, columns=columns)
+        return names.where(~empty, entrez)
+    par_y = genes["id"].str.endswith("_PAR_Y") | genes["ensembl_id"].str.endswith("_PAR_Y")
+    audit.add("_PAR_Y copies of genes left out", genes["id"][par_y])
+    column = "symbol" if gene_ids == "symbol" else "ensembl_id"
+    names = genes[column]
+    if column == "ensembl_id":
+        names = names.str.replace(r"\.\d+$", "", regex=True)
+    known = load_aliases(aliases) if gene_ids == "symbol" else {}
+    for source in ("ensembl_id", "entrez_id") if known else ():
+        found = genes[source].map(lambda name: known.get(strip_version(name), ""))
+        names = names.where(names != "", found)
+    names = names.where(~par_y, "")
+    if not (names != "").any():
+        raise InvalidTableError(
+            f"{str(path)!r}: gene_ids={gene_ids!r}, but the file has no such identifiers (its "
+            f"genes are {name_some(genes['id'][:3])}). Symbols can be found with aliases=."
+        )
+    return names
 
 
-def _read_h5ad(path):
+def _merge_genes(values, names, duplicates, audit, path):
+    """Bring genes of the same name together; return values, and the row that names each."""
+    first = ~pd.Index(names).duplicated()
+    repeated = pd.Index(names)[~first].unique()
+    if not len(repeated):
+        return values, np.arange(len(names))
+    if duplicates == "error":
+        raise InvalidTableError(
+            f"{str(path)!r}: {len(repeated)} genes have repeated names: {name_some(repeated)}. "
+            "Choose duplicates='mean', 'max_mean' (the row with the highest mean) or 'first'."
+        )
+    audit.add(f"genes with repeated names, duplicates={duplicates!r}", repeated)
+    codes, _ = pd.factorize(names)
+    if duplicates == "first":
+        return values[first], np.flatnonzero(first)
+    if duplicates == "max_mean":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing but NaN
+            means = np.nan_to_num(np.nanmean(values, axis=1), nan=-np.inf)
+        order = np.lexsort((np.arange(len(names)), -means))
+        best = np.unique(codes[order], return_index=True)[1]
+        return values[order[best]], order[best]
+    merged = values[first].astype(np.float64)
+    for code in np.unique(codes[~first]):
+        merged[code] = values[codes == code].mean(axis=0)
+    return merged, np.flatnonzero(first)
+
+
+def _clean_samples(names, audit):
+    """Undo what R does to names that hold dashes or begin with a digit."""
+    dotted = re.compile(r"(X?)(TCGA|C3[LN]|GTEX)\.([A-Z0-9]+)\..*|(X?)(C3[LN])\.\d{5}.*", re.I)
+    if _fraction(dotted, names) > 0.5 or _fraction(re.compile(r"X?[0-9a-f]{8}\..*"), names) > 0.5:
+        # The .N of normal samples of CPTAC is no part of the barcode.
+        cleaned = [re.sub(r"^X(?=\w)", "", re.sub(r"\.(?!N$)", "-", name)) for name in names]
+        audit.add("names of samples with dots for dashes, as R writes them", names)
+        return cleaned
+    mangled = re.compile(r"X\d.*")
+    if _fraction(mangled, names) == 1:
+        audit.add("names of samples with an X before a digit, as R writes them", names)
+        return [name[1:] for name in names]
+    return list(names)
+
+
+ALIQUOT = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-\d{2})([A-Z](-.*)?)?", re.IGNORECASE)
+
+
+def _merge_vials(values, samples, vials, audit, path):
+    """Bring samples of one patient and type together; return values, and the row of each."""
+    found = [None if "-DX" in name.upper() else ALIQUOT.fullmatch(name) for name in samples]
+    keys = [at if each is None else each.group(1).upper() for at, each in enumerate(found)]
+    codes, _ = pd.factorize(np.array(keys, dtype=object))
+    first = ~pd.Series(codes).duplicated().to_numpy()
+    if first.all():
+        return values, np.arange(len(samples))
+    repeated = [samples[at] for at in np.flatnonzero(~first)]
+    if vials == "error":
+        raise InvalidTableError(
+            f"{str(path)!r}: {len(repeated)} samples are further vials or aliquots of a patient "
+            f"and type: {name_some(repeated)}. Choose vials='first' or 'mean'."
+        )
+    audit.add(f"further vials or aliquots, vials={vials!r}", repeated)
+    rows = np.flatnonzero(first)
+    if vials == "first":
+        return values[:, first], rows
+    merged = values[:, first].astype(np.float64)
+    for code in np.unique(codes[~first]):
+        merged[:, code] = values[:, codes == code].mean(axis=1)
+    return merged, rows
+
+
+def _fill(values, genes, samples, missing, audit, path):
+    """Treat missing values; return values and which genes and samples are kept."""
+    gaps = np.isnan(values)
+    keep = np.ones(values.shape[0], dtype=bool), np.ones(values.shape[1], dtype=bool)
+    if not gaps.any() or missing == "error":
+        return values, *keep
+    if missing == "drop_genes":
+        keep = ~gaps.any(axis=1), keep[1]
+        audit.add("genes with missing values left out", genes[~keep[0]])
+    elif missing == "drop_samples":
+        empty = gaps.all(axis=1)  # a gene without any value would drop all samples
+        keep = ~empty, ~gaps[~empty].any(axis=0)
+        audit.add("genes without any value left out", genes[empty])
+        audit.add("samples with missing values left out", np.asarray(samples, object)[~keep[1]])
+    else:
+        empty = gaps.all(axis=1)
+        audit.add("genes without any value left out", genes[empty])
+        audit.add(
+            "genes with missing values, filled with their median", genes[gaps.any(1) & ~empty]
+        )
+        values, keep = values.copy(), (~empty, keep[1])
+        medians = np.zeros(len(values))
+        medians[~empty] = np.nanmedian(values[~empty], axis=1)
+        values[gaps] = np.broadcast_to(medians[:, None], values.shape)[gaps]
+    if not (keep[0].any() and keep[1].any()):
+        raise InvalidTableError(f"{str(path)!r}: missing={missing!r} leaves nothing of the table.")
+    return values, *keep
+
+
+def describe_scale(values):
+    """
+    Say in which unit expression is, as far as its values show.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples, n_genes)
+        Expression, without missing values.
+
+    Returns
+    -------
+    {"counts", "TPM", "not logged", "z-scores", "log"}
+        "TPM" is not logged either: the values of a sample sum to a million.
+    """
+    some = values[:200]
+    if not some.size:
+        return "log"
+    lowest, highest = some.min(), some.max()
+    if lowest < 0:
+        means, spread = some.mean(axis=0), some.std(axis=0)
+        is_z = np.median(np.abs(means)) < 0.3 and 0.5 < np.median(spread) < 2
+        return "z-scores" if is_z else "log"
+    if highest > 50 and (some == np.rint(some)).all():
+        return "counts"
+    if highest > 50 and np.allclose(some.sum(axis=1), 1e6, rtol=0.02):
+        return "TPM"
+    return "not logged" if highest > 50 else "log"
+
+
+def _read_h5ad(path, layer):
     try:
         import anndata
     except ImportError as error:
@@ -155,198 +471,207 @@ def _read_h5ad(path):
             f"{str(path)!r}: AnnData files need the package anndata: "
             "pip install 'sklearn_pk[anndata]'."
         ) from error
-    data = anndata.read_h5ad(path)
-    values = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
-    frame = pd.DataFrame(values, index=data.obs_names, columns=data.var_names)
-    for name in (_PATIENT, _SLIDE):
-        if name in data.obs:
-            frame.insert(0, name, data.obs[name].astype(str).to_numpy())
-    return frame
-
-
-@contextmanager
-def _open_text(path):
-    """Open a text file, decompressed, as bytes."""
-    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    if path.suffix.lower() != ".zip":
-        with openers.get(path.suffix.lower(), open)(path, "rb") as file:
-            yield file
-        return
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if len(names) != 1:
-            raise _InvalidTable(f"{str(path)!r}: expected one file in it, found {len(names)}.")
-        with archive.open(names[0]) as file:
-            yield file
-
-
-def _check_text(path, separator):
-    """Raise for text that would need too much memory."""
-    with _open_text(path) as file:
-        line = file.readline(_limit(path))
-        if line.count(separator.encode()) >= _MAX_COLUMNS:
-            raise _InvalidTable(
-                f"{str(path)!r}: its first line has more than {_MAX_COLUMNS:,} columns. A table "
-                "has samples in rows and genes in columns, or the other way round."
-            )
-        n_bytes = len(line)
-        if path.suffix.lower() in _COMPRESSED:
-            while n_bytes <= _limit(path) and (chunk := file.read(_CHUNK)):
-                n_bytes += len(chunk)
-            _check_unpacked(n_bytes, path)
-
-
-def _read_text(path):
-    separator = _TEXT_ENDINGS[_ending(path)]
-    _check_text(path, separator)
-    options = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
-    header = pd.read_csv(path, sep=separator, **options).iloc[0]
-    # pandas would rename repeated columns.
-    repeated = header[header.duplicated() & (header != "")].unique()
-    if len(repeated):
-        raise _InvalidTable(
-            f"{str(path)!r}: {len(repeated)} columns have repeated names: "
-            f"{name_some(repeated)}. Keep one of each, or average them."
-        )
-    columns = pd.read_csv(path, sep=separator, nrows=1)
-    if not isinstance(columns.index, pd.RangeIndex):
-        return pd.read_csv(path, sep=separator)  # written by R, without name of the first column
-    columns = list(columns.columns)
-    # Names are strings: 001 is not 1, and NA is a valid name.
-    names = [name for name in (_SLIDE, _PATIENT) if name in columns]
-    names = names if _SLIDE in names else [columns[0], *names]
-    missing = dict.fromkeys([name for name in columns if name not in names], _MISSING)
-    options = {"dtype": dict.fromkeys(names, str), "keep_default_na": False, "na_values": missing}
-    frame = pd.read_csv(path, sep=separator, **options)
-    if _SLIDE in names:
-        return frame
-    name = columns[0]
-    return frame.set_index(name).rename_axis(None if name.startswith("Unnamed: ") else name)
-
-
-def _read(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"File not found: {str(path)!r}.")
-    ending = _ending(path)
-    readers = dict.fromkeys(_TEXT_ENDINGS, _read_text)
-    readers |= {".parquet": _read_parquet, ".npz": _read_npz, ".h5ad": _read_h5ad}
-    if ending not in readers:
-        raise ValueError(f"{str(path)!r}: expected a table as {_ENDINGS}, got {ending!r}.")
     try:
-        frame = readers[ending](path)
-        is_text = map(pd.api.types.is_string_dtype, frame.dtypes)
-        texts = [frame.iloc[:, at] for at, text in enumerate(is_text) if text]
-        for text in (frame.index, frame.columns, *texts):
-            text.map(str)  # forces pyarrow to decode
-    except (ImportError, _InvalidTable):
-        raise
-    except _BAD_FILE as error:
-        raise ValueError(f"{str(path)!r} cannot be read as {ending}: {error}") from error
-    return frame
-
-
-def _check_frame(frame, path):
-    """Raise unless the table has rows and columns with unique names."""
-    if not all(frame.shape):
-        separator = _TEXT_ENDINGS.get(_ending(path))
-        hint = f", columns are separated by {separator!r}" if separator else ""
-        raise ValueError(
-            f"{str(path)!r}: expected a table of samples x columns, got shape {frame.shape}. The "
-            f"first column of a text file has the row names{hint}."
+        data = anndata.read_h5ad(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as .h5ad: {error}") from error
+    var = data.var
+    if layer == "raw":
+        if data.raw is None:
+            raise InvalidTableError(f"{str(path)!r} has no raw.")
+        values, var = data.raw.X, data.raw.var
+    elif layer is not None:
+        if layer not in data.layers:
+            found = [*data.layers, *(["raw"] if data.raw is not None else [])]
+            raise InvalidTableError(f"{str(path)!r} has no layer {layer!r}, only {found}.")
+        values = data.layers[layer]
+    else:
+        values = data.X
+    if values is None:
+        raise InvalidTableError(
+            f"{str(path)!r}: X is empty. Choose layer='raw' or one of {list(data.layers)}."
         )
-    frame.index = frame.index.map(str)
-    for what, names in (("rows", frame.index), ("columns", frame.columns)):
-        repeated = names[names.duplicated()].unique()
-        if len(repeated):
-            raise ValueError(
-                f"{str(path)!r}: {len(repeated)} {what} have repeated names: "
-                f"{name_some(repeated)}. Keep one of each, or average them."
+    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+    return values, data.obs, var
+
+
+def _from_h5ad(path, layer, genes_in):
+    """Return the same as :func:`_split_axes`, and the annotation of samples."""
+    values, obs, var = _read_h5ad(path, layer)
+    axes = [[str(name) for name in each.index] for each in (obs, var)]
+    if genes_in is None:
+        samples = [
+            _fraction(SAMPLE, names) + ("gene" in str(each.columns)) * -0.5
+            for names, each in zip(axes, (obs, var), strict=True)
+        ]
+        is_turned = samples[1] - samples[0] + _is_gene(axes[0]) - _is_gene(axes[1]) > 0.5
+        genes_in = "rows" if is_turned else "columns"
+    if genes_in == "rows":
+        obs, var, values, axes = var, obs, values.T, axes[::-1]
+    notes = var.reset_index(drop=True)
+    return values.T, np.array(axes[1], dtype=object), axes[0], notes, obs, genes_in
+
+
+def _find_sheet(folder):
+    """Return a table of the files of a download of GDC: file name, sample, case and type."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in (".tsv", ".txt") and "sheet" in path.name.lower():
+            sheet = pd.read_csv(path, sep="\t", dtype=str)
+            if {"File Name", "Sample ID"} <= set(sheet.columns):
+                sheet = sheet.rename(columns={"File Name": "file", "Sample ID": "sample"})
+                return sheet.rename(columns={"Case ID": "case", "Sample Type": "type"}), path
+    for path in sorted(folder.rglob("*.json")):
+        entries = json.loads(path.read_text())
+        if isinstance(entries, list) and entries and "file_name" in entries[0]:
+            rows = []
+            for entry in entries:
+                entity = (entry.get("associated_entities") or [{}])[0]
+                name = entity.get("entity_submitter_id", "")
+                rows.append({"file": entry["file_name"], "sample": name, "case": name[:12]})
+            return pd.DataFrame(rows), path
+    raise InvalidTableError(
+        f"{str(folder)!r}: found no sample sheet (gdc_sample_sheet*.tsv) and no metadata "
+        "(metadata.cart*.json), which name the sample of each file. Download one of them from the "
+        "cart of the GDC portal into this folder. A manifest does not name samples."
+    )
+
+
+def _from_gdc(folder, column, verbose):
+    """Read a folder of STAR counts; return the same as :func:`_split_axes`."""
+    sheet, sheet_path = _find_sheet(folder)
+    paths = {
+        path.name: path
+        for path in folder.rglob("*")
+        if re.search(r"star_gene_counts\.tsv(\.gz)?$", path.name)
+    }
+    sheet = sheet.drop_duplicates("file")
+    missing = [name for name in sheet["file"] if name not in paths]
+    unnamed = sorted(set(paths) - set(sheet["file"]))
+    sheet = sheet[sheet["file"].isin(paths)]
+    if not len(sheet):
+        raise InvalidTableError(
+            f"{str(folder)!r}: none of the {len(missing)} files of {sheet_path.name!r} is there, "
+            f"such as {missing[:1]}; found {len(paths)} files of STAR counts."
+        )
+    column = column or "tpm_unstranded"
+
+    def read(name):
+        options = {"include_columns": ["gene_id", "gene_name", "gene_type", column]}
+        if name != sheet["file"].iloc[0]:
+            options["include_columns"] = ["gene_id", column]
+        with open_text(paths[name]) as file:
+            content = file.read()
+        skipped = content.startswith(b"#")
+        try:
+            return csv.read_csv(
+                BufferReader(content),
+                read_options=csv.ReadOptions(skip_rows=int(skipped), use_threads=False),
+                parse_options=csv.ParseOptions(delimiter="\t"),
+                convert_options=csv.ConvertOptions(**options),
             )
+        except (ArrowException, KeyError) as error:
+            raise ValueError(
+                f"{str(paths[name])!r} cannot be read as STAR counts with the column {column!r} "
+                f"(one of {', '.join(STAR_COLUMNS)}): {error}"
+            ) from error
 
-
-def read_table(path):
-    r"""
-    Read a table with one named row per slide or patient, such as hand-crafted features.
-
-    Parameters
-    ----------
-    path : str or path-like
-        A csv, tsv or txt (tab separated) file, optionally compressed, with the row names in the
-        first column; parquet; npz with one array (rows, columns) and both names as arrays of
-        strings; or h5ad (AnnData, with the extra ``anndata``).
-
-    Returns
-    -------
-    table : DataFrame of shape (n_rows, n_columns)
-        The values, with rows indexed by name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ImportError
-        If anndata is not installed, for h5ad files.
-    TypeError
-        If a column is not numeric; it is named.
-    ValueError
-        If the file is damaged, of another format, empty, could run code (object arrays in npz),
-        has repeated row or column names, or contains NaN or infinity; the file is named.
-
-    See Also
-    --------
-    read_expression : Reads expression, including reference tables of SEQUOIA.
-    match_samples : Matches rows of features with rows of expression.
-    sklearn_pk.slides.read_features : Reads tile features.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from tempfile import mkdtemp
-    >>> from sklearn_pk.io import read_table
-    >>> path = Path(mkdtemp()) / "features.csv"
-    >>> _ = path.write_text("slide,area,nuclei\nP1,0.5,120\nP2,0.25,80\n")
-    >>> read_table(path)
-           area  nuclei
-    slide
-    P1     0.50     120
-    P2     0.25      80
-    """
-    path = Path(path)
-    frame = _read(path)
-    frame = frame.drop(columns=[name for name in (_SLIDE, _PATIENT) if name in frame.columns])
-    _check_frame(frame, path)
-    check_expression(frame, estimator_name="read_table", input_name=str(path))
-    return frame
-
-
-def _looks_like_samples(names):
-    return bool(len(names)) and all(TCGA_PATIENT.match(str(name)) for name in names)
-
-
-def _gene_columns(frame):
-    """Return the genes of a table, which have a prefix in tables of SEQUOIA."""
-    prefixed = [name for name in frame.columns if str(name).startswith(_GENE_PREFIX)]
-    if not prefixed:
-        return frame
-    return frame[prefixed].rename(columns=lambda name: name.removeprefix(_GENE_PREFIX))
+    values = ids = notes = None
+    with ThreadPoolExecutor(2) as pool:
+        tables = pool.map(read, sheet["file"])
+        bar = progress(tables, total=len(sheet), desc="GDC", verbose=verbose, unit="file")
+        for at, (name, table) in enumerate(zip(sheet["file"], bar, strict=True)):
+            found = table["gene_id"].combine_chunks()
+            if values is None:
+                ids = found
+                values = np.empty((len(sheet), len(found)))
+                notes = table.select(["gene_name", "gene_type"]).to_pandas()
+            elif not found.equals(ids):
+                raise ValueError(
+                    f"{str(paths[name])!r} has other genes, or another order, than "
+                    f"{sheet['file'].iloc[0]!r}: they come from different releases of GDC."
+                )
+            values[at] = table[column].to_numpy()
+    names = np.array(ids.to_pylist(), dtype=object)
+    samples = sheet.set_index("sample")
+    audit = [("files of the sheet that are not there", missing)]
+    audit.append(("files that the sheet does not name, left out", unnamed))
+    return values.T, names, list(samples.index), notes, samples, audit
 
 
 @validate_params(
-    {"path": "no_validation", "genes_in": [StrOptions({"columns", "rows"})]},
+    {
+        "path": "no_validation",
+        "genes_in": [StrOptions({"columns", "rows"}), None],
+        "layout": [StrOptions({layout.name for layout in LAYOUTS} | {"GDC", "AnnData"}), None],
+        "column": [str, None],
+        "layer": [str, None],
+        "gene_ids": [StrOptions({"as_is", "symbol", "ensembl"})],
+        "aliases": "no_validation",
+        "duplicates": [StrOptions({"error", "mean", "max_mean", "first"})],
+        "missing": [StrOptions({"error", "drop_genes", "drop_samples", "median"})],
+        "vials": [StrOptions({"error", "first", "mean"})],
+        "transform": [StrOptions({"log2p1"}), None],
+        "verbose": ["verbose"],
+    },
     prefer_skip_nested_validation=True,
 )
-def read_expression(path, *, genes_in="columns"):
+def read_expression(
+    path,
+    *,
+    genes_in=None,
+    layout=None,
+    column=None,
+    layer=None,
+    gene_ids="as_is",
+    aliases=None,
+    duplicates="error",
+    missing="error",
+    vials="error",
+    transform=None,
+    verbose=0,
+):
     r"""
-    Read a table of expression.
+    Read expression in the layout in which it was downloaded.
+
+    Recognised are a folder of STAR counts of GDC, and tables of Xena, cBioPortal, Firehose,
+    PanCanAtlas, LinkedOmics and CPTAC, GTEx (GCT), recount3, TCGAbiolinks and R, DepMap, SEQUOIA
+    and AnnData, and any table with genes on one axis and samples on the other. Columns that
+    annotate genes or samples are not taken for either.
 
     Parameters
     ----------
     path : str or path-like
-        A wide table as in :func:`read_table`; a reference table of SEQUOIA with the
-        columns ``wsi_file_name``, ``patient_id`` and ``rna_GENE``; or AnnData (h5ad; samples
-        are ``obs``, with patients in ``obs["patient_id"]`` if present).
-    genes_in : {"columns", "rows"}, default="columns"
-        Whether genes are in columns or, as in many public data sets, in rows.
+        A file as in :func:`read_table`, an h5ad file (AnnData, with the extra ``anndata``), or a
+        folder with files of STAR counts and their sample sheet or metadata from GDC.
+    genes_in : {"columns", "rows"} or None, default=None
+        Axis of the genes. None decides by what the names on both axes look like: identifiers of
+        Ensembl, ``SYMBOL|ENTREZ``, symbols; barcodes of TCGA, CPTAC, GTEx, UUIDs.
+    layout : str or None, default=None
+        Name of the layout. None recognises it; ``layout`` of the result says which.
+    column : str or None, default=None
+        Which of several values per sample: of GDC "tpm_unstranded" (default),
+        "fpkm_uq_unstranded", "unstranded" and others; of Firehose "normalized_count",
+        "raw_count" or "scaled_estimate".
+    layer : str or None, default=None
+        Layer of AnnData, or "raw". None is X.
+    gene_ids : {"as_is", "symbol", "ensembl"}, default="as_is"
+        Names of the genes. "as_is" are those of the file, of ``SYMBOL|ENTREZ`` the symbol;
+        "symbol" and "ensembl" take them from the annotation in the file. Versions of Ensembl
+        identifiers are removed with "ensembl", and rows that end with ``_PAR_Y`` left out.
+    aliases : mapping, Series, DataFrame, str, path-like or None, default=None
+        Symbols of other identifiers, as in :class:`~sklearn_pk.prior.CoexpressionGraph`, for
+        ``gene_ids="symbol"``.
+    duplicates : {"error", "mean", "max_mean", "first"}, default="error"
+        What is done with genes of the same name: their mean, the one with the highest mean over
+        samples, or the first.
+    missing : {"error", "drop_genes", "drop_samples", "median"}, default="error"
+        What is done with missing values. The last three also leave out genes without any value.
+    vials : {"error", "first", "mean"}, default="error"
+        What is done with several vials or aliquots of one TCGA patient and sample type.
+    transform : {"log2p1"} or None, default=None
+        Whether to compute log2(x + 1).
+    verbose : int, default=0
+        Whether to show a progress bar, for GDC.
 
     Returns
     -------
@@ -354,10 +679,22 @@ def read_expression(path, *, genes_in="columns"):
         Dictionary-like object with the attributes:
 
         expression : DataFrame of shape (n_samples, n_genes)
-            The values of the file, usually log2(x + 1); rows are indexed by the
-            name of the slide, sample or patient.
+            Expression; rows are indexed by the name of the slide, sample or patient.
         patients : Series of shape (n_samples,), str, or None
             Patient of each row, if the file contains it.
+        genes : DataFrame of n_genes rows
+            Identifiers of the genes and their annotation in the file.
+        samples : DataFrame of n_samples rows
+            Annotation of the samples in the file or in the sample sheet.
+        layout : str
+            The layout that was recognised.
+        genes_in : {"columns", "rows"}
+            Axis of the genes in the file.
+        scale : {"counts", "TPM", "not logged", "z-scores", "log"}
+            What the values are, as far as they show. Regression needs a log scale: pass
+            ``transform="log2p1"`` for the first three.
+        audit : DataFrame
+            What was left out, merged or renamed: ``what``, ``n`` and some ``names``.
         path : str
             Path of the file.
 
@@ -366,7 +703,8 @@ def read_expression(path, *, genes_in="columns"):
     FileNotFoundError, ImportError, TypeError
         As :func:`read_table`.
     ValueError
-        As :func:`read_table`, and if columns are TCGA barcodes instead of genes.
+        As :func:`read_table`, and if the axis of the genes cannot be decided, a name repeats, a
+        value is missing or a patient has several vials, unless it is said what is done then.
 
     See Also
     --------
@@ -378,43 +716,114 @@ def read_expression(path, *, genes_in="columns"):
     >>> from pathlib import Path
     >>> from tempfile import mkdtemp
     >>> from sklearn_pk.io import read_expression
-    >>> path = Path(mkdtemp()) / "reference.csv"
-    >>> _ = path.write_text("wsi_file_name,patient_id,rna_TP53\nS1.svs,P1,5.0\nS2.svs,P1,5.0\n")
+    >>> path = Path(mkdtemp()) / "data_mrna.txt"
+    >>> _ = path.write_text(
+    ...     "Hugo_Symbol\tEntrez_Gene_Id\tTCGA-3C-AAAU-01\tTCGA-3C-AALI-01\n"
+    ...     "TP53\t7157\t900.5\t410.0\n"
+    ...     "ESR1\t2099\t30.1\t8000.2\n"
+    ... )
     >>> table = read_expression(path)
+    >>> table.layout, table.scale
+    ('cBioPortal', 'not logged')
     >>> table.expression
-                   TP53
-    wsi_file_name
-    S1.svs          5.0
-    S2.svs          5.0
-    >>> table.patients.tolist()
-    ['P1', 'P1']
+                       TP53    ESR1
+    TCGA-3C-AAAU-01   900.5    30.1
+    TCGA-3C-AALI-01   410.0  8000.2
+    >>> read_expression(path, transform="log2p1").expression.round(1)
+                      TP53  ESR1
+    TCGA-3C-AAAU-01    9.8   5.0
+    TCGA-3C-AALI-01    8.7  13.0
     """
-    path = Path(path)
-    frame = _read(path)
-    if _SLIDE in frame.columns:
-        frame = frame.set_index(_SLIDE)
-    patients = None
-    if _PATIENT in frame.columns:
-        values = frame[_PATIENT]
-        values = values.where(values.notna() & (values.astype(str) != ""))
-        patients = values.map(str, na_action="ignore").rename("patient")
-        frame = frame.drop(columns=_PATIENT)
-    if genes_in == "rows":
-        if patients is not None:
-            raise ValueError(
-                f"{str(path)!r} has the patient of each row, so its rows are samples. Use "
-                "genes_in='columns'."
-            )
-        frame = frame.T
-    elif _looks_like_samples(frame.columns):
-        raise ValueError(
-            f"{str(path)!r}: its columns are TCGA barcodes, such as {frame.columns[0]!r}, so genes "
-            "seem to be in rows. Use genes_in='rows'."
+    path, audit, sheet = Path(path), Audit(), None
+    if path.is_dir():
+        layout, genes_in = "GDC", "rows"
+        values, ids, samples, notes, sheet, found = _from_gdc(path, column, verbose)
+        for what, names in found:
+            audit.add(what, names)
+    elif path.suffix.lower() == ".h5ad" and path.is_file():
+        layout = "AnnData"
+        values, ids, samples, notes, sheet, genes_in = _from_h5ad(path, layer, genes_in)
+    else:
+        table = read_raw(path)
+        known = {each.name: each for each in LAYOUTS}
+        found = known.get(layout) or next(each for each in LAYOUTS if each.recognises(table))
+        layout, table = found.name, found.tidy(table, column)
+        if layout == "SEQUOIA":
+            if genes_in == "rows":
+                raise InvalidTableError(
+                    f"{str(path)!r} has columns rna_GENE, so its rows are samples. Use "
+                    "genes_in='columns'."
+                )
+            genes_in = "columns"
+        values, names, others, notes, genes_in = _split_axes(table, genes_in, path)
+        if genes_in == "rows":
+            ids, samples = names, others
+        else:
+            ids, samples, values = np.array(others, dtype=object), names, values.T
+            sheet = notes.iloc[:, 1:]
+            notes = pd.DataFrame(index=range(len(ids)))
+        extra = notes.columns[1:] if sheet is None else sheet.columns
+        audit.add("columns that are annotation", extra)
+    counted = [bool(NOT_GENES.fullmatch(str(name))) for name in ids]
+    audit.add("rows of counters left out", ids[counted])
+    keep = ~np.array(counted, dtype=bool)
+    values, ids, notes = values[keep], ids[keep], notes[keep].reset_index(drop=True)
+    dates = [name for name in ids if DATE.fullmatch(name)]
+    if dates:
+        warn_user(
+            f"{str(path)!r}: {len(dates)} genes are named as dates: {name_some(dates)}. Excel made "
+            "them of symbols such as MARCH1 or SEPT2; take the original file."
         )
-    frame = _gene_columns(frame)
-    _check_frame(frame, path)
-    frame.columns = frame.columns.map(str)
+    genes = _annotate([str(name) for name in ids], notes)
+    names = _name_genes(genes, gene_ids, aliases, audit, path)
+    audit.add(
+        "genes without a name left out", genes["id"].where(genes["id"] != "", "''")[names == ""]
+    )
+    keep = (names != "").to_numpy()
+    values, genes, names = values[keep], genes[keep], names[keep].to_numpy(dtype=object)
+    values, rows = _merge_genes(values, names, duplicates, audit, path)
+    genes = genes.iloc[rows].set_index(pd.Index(names[rows], name="gene"))
+    samples = _clean_samples([str(name) for name in samples], audit)
+    values, rows = _merge_vials(values, samples, vials, audit, path)
+    samples = [samples[row] for row in rows]
+    sheet = None if sheet is None else sheet.iloc[rows]
+    values, kept_genes, kept_samples = _fill(
+        values, genes.index.to_numpy(), samples, missing, audit, path
+    )
+    genes, samples = genes[kept_genes], pd.Index(samples)[kept_samples]
+    values = values[kept_genes][:, kept_samples].T
+    frame = pd.DataFrame(values, index=samples, columns=pd.Index(genes.index, name=None))
+    check_frame(frame, path)
     check_expression(frame, estimator_name="read_expression", input_name=str(path))
-    if patients is not None:
-        patients.index = frame.index
-    return Bunch(expression=frame, patients=patients, path=str(path))
+    scale = describe_scale(frame.to_numpy())
+    if transform is not None:
+        if scale not in ("counts", "TPM", "not logged"):
+            raise InvalidTableError(
+                f"{str(path)!r}: transform='log2p1' is for expression that is not logged, but "
+                f"these values, from {frame.to_numpy().min():.3g} to "
+                f"{frame.to_numpy().max():.3g}, look like {scale}."
+            )
+        frame, scale = np.log2(frame + 1), "log"
+    sheet = pd.DataFrame(index=samples) if sheet is None else sheet[kept_samples].set_axis(samples)
+    return Bunch(
+        expression=frame,
+        patients=_patients(sheet),
+        genes=genes,
+        samples=sheet,
+        layout=layout,
+        genes_in=genes_in,
+        scale=scale,
+        audit=audit.frame(),
+        path=str(path),
+    )
+
+
+def _patients(sheet):
+    """Return the patients of samples, of the first column that names them."""
+    for key in PATIENT_COLUMNS:
+        for name in sheet.columns:
+            if _key(name) == key:
+                values = sheet[name].astype(object)
+                values = values.where(values.notna() & (values.astype(str) != ""))
+                return values.map(str, na_action="ignore").rename("patient")
+    return None

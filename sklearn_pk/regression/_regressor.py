@@ -307,15 +307,6 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         ``EigengeneEmbedder(50)``, the network predicts 50 eigengenes in place of all genes.
         `lambda_` has no effect then, and genes without an embedding are predicted by their mean.
 
-    depth : int, default=6
-        Number of blocks of "transformer" and "summary_mixing".
-
-    n_heads : int, default=16
-        Number of heads in each of those blocks.
-
-    head_dim : int, default=64
-        Width of a head.
-
     n_networks : int, default=1
         Number of networks, which differ in their random weights only. Predictions are means over
         them, which are better than those of one. They are trained together, on the same
@@ -325,6 +316,15 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         Fitted regressor whose network, except for its last layer, is what training starts from:
         fitted on another cohort or other genes, or loaded by :func:`load_sequoia`. Features are
         scaled as there. Features, aggregator and widths have to be the same.
+
+    depth : int, default=6
+        Number of blocks of "transformer" and "summary_mixing".
+
+    n_heads : int, default=16
+        Number of heads in each of those blocks.
+
+    head_dim : int, default=64
+        Width of a head.
 
     embed_dim : int or None, default=None
         Width of the slide embedding. None keeps that of the tile features; another

@@ -51,6 +51,9 @@ def _float_dtype(dtypes):
 
 
 def _values_of_frame(frame, input_name):
+    dtypes = frame.dtypes
+    if (dtypes == dtypes.iloc[0]).all() and getattr(dtypes.iloc[0], "kind", "") in "fiu":
+        return frame.to_numpy(dtype=_float_dtype(dtypes.iloc[:1]))
     wrong = []
     for name, dtype in zip(frame.columns, frame.dtypes, strict=True):
         if pd.api.types.is_numeric_dtype(dtype) and dtype.kind != "c":

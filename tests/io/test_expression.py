@@ -9,13 +9,14 @@ import lzma
 import sys
 import tracemalloc
 import zipfile
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
-from sklearn_pk.io import _expression, match_samples, read_expression, read_table
+from sklearn_pk.io import _tables, match_samples, read_expression, read_table
 
 try:
     import anndata
@@ -100,8 +101,9 @@ def test_genes_in_rows(frame, tmp_path):
     table = read_expression(path, genes_in="rows")
     assert table.expression.index.tolist() == barcodes
     np.testing.assert_allclose(table.expression, frame)
-    with pytest.raises(ValueError, match="columns are TCGA barcodes.*Use genes_in='rows'"):
-        read_expression(path)
+    assert read_expression(path).expression.equals(table.expression)
+    with pytest.raises(ValueError, match="genes seem to be in rows.*Use genes_in='rows'"):
+        read_expression(path, genes_in="columns")
     reference = frame.add_prefix("rna_").assign(patient_id="P")
     with pytest.raises(ValueError, match="rows are samples. Use genes_in='columns'"):
         read_expression(write(reference, tmp_path / "reference.csv"), genes_in="rows")
@@ -121,7 +123,8 @@ def test_parquet_written_without_its_index(frame, tmp_path):
 def test_names_are_strings(frame, tmp_path):
     names = ["001", "12", "NA", "1e3"]
     path = write(frame.set_axis(names), tmp_path / "table.csv")
-    assert read_expression(path).expression.index.tolist() == names
+    assert read_expression(path, genes_in="columns").expression.index.tolist() == names
+    assert read_table(path).index.tolist() == names
     reference = frame.add_prefix("rna_").assign(patient_id=["01", "01", "NA", ""])
     reference.set_axis(names).to_csv(tmp_path / "reference.csv", index_label="wsi_file_name")
     table = read_expression(tmp_path / "reference.csv")
@@ -170,23 +173,27 @@ def test_invalid_npz(tmp_path, arrays, match):
     ("name", "content", "match"),
     [
         ("a.csv", b"nothing but one line\n", "expected a table of samples x columns"),
-        ("a.csv", b"", "cannot be read as .csv"),
+        ("a.csv", b"", "expected a table.*found 0 lines"),
         ("a.csv", b"name,A\nx,1\nx,2\n", "1 rows have repeated names: 'x'"),
-        ("a.csv", b"name,A,B,A\nx,1,2,3\n", "1 columns have repeated names: 'A'"),
-        ("a.csv", b"name\tA\nx\t1\n", "columns are separated by ','"),
+        ("a.csv", b"name,A,B,A\nx,1,2,3\n", "1 (columns|genes) have repeated names: 'A'"),
+        (
+            "a.csv",
+            b"one line of text\nand another\n",
+            "expected a table.*separated by tabs, commas",
+        ),
         ("a.csv", b"name,A\nx,1\ny,\n", "NaN.*'A'.*'y'"),
-        ("a.csv.gz", b"no gzip", "cannot be read as .csv"),
+        ("a.csv.gz", b"\x1f\x8bno gzip", "cannot be read as text"),
         ("a.npz", b"no zip", "a.npz. cannot be read as .npz"),
         ("a.parquet", b"no parquet", "cannot be read as .parquet"),
         pytest.param("a.h5ad", b"no hdf5", "cannot be read as .h5ad", marks=needs_anndata),
-        ("a.xlsx", b"", "expected a table as csv.*got '.xlsx'"),
-        ("noending", b"", "expected a table as csv.*got ''"),
+        ("a.xlsx", b"", "cannot be read as .xlsx: it is not such a file"),
+        ("noending", b"\0\1\2", "noending"),
     ],
 )
 def test_invalid_files(tmp_path, name, content, match):
     path = tmp_path / name
     path.write_bytes(content)
-    for read in (read_table, read_expression):
+    for read in (read_table, partial(read_expression, genes_in="columns")):
         with pytest.raises(ValueError, match=match):
             read(path)
 
@@ -196,7 +203,10 @@ def test_missing_file_and_text_column(frame, tmp_path):
         read_table(tmp_path / "missing.csv")
     path = write(frame.assign(stage="II"), tmp_path / "table.csv")
     with pytest.raises(TypeError, match="not numeric: 'stage'"):
-        read_expression(path)
+        read_table(path)
+    table = read_expression(path)  # a column of text annotates samples
+    assert table.expression.columns.tolist() == ["A", "B", "C"]
+    assert table.samples["stage"].tolist() == ["II"] * 4
 
 
 def compress(name, text, n_times):
@@ -211,7 +221,7 @@ def compress(name, text, n_times):
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.csv.bz2", "a.csv.xz", "a.csv.zip"])
 def test_decompression_bombs(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(_expression, "_MIN_LIMIT", 4 << 20)
+    monkeypatch.setattr(_tables, "_MIN_LIMIT", 4 << 20)
     path = tmp_path / name
     path.write_bytes(compress(name, b"1,2\n" * (1 << 18), 24))
     tracemalloc.start()
@@ -279,3 +289,36 @@ def test_npz_with_invalid_characters(tmp_path, code, order):
     np.savez(path, values=np.ones((2, 2)), samples=names)
     with pytest.raises(ValueError, match=r"a\.npz.* cannot be read as \.npz"):
         read_table(path)
+
+
+def test_text_far_below_the_header(tmp_path):
+    path = tmp_path / "a.tsv"
+    lines = [f"gene{n}\t{n}\t\t{n / 2}" for n in range(200)]
+    lines[150] = "gene150\t#REF!\t\t1"
+    path.write_text("gene\tTCGA-AA-0001\tnote\tTCGA-AA-0002\n" + "\n".join(lines) + "\n")
+    with pytest.raises(TypeError, match="got '#REF!' in column 'TCGA-AA-0001' and row 'gene150'"):
+        read_expression(path)
+    lines[150] = "gene150\t7\tdoubtful\t1"
+    path.write_text("gene\tTCGA-AA-0001\tnote\tTCGA-AA-0002\n" + "\n".join(lines) + "\n")
+    table = read_expression(path)
+    assert table.expression.index.tolist() == ["TCGA-AA-0001", "TCGA-AA-0002"]
+    assert table.genes["note"].tolist()[150] == "doubtful"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_wide_table_is_read_by_rows(tmp_path, monkeypatch, encoding):
+    columns = [f"ENSG{number:011d}" for number in range(30)]
+    values = np.random.default_rng(0).normal(size=(5, 30)).round(3)
+    values[2, 4] = np.nan
+    table = pd.DataFrame(values, [f"TCGA-AA-{n:04d}-01A" for n in range(5)], columns)
+    table.insert(3, 'stage, "final"', ["I", "II", "NA", "III", "IV"])
+    path = tmp_path / "a.csv"
+    path.write_bytes(table.to_csv(na_rep="NA").encode(encoding))
+    expected = read_expression(path, missing="median")
+    monkeypatch.setattr(_tables, "_WIDE", 10)
+    found = read_expression(path, missing="median")
+    pd.testing.assert_frame_equal(found.expression, expected.expression)
+    pd.testing.assert_frame_equal(found.samples, expected.samples)
+    path.write_text(path.read_bytes().decode(encoding).replace("III,", "III,#REF!"))
+    with pytest.raises(TypeError, match="got '#REF!.*in column .* and row 'TCGA-AA-0003-01A'"):
+        read_expression(path)
