@@ -57,7 +57,7 @@ def test_own_features_run_to_the_end(project_root, tmp_path, layout):
     expression.to_csv(tmp_path / "expression.csv")
     script = project_root / "docs" / "examples" / "plot_quickstart.py"
     own = ["--features", features, "--expression", tmp_path / "expression.csv"]
-    out = ["--out", tmp_path / "out", "--n-jobs", "1"]
+    out = ["--out", tmp_path / "out", "--n-jobs", "1", "--max-epochs", "8"]
     done = subprocess.run(
         [sys.executable, script, *own, *out], capture_output=True, text=True, timeout=600
     )
@@ -66,8 +66,9 @@ def test_own_features_run_to_the_end(project_root, tmp_path, layout):
     assert "n_quantiles" not in done.stderr
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     aggregators = ["mlp", "summary_mixing"] if layout == "folder" else ["mlp"]
-    expected = [(name, prior) for name in aggregators for prior in ("none", "combined")]
-    assert list(zip(table["aggregator"], table["prior"], strict=True))[:-1] == expected
+    expected = [("ridge", "none"), ("ridge", "eigengenes")]
+    expected += [(name, prior) for name in aggregators for prior in ("none", "combined")]
+    assert list(zip(table["model"], table["prior"], strict=True))[:-1] == expected
     assert table["prior"].iloc[-1] == "permuted patients"
     assert table["median r"].iloc[:-1].max() > table["median r"].iloc[-1]
     written = {path.name for path in (tmp_path / "out").iterdir()}

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from pyarrow import ArrowException, BufferReader, csv
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import StrOptions, validate_params
 
-from ..prior._gene_sets import load_aliases, strip_version
+from ..prior._gene_sets import load_aliases, load_edges, strip_version
 from ..utils import check_expression
 from ..utils._reporting import progress, warn_user
 from ..utils._validation import name_some
@@ -169,6 +170,16 @@ def _is_gene(names):
     return _fraction(ENSEMBL, names) + _fraction(PAIR, names)
 
 
+@cache
+def _cgn_genes():
+    return frozenset(load_edges("cgn", edges="star", threshold=0, absolute=False).to_numpy().flat)
+
+
+def _known_symbols(names):
+    """Return the fraction of names that are genes of the shipped gene sets."""
+    return np.mean([name in _cgn_genes() for name in names[:: max(1, len(names) // 2000)]])
+
+
 def _sure_orientation(rows, columns):
     """Return the axis of the genes if identifiers show it, by majority; otherwise None."""
     in_columns = _is_gene(columns) + _fraction(SAMPLE, rows)
@@ -187,12 +198,12 @@ def find_orientation(rows, columns, label, path):
         return "columns"
     if _key(label) in GENE_COLUMNS - {"name", "id"}:
         return "rows"
-    symbols = [
-        _fraction(SYMBOL, names) - _fraction(re.compile(r"[A-Z]+[_-]?\d+|[A-Z]"), names)
-        for names in (rows, columns)
-    ]
-    if max(symbols) > 0.5 and abs(symbols[0] - symbols[1]) > 0.3:
-        return "rows" if symbols[0] > symbols[1] else "columns"
+    for votes, least in (
+        ([_known_symbols(names) for names in (rows, columns)], 0.15),
+        ([_fraction(SYMBOL, names) for names in (rows, columns)], 0.7),
+    ):
+        if max(votes) > least and min(votes) < 0.3 * max(votes):
+            return "rows" if votes[0] > votes[1] else "columns"
     raise InvalidTableError(
         f"{str(path)!r}: it cannot be decided whether genes are in rows (such as "
         f"{name_some(rows[:3])}) or in columns (such as {name_some(columns[:3])}). Pass "
@@ -792,7 +803,7 @@ def read_expression(
     )
     genes, samples = genes[kept_genes], pd.Index(samples)[kept_samples]
     values = values[kept_genes][:, kept_samples].T
-    frame = pd.DataFrame(values, index=samples, columns=pd.Index(genes.index, name=None))
+    frame = pd.DataFrame(values, index=samples, columns=genes.index.rename(None))
     check_frame(frame, path)
     check_expression(frame, estimator_name="read_expression", input_name=str(path))
     scale = describe_scale(frame.to_numpy())
