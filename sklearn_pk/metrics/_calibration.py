@@ -16,6 +16,11 @@ _FEWEST_IN_FOLD = 4
 _LARGEST_R = 1 - 1e-15
 
 
+def fisher_z(r):
+    """Return Fisher's z, finite for r = 1 also."""
+    return np.arctanh(np.clip(r, -_LARGEST_R, _LARGEST_R))
+
+
 class Folds:
     """Test samples of each fold, for correlations within folds; too small folds are pooled."""
 
@@ -36,8 +41,7 @@ class Folds:
             # np.take gives contiguous rows, whose sums are faster.
             a, a_norms, _ = centre_rows(np.take(true, rows, axis=1))
             b, b_norms, _ = centre_rows(np.take(pred, rows, axis=1))
-            r = correlate_rows(a, a_norms, b, b_norms)
-            z += weight * np.arctanh(np.clip(r, -_LARGEST_R, _LARGEST_R))
+            z += weight * fisher_z(correlate_rows(a, a_norms, b, b_norms))
         return z / self.weights.sum()
 
 

@@ -113,7 +113,7 @@ def _block_statistics(true, pred, base, folds=None, *, with_iqr=True):
     return out
 
 
-def gather_statistics(true, pred, base, averager, folds=None, *, with_iqr=True):
+def _gather_statistics(true, pred, base, averager, folds=None, *, with_iqr=True):
     """Return the statistics of all genes, those within folds if folds are given."""
 
     def statistics_of(genes):
@@ -230,6 +230,24 @@ def _tabulate(stats, n, **criteria):
     return {name: columns[name] for name in names}
 
 
+def report_on(truth, prediction, baseline, *, averager, folds, null, **criteria):
+    """Return the report on checked DataFrames, with a null distribution if given."""
+    tables = (
+        None if each is None else each.to_numpy() for each in (truth, prediction, baseline)
+    )
+    n = len(truth) if averager is None else len(averager.patients)
+    stats = _gather_statistics(*tables, averager, folds)
+    genes = pd.Index(truth.columns, name="gene")
+    return pd.DataFrame(_tabulate(stats, n, null=null, **criteria), index=genes)
+
+
+def count_as_published(true, pred, base):
+    """Return the number of genes that are significant as published, one row per slide."""
+    stats = _gather_statistics(true, pred, base, None, with_iqr=False)
+    _, conditions = judge(stats, len(true), **PUBLISHED)
+    return int(np.logical_and.reduce([holds for _, holds in conditions]).sum())
+
+
 def _index_of_genes(gene_names, found, n_genes):
     if gene_names is None:
         return pd.Index(np.arange(n_genes) if found is None else found, name="gene")
@@ -248,7 +266,7 @@ def _index_of_genes(gene_names, found, n_genes):
     return pd.Index(gene_names, name="gene")
 
 
-def _z_of_rows(true, pred, averager, folds):
+def z_of_rows(true, pred, averager, folds):
     """Return the combined z of all genes."""
 
     def combine(genes):
@@ -286,7 +304,7 @@ def _read_permuted(permuted, shape, averager, folds):
                 f"permuted must have tables of shape {shape}, as y_true, got {true.shape} at "
                 f"position {number}."
             )
-        rows.append(_z_of_rows(true, pred, averager, folds))
+        rows.append(z_of_rows(true, pred, averager, folds))
     return np.array(rows)
 
 
@@ -496,5 +514,5 @@ def significance_report(
             null_z = _read_permuted(permuted, true.shape, averager, within)
             check_permutations(null, len(null_z))
         distribution = NullDistribution(null, null_z, within.std)
-    stats = gather_statistics(true, pred, base, averager, within)
+    stats = _gather_statistics(true, pred, base, averager, within)
     return pd.DataFrame(_tabulate(stats, n, null=distribution, **criteria), index=genes)

@@ -35,7 +35,11 @@ class RidgeSmoother:
         self._spectrum, self._cross = spectrum, cross @ spectrum.vectors
         # S 1 = 0, since the kernel is centred, so that centring y changes the mean only.
         self.ridge = self._solve(model._outside) + 1 / n
-        self.n_components = model.eigengenes_.shape[1]
+        has_prior = model.eigengenes_.shape[1] > 0 and model.lambda_best_ != 0
+        self._learned = has_prior and isinstance(model.prior, str)
+        self._given = has_prior and not self._learned
+        # Otherwise, predictions of a gene depend on other genes, too.
+        self.is_fixed = not has_prior
 
     def _solve(self, penalty, targets=None):
         """Return the smoothing matrix of one penalty, or the smoothed targets of one each."""
@@ -49,14 +53,24 @@ class RidgeSmoother:
         rest = np.full(len(penalties), self._model._outside)
         return self._solve(penalties, scores) - self._solve(rest, scores)
 
-    def weights(self, gram):
+    def predict(self, Z, gram):
         """
-        Return the weights (n_test, n_train) with which expression is averaged to predictions.
+        Predict the held-out samples from the standardised expression of the training samples.
 
-        `gram` is Z @ Z.T of the training samples, with standardised genes.
+        `gram` is Z @ Z.T.
         """
+        predicted = self._weights(gram).astype(Z.dtype) @ Z
+        if self._given:
+            basis = self._model.eigengenes_.astype(Z.dtype)
+            scores = (Z @ basis).astype(np.float64)
+            added = self._gain(scores - scores.mean(axis=0), self._model.eigengene_alpha_)
+            predicted += added.astype(Z.dtype) @ basis.T
+        return predicted
+
+    def _weights(self, gram):
+        """Return the weights (n_test, n_train) with which expression is averaged."""
         model = self._model
-        if not self.n_components or not isinstance(model.prior, str):
+        if not self._learned:
             return self.ridge
         gram = gram - gram.mean(axis=0)
         gram -= gram.mean(axis=1, keepdims=True)
@@ -79,10 +93,6 @@ class RidgeSmoother:
             own, _ = penalties_of(model.alpha_, model.lambda_best_, scaled)
         back = (vectors / singular)[self._codes] * self._of_patient
         return self.ridge + self._gain(axes, own) @ (back - back.mean(axis=0)).T
-
-    def given_prior(self, scores):
-        """Return the factor (n_test, k) of predictions by embeddings that were given."""
-        return self._gain(scores - scores.mean(axis=0), self._model.eigengene_alpha_)
 
 
 def _kernels(model, X_test):
