@@ -232,19 +232,29 @@ def _tabulate(stats, n, **criteria):
 
 def report_on(truth, prediction, baseline, *, averager, folds, null, **criteria):
     """Return the report on checked DataFrames, with a null distribution if given."""
-    tables = (
-        None if each is None else each.to_numpy() for each in (truth, prediction, baseline)
-    )
+    tables = (None if each is None else each.to_numpy() for each in (truth, prediction, baseline))
     n = len(truth) if averager is None else len(averager.patients)
     stats = _gather_statistics(*tables, averager, folds)
     genes = pd.Index(truth.columns, name="gene")
     return pd.DataFrame(_tabulate(stats, n, null=null, **criteria), index=genes)
 
 
+def reduce_run(true, pred, base, averager, folds):
+    """Return the combined z of a permuted run, and its number of genes as published."""
+    if averager is not None:
+        z = z_of_rows(true, pred, averager, folds)
+        return z, count_as_published(true, pred, base)
+    stats = _gather_statistics(true, pred, base, None, folds, with_iqr=False)
+    return stats["z"], _count(stats, len(true))
+
+
 def count_as_published(true, pred, base):
     """Return the number of genes that are significant as published, one row per slide."""
-    stats = _gather_statistics(true, pred, base, None, with_iqr=False)
-    _, conditions = judge(stats, len(true), **PUBLISHED)
+    return _count(_gather_statistics(true, pred, base, None, with_iqr=False), len(true))
+
+
+def _count(stats, n):
+    _, conditions = judge(stats, n, **PUBLISHED)
     return int(np.logical_and.reduce([holds for _, holds in conditions]).sum())
 
 

@@ -30,9 +30,9 @@ from ..metrics._significance import (
     check_permutations,
     count_as_published,
     folds_of_rows,
+    reduce_run,
     report_on,
     resolve_fdr,
-    z_of_rows,
 )
 from ..utils import check_expression, check_groups
 from ..utils._folds import make_folds, warn_of_repeats
@@ -147,14 +147,12 @@ def _refitted_runs(function, shared, results, folds, transformer, orders, n_jobs
             )
 
 
-def _describe_fold(number, fold, result, groups, by_patient, criteria):
+def _describe_fold(number, fold, result, tables, groups, by_patient, criteria):
     train, test = fold
     n_significant = median_r = np.nan
-    patients = groups[test] if by_patient else None
+    patients = groups[np.sort(test)] if by_patient else None
     if len(test if patients is None else np.unique(patients)) >= FEWEST_SAMPLES:
-        report = significance_report(
-            result["y_true"], result["prediction"], result["untrained"], groups=patients, **criteria
-        )
+        report = significance_report(*tables, groups=patients, **criteria)
         n_significant, median_r = int(report["significant"].sum()), report["r"].median()
     return {
         "fold": number,
@@ -195,9 +193,10 @@ class _Null:
     def from_runs(self, runs):
         """Return the distribution, the correlations, and the published count of each run."""
         rows, counts = [], []
-        for true, pred, base in runs:
-            rows.append(z_of_rows(true, pred, self.averager, self.folds).astype(np.float32))
-            counts.append(count_as_published(true, pred, base))
+        for tables in runs:
+            z, count = reduce_run(*tables, self.averager, self.folds)
+            rows.append(z.astype(np.float32))
+            counts.append(count)
         z = np.array(rows)
         return NullDistribution(self.kind, z, self.folds.std), np.tanh(z), np.array(counts)
 
@@ -219,8 +218,13 @@ def _check_analytic(smoothers):
 
 
 def _pool_all(results, folds, y, gene_names):
-    keys = ("y_true", "prediction", "untrained")
-    return tuple(_pool(results, key, folds, y, gene_names) for key in keys)
+    """Return truth, predictions and baseline of all folds; removes them from the results."""
+    tables = []
+    for key in ("y_true", "prediction", "untrained"):
+        tables.append(_pool(results, key, folds, y, gene_names))
+        for result in results:
+            del result[key]
+    return tuple(tables)
 
 
 def _gather(results, folds, tables, groups, by_patient, null, null_data, criteria):
@@ -239,7 +243,15 @@ def _gather(results, folds, tables, groups, by_patient, null, null_data, criteri
         untrained_predictions=untrained,
         y_true=truth,
         folds=pd.DataFrame(
-            _describe_fold(number, fold, result, groups, by_patient, levels)
+            _describe_fold(
+                number,
+                fold,
+                result,
+                [None if table is None else table[null.fold == number] for table in tables],
+                groups,
+                by_patient,
+                levels,
+            )
             for number, (fold, result) in enumerate(zip(folds, results, strict=True))
         ),
         estimators=[result["estimator"] for result in results],
@@ -331,8 +343,8 @@ def cross_val_significance(
         and Steiger's tests, which take the folds as independent; they are not, so that too many
         genes are significant. "permutation" runs the cross-validation with permuted patients, and
         "empirical" with a few, from which it takes one standard deviation for all genes.
-        "analytic" needs no permutations; only for :class:`~sklearn_pk.regression.PriorKnowledgeRidge`
-        without a prior.
+        "analytic" needs no permutations, but
+        :class:`~sklearn_pk.regression.PriorKnowledgeRidge` without a prior.
     n_permutations : int, default=None
         Number of permutations. None is 200, and 3 for "empirical".
     random_state : int, RandomState instance or None, default=None

@@ -78,7 +78,8 @@ def _standardize(values):
         block = values[:, genes].astype(np.float64)
         varies = np.ptp(block, axis=0) > 0
         block -= block.mean(axis=0)
-        Z[:, genes] = block * np.divide(1, block.std(axis=0), out=np.zeros(len(varies)), where=varies)
+        block *= np.divide(1, block.std(axis=0), out=np.zeros(len(varies)), where=varies)
+        Z[:, genes] = block
     return Z
 
 
@@ -90,13 +91,20 @@ def _gram(Z):
 
 
 def smoothed_runs(smoothers, folds, values, orders):
-    """Yield truth, predictions and training means of each permuted run, genes standardised."""
+    """
+    Yield truth, predictions and training means of each permuted run, genes standardised.
+
+    The next run overwrites the tables.
+    """
     Z = _standardize(values)
     gram = _gram(Z)
+    permuted, predicted, means = (np.zeros_like(Z) for _ in range(3))
     tested = np.sort(np.concatenate([test for _, test in folds]))
+    # A slice does not copy.
+    tested = slice(None) if len(tested) == len(Z) else tested
     for order in orders:
-        permuted, inner = Z[order], gram[np.ix_(order, order)]
-        predicted, means = np.zeros_like(Z), np.zeros_like(Z)
+        np.take(Z, order, axis=0, out=permuted)
+        inner = gram[np.ix_(order, order)]
         for smoother, (train, test) in zip(smoothers, folds, strict=True):
             training = permuted[train]
             predicted[test] = smoother.predict(training, inner[np.ix_(train, train)])

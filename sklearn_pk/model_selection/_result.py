@@ -151,7 +151,7 @@ class CrossValSignificance:
                 f"{most:,.0f})"
             )
         if null == "published":
-            return f"{published}, which is not calibrated for folds: see null"
+            return f"{published}, which is not calibrated for folds (see null)"
         means = {"permutation": "by permutation", "empirical": "by an empirical null"}
         how = means.get(null, "by an analytic null")
         return (
@@ -355,6 +355,6 @@ class CrossValSignificance:
             against = f"{self.n_significant} against the untrained model, {against}"
         genes = "1 gene" if len(self.report) == 1 else f"{len(self.report)} genes"
         return (
-            f"CrossValSignificance({genes}, significant: {against}; median r {self.median_r:.3f}, "
-            f"{len(self.predictions)} samples, {len(self.folds)} folds)"
+            f"CrossValSignificance({genes}, significant: {against}; median r "
+            f"{self.median_r:.3f}; {self.verdict}; {len(self.predictions)} samples, {len(self.folds)} folds)"
         )
