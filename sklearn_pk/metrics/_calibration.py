@@ -5,8 +5,7 @@
 import numpy as np
 from scipy import special
 
-from ..utils._linalg import centre_rows
-from ._correlation import correlate_rows
+from ..utils._linalg import CONSTANT
 
 NULLS = ("published", "permutation", "empirical", "analytic")
 # Standardising the null of each gene by itself needs its standard deviation.
@@ -30,19 +29,33 @@ class Folds:
         self.rows = [rows for rows in self.rows if len(rows) >= _FEWEST_IN_FOLD]
         if not self.rows:
             self.rows = [np.arange(len(codes))]
-        self.weights = np.array([len(rows) - 3 for rows in self.rows], dtype=float)
+        sizes = np.array([len(rows) for rows in self.rows])
+        self._sizes, self._order = sizes, np.concatenate(self.rows)
+        self._starts = np.cumsum(sizes) - sizes
+        self._weights = (sizes - 3) / np.sum(sizes - 3)
         # Standard deviation of the mean z, if folds were independent.
-        self.std = 1 / np.sqrt(self.weights.sum())
+        self.std = 1 / np.sqrt(np.sum(sizes - 3))
+
+    def _sum(self, values):
+        return np.add.reduceat(values, self._starts, axis=1)
+
+    def _centre(self, table):
+        """Return genes in rows, centred in each fold, and their norms, 0 for constants."""
+        values = np.take(table, self._order, axis=1)
+        means = self._sum(values) / self._sizes
+        values -= np.repeat(means, self._sizes, axis=1)
+        norms = np.sqrt(self._sum(values * values))
+        norms[norms <= CONSTANT * np.abs(means) * np.sqrt(self._sizes)] = 0.0
+        return values, norms
 
     def combine(self, true, pred):
         """Return the mean of Fisher's z of each fold, for genes in rows."""
-        z = np.zeros(len(true))
-        for rows, weight in zip(self.rows, self.weights, strict=True):
-            # np.take gives contiguous rows, whose sums are faster.
-            a, a_norms, _ = centre_rows(np.take(true, rows, axis=1))
-            b, b_norms, _ = centre_rows(np.take(pred, rows, axis=1))
-            z += weight * fisher_z(correlate_rows(a, a_norms, b, b_norms))
-        return z / self.weights.sum()
+        (a, a_norms), (b, b_norms) = self._centre(true), self._centre(pred)
+        r, varies = self._sum(a * b), (a_norms > 0) & (b_norms > 0)
+        r[~varies] = 0.0
+        # Two divisions, so that the product of norms cannot overflow or underflow.
+        r[varies] = r[varies] / a_norms[varies] / b_norms[varies]
+        return fisher_z(r) @ self._weights
 
 
 def permute_patients(groups, rng):

@@ -46,6 +46,8 @@ CALIBRATED = ("r_fold", "null_p", "null_fdr")
 PUBLISHED = {"alpha": 0.05, "fdr": 0.2, "compat": "sequoia"}
 N_PERMUTATIONS = {"permutation": 200, "empirical": 3}
 _ROUNDING = 1e-12
+# Values of a table that is processed faster without threads.
+_SMALL = 2**19
 # Constraints of the parameters that decide on significance.
 CRITERIA = {
     "alpha": [Interval(Real, 0, 1, closed="right")],
@@ -79,13 +81,13 @@ def interquartile_range(rows):
     return third - first
 
 
-def _block_statistics(true, pred, base, folds=None, *, with_iqr=True):
-    """Return the statistics of genes in rows; overwrites its input."""
+def _block_statistics(true, pred, base, folds=None, *, brief=False):
+    """Return the statistics of genes in rows, if brief only the tests'; overwrites its input."""
     n = true.shape[1]
     out = {}
     if folds is not None:
         out["z"] = folds.combine(true, pred)
-        if base is not None:
+        if base is not None and not brief:
             out["z_baseline"] = folds.combine(true, base)
     difference = true - pred
     out["rmse"] = np.sqrt(np.vecdot(difference, difference) / n)
@@ -106,25 +108,30 @@ def _block_statistics(true, pred, base, folds=None, *, with_iqr=True):
         out["constant_base"] = q_norms == 0
         out["r_baseline"] = correlate_rows(t, t_norms, q, q_norms)
         out["r_pred_baseline"] = correlate_rows(p, p_norms, q, q_norms)
-    if with_iqr:
+    if not brief:
         out["iqr"] = interquartile_range(t)
     # The mean of centred values is a rounding error, which must not be a divisor.
     out["mean"] = np.where(np.abs(t_means) > _ROUNDING * t_norms, t_means, 0.0)
     return out
 
 
-def _gather_statistics(true, pred, base, averager, folds=None, *, with_iqr=True):
+def _map_genes(function, table):
+    """Call a function for each block of genes, in threads if the table is large."""
+    batches = gen_batches(table.shape[1], GENES)
+    if table.size <= _SMALL:
+        return list(map(function, batches))
+    with blas_threads() as run:
+        return list(run(function, batches))
+
+
+def _gather_statistics(true, pred, base, averager, folds=None, *, brief=False):
     """Return the statistics of all genes, those within folds if folds are given."""
 
     def statistics_of(genes):
         rows = (None if a is None else gene_rows(a, genes, averager) for a in (true, pred, base))
-        return _block_statistics(*rows, folds, with_iqr=with_iqr)
+        return _block_statistics(*rows, folds, brief=brief)
 
-    batches = list(gen_batches(true.shape[1], GENES))
-    if len(batches) == 1:  # faster without threads
-        return statistics_of(batches[0])
-    with blas_threads() as run:
-        blocks = list(run(statistics_of, batches))
+    blocks = _map_genes(statistics_of, true)
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -244,13 +251,13 @@ def reduce_run(true, pred, base, averager, folds):
     if averager is not None:
         z = z_of_rows(true, pred, averager, folds)
         return z, count_as_published(true, pred, base)
-    stats = _gather_statistics(true, pred, base, None, folds, with_iqr=False)
+    stats = _gather_statistics(true, pred, base, None, folds, brief=True)
     return stats["z"], _count(stats, len(true))
 
 
 def count_as_published(true, pred, base):
     """Return the number of genes that are significant as published, one row per slide."""
-    return _count(_gather_statistics(true, pred, base, None, with_iqr=False), len(true))
+    return _count(_gather_statistics(true, pred, base, None, brief=True), len(true))
 
 
 def _count(stats, n):
@@ -283,8 +290,7 @@ def z_of_rows(true, pred, averager, folds):
         rows = (gene_rows(table, genes, averager) for table in (true, pred))
         return folds.combine(*rows)
 
-    with blas_threads() as run:
-        return np.concatenate(list(run(combine, gen_batches(true.shape[1], GENES))))
+    return np.concatenate(_map_genes(combine, true))
 
 
 def _z_of_permuted_rows(true, pred, averager, folds, orders):
@@ -294,9 +300,7 @@ def _z_of_permuted_rows(true, pred, averager, folds, orders):
         t, p = (gene_rows(table, genes, averager) for table in (true, pred))
         return np.array([folds.combine(t[:, order], p) for order in orders])
 
-    with blas_threads() as run:
-        blocks = list(run(combine, gen_batches(true.shape[1], GENES)))
-    return np.concatenate(blocks, axis=1)
+    return np.concatenate(_map_genes(combine, true), axis=1)
 
 
 def _read_permuted(permuted, shape, averager, folds):

@@ -11,6 +11,15 @@ from ..metrics._scorer import last_estimator
 from ..utils._patients import PatientAverager, infer_groups
 
 _BLOCK = 4096  # genes
+# Where the transformers are that ignore y; others are fitted for each permutation.
+_WITHOUT_Y = (
+    "sklearn_pk.",
+    "sklearn.preprocessing",
+    "sklearn.decomposition",
+    "sklearn.impute",
+    "sklearn.random_projection",
+    "sklearn.kernel_approximation",
+)
 
 
 def with_chosen_settings(fitted):
@@ -35,13 +44,16 @@ def _best(fitted):
     return fitted
 
 
-def _depends_on_y(fitted):
-    """Return whether a step before the regressor learns from the expression."""
+def _may_learn_from_y(fitted):
+    """Return whether a step before the regressor may learn from the expression."""
     fitted = _best(fitted)
     if not isinstance(fitted, Pipeline):
         return False
-    steps = [step for _, step in fitted.steps[:-1] if not isinstance(step, str | None)]
-    return any(get_tags(step).target_tags.required for step in steps) or _depends_on_y(fitted[-1])
+    steps = [step for _, step in fitted.steps[:-1] if hasattr(step, "fit")]
+    return any(
+        not type(step).__module__.startswith(_WITHOUT_Y) or get_tags(step).target_tags.required
+        for step in steps
+    ) or _may_learn_from_y(fitted[-1])
 
 
 def _last_input(fitted, X):
@@ -58,7 +70,7 @@ def make_smoothers(results, folds, X, values, groups, pass_groups):
     models = [last_estimator(result["estimator"]) for result in results]
     if not all(hasattr(model, "_held_out_smoother") for model in models):
         return None
-    if any(_depends_on_y(result["estimator"]) for result in results):
+    if any(_may_learn_from_y(result["estimator"]) for result in results):
         return None
     smoothers = []
     for model, result, (train, test) in zip(models, results, folds, strict=True):

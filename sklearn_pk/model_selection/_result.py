@@ -356,5 +356,6 @@ class CrossValSignificance:
         genes = "1 gene" if len(self.report) == 1 else f"{len(self.report)} genes"
         return (
             f"CrossValSignificance({genes}, significant: {against}; median r "
-            f"{self.median_r:.3f}; {self.verdict}; {len(self.predictions)} samples, {len(self.folds)} folds)"
+            f"{self.median_r:.3f}; {self.verdict}; {len(self.predictions)} samples, "
+            f"{len(self.folds)} folds)"
         )

@@ -142,7 +142,8 @@ def test_criteria_reach_the_report(data):
 
 def test_folds_keep_patients_together(data):
     X, y, patients = data
-    result = cross_val_significance(PatientRidge(), X, y, groups=patients)
+    levels = {"alpha": 0.5, "fdr": 1.0}  # for the 4 patients of a fold
+    result = cross_val_significance(PatientRidge(), X, y, groups=patients, **levels)
     tested = np.concatenate(result.test_indices)
     assert_array_equal(np.sort(tested), np.arange(N))
     for model, test in zip(result.estimators, result.test_indices, strict=True):
@@ -160,8 +161,8 @@ def test_folds_keep_patients_together(data):
     assert (folds[["fit_time", "score_time"]] > 0).all(axis=None)
     for number, test in enumerate(result.test_indices):
         tables = (y, result.predictions, result.untrained_predictions)
-        tables = (table.iloc[test] for table in tables)
-        fold_report = significance_report(*tables, groups=patients[test])
+        tables = tuple(table.iloc[test] for table in tables)
+        fold_report = significance_report(*tables, groups=patients[test], **levels)
         assert folds["n_significant"][number] == fold_report["significant"].sum()
         assert folds["median_r"][number] == pytest.approx(fold_report["r"].median())
     assert folds["n_significant"].sum() > 0
