@@ -238,21 +238,29 @@ def _tabulate(stats, n, **criteria):
 
 
 def report_on(truth, prediction, baseline, *, averager, folds, null, **criteria):
-    """Return the report on checked DataFrames, with a null distribution if given."""
-    tables = (None if each is None else each.to_numpy() for each in (truth, prediction, baseline))
+    """Return the report on pooled tables, with a null distribution if given."""
+    tables, found = check_same_tables(y_true=truth, y_pred=prediction, y_baseline=baseline)
     n = len(truth) if averager is None else len(averager.patients)
     stats = _gather_statistics(*tables, averager, folds)
-    genes = pd.Index(truth.columns, name="gene")
+    genes = _index_of_genes(None, found, truth.shape[1])
     return pd.DataFrame(_tabulate(stats, n, null=null, **criteria), index=genes)
 
 
 def reduce_run(true, pred, base, averager, folds):
     """Return the combined z of a permuted run, and its number of genes as published."""
-    if averager is not None:
+    wrong = np.flatnonzero(~np.isfinite(pred).all(axis=0))
+    if wrong.size:
+        raise ValueError(
+            "The predictions of a run with permuted patients contain NaN or infinity in "
+            f"{wrong.size} of {pred.shape[1]} genes, the first at position {wrong[0]}."
+        )
+    if averager is None:
+        stats = _gather_statistics(true, pred, base, None, folds, brief=True)
+        z, count = stats["z"], _count(stats, len(true))
+    else:
         z = z_of_rows(true, pred, averager, folds)
-        return z, count_as_published(true, pred, base)
-    stats = _gather_statistics(true, pred, base, None, folds, brief=True)
-    return stats["z"], _count(stats, len(true))
+        count = count_as_published(true, pred, base)
+    return z, count
 
 
 def count_as_published(true, pred, base):

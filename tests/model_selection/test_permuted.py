@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.feature_selection import SelectKBest, f_regression
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, KFold
@@ -19,6 +20,7 @@ from sklearn_pk.model_selection._permuted import with_chosen_settings
 from sklearn_pk.regression import PriorKnowledgeRidge
 
 N, N_GENES, N_PREDICTED = 60, 200, 40
+SMALLEST = []
 RIDGE = PriorKnowledgeRidge(prior=None, alpha=50.0)
 
 
@@ -132,3 +134,29 @@ def test_permuted_runs_keep_the_settings_that_a_search_chose(data):
     assert kept[-1].alpha == search.best_params_["alpha"]
     model = PriorKnowledgeRidge(prior=None).fit(*data)
     assert with_chosen_settings(model).alpha == model.alpha_
+
+
+class Broken(RegressorMixin, BaseEstimator):
+    """Predict NaN for one gene if the first patient has got the expression of another one."""
+
+    def fit(self, X, y):
+        """Store whether y is permuted."""
+        self.ridge_, self.first_ = Ridge().fit(X, y), y[X[:, 0].argmin()]
+        return self
+
+    def predict(self, X):
+        """Predict."""
+        predicted = self.ridge_.predict(X)
+        if self.first_[0] != SMALLEST[0]:
+            predicted[:, 3] = np.nan
+        return predicted
+
+
+def test_nan_in_a_permuted_run_is_an_error(data):
+    X, y = data
+    X = np.column_stack([np.arange(N), X])
+    SMALLEST[:] = [y[0, 0]]
+    folds = [(np.r_[:20, 40:60], np.arange(20, 40)), (np.arange(40), np.arange(40, 60))]
+    assert cross_val_significance(Broken(), X, y, cv=folds).null is None
+    with pytest.raises(ValueError, match="permuted patients contain NaN .* in 1 of 200 genes"):
+        cross_val_significance(Broken(), X, y, cv=folds, null="empirical", random_state=0)
