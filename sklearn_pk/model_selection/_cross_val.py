@@ -411,8 +411,14 @@ def cross_val_significance(
     if groups is None:
         warn_of_repeats(folds, values)
     n_permutations = check_permutations(null, n_permutations)
+    repeated = groups is not None and len(np.unique(groups)) < len(y)
+    by_patient = repeated and compat is None
+    if null == "analytic" and repeated and not by_patient:
+        raise ValueError(
+            "null='analytic' needs one row per patient, which compat='sequoia' does not have. Omit "
+            "compat; n_published of the result is the published count."
+        )
     orders = _draw_orders(groups, len(y), n_permutations, random_state)
-    by_patient = groups is not None and len(np.unique(groups)) < len(y) and compat is None
     tested = np.concatenate([test for _, test in folds])
     n_tested = len(np.unique(groups[tested]) if by_patient else tested)
     if n_tested < FEWEST_SAMPLES:
@@ -432,24 +438,25 @@ def cross_val_significance(
             results = list(progress(done, total=len(folds), desc="Folds", verbose=verbose))
         tables = _pool_all(results, folds, y, gene_names)
         model = _Null(null, folds, groups, by_patient)
-        null_data = None, None, None
+        smoothers, null_data = None, (None, None, None)
         if null != "published":
             smoothers = make_smoothers(results, folds, X, values, groups, pass_groups)
-            if null == "analytic":
-                patients = np.arange(len(y)) if groups is None else groups
-                _check_analytic(smoothers)
-                std = analytic_std(smoothers, folds, patients, model.folds)
-                null_data = NullDistribution(null, std=std), None, None
+        if null == "analytic":
+            _check_analytic(smoothers)
+            patients = np.arange(len(y)) if groups is None else groups
+            std = analytic_std(smoothers, folds, patients, model.folds)
+            null_data = NullDistribution(null, std=std), None, None
+        elif null != "published":
+            # Rows that are not tested have no expression on the scale of a fold.
+            known = target_transformer is None or len(tested) == len(y)
+            if smoothers is not None and known:
+                scaled = values if target_transformer is None else tables[0].to_numpy()
+                runs = smoothed_runs(smoothers, folds, scaled, orders)
             else:
-                everything = target_transformer is None or len(tested) == len(y)
-                if smoothers is None or not everything:
-                    options = target_transformer, orders, n_jobs
-                    runs = _refitted_runs(function, shared, results, folds, *options)
-                else:
-                    scaled = values if target_transformer is None else tables[0].to_numpy()
-                    runs = smoothed_runs(smoothers, folds, scaled, orders)
-                bar = progress(runs, total=len(orders), desc="Permutations", verbose=verbose)
-                with no_alarm_about_memory(), closing(runs):
-                    null_data = model.from_runs(bar)
+                options = target_transformer, orders, n_jobs
+                runs = _refitted_runs(function, shared, results, folds, *options)
+            bar = progress(runs, total=len(orders), desc="Permutations", verbose=verbose)
+            with no_alarm_about_memory(), closing(runs):
+                null_data = model.from_runs(bar)
     criteria = {"alpha": alpha, "fdr": resolve_fdr(fdr, compat), "compat": compat, "null": null}
     return _gather(results, folds, tables, groups, by_patient, model, null_data, criteria)

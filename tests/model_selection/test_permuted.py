@@ -99,6 +99,10 @@ def test_analytic_agrees_with_permutation(data):
         cross_val_significance(PriorKnowledgeRidge(lambda_=0.5), *data, null="analytic")
     with pytest.raises(ValueError, match="null='analytic' needs a model whose predictions"):
         cross_val_significance(Ridge(), *data, null="analytic")
+    with pytest.raises(ValueError, match="one row per patient, which compat='sequoia'"):
+        cross_val_significance(
+            RIDGE, *data, groups=np.arange(N) // 2, compat="sequoia", null="analytic"
+        )
     with pytest.raises(ValueError, match="folds with at least 4 test patients"):
         cross_val_significance(RIDGE, *data, cv=KFold(20), null="analytic")
     with pytest.raises(ValueError, match=r"n_permutations >= 20, .* got 5"):
