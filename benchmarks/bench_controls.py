@@ -51,6 +51,7 @@ def main():
         groups=y.index.to_numpy(),
         cv=KFold(5, shuffle=True, random_state=0),
         target_transformer=QuantileTransformer(output_distribution="normal", n_quantiles=200),
+        fdr=0.2,  # as published
         n_seeds=arguments.seeds,
         random_state=1,
         return_results=True,

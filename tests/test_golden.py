@@ -33,7 +33,6 @@ from sklearn_pk.metrics import (
     neighborhood_preservation,
     pearson_by_gene,
     significance_report,
-    significance_scorer,
     steiger_test,
 )
 from sklearn_pk.model_selection import cross_val_significance, prior_gain
@@ -352,10 +351,10 @@ def golden_metrics():
     tables = (8 + true, 8 + np.linspace(0, 1, 12) * true + 0.7 * noise, 8 + base)
     patients = np.arange(60) // 2
     reports = {
-        "slides": significance_report(*tables),
-        "patients": significance_report(*tables, groups=patients, alpha=0.1),
+        "slides": significance_report(*tables, fdr=0.2),
+        "patients": significance_report(*tables, groups=patients, alpha=0.1, fdr=0.2),
         "sequoia": significance_report(*tables, compat="sequoia"),
-        "mean": significance_report(*tables[:2], None),
+        "mean": significance_report(*tables[:2], None, fdr=0.2),
     }
     outputs = {}
     for name, report in reports.items():
@@ -364,7 +363,8 @@ def golden_metrics():
         "weak": (true, 0.2 * true + 0.5 * noise, base),
         "strong": [(true, share * true + 0.5 * noise, base) for share in (0.3, 0.4)],
     }
-    for name, options in (("slides", {}), ("patients", {"groups": patients, "baseline": "mean"})):
+    by_patient = {"groups": patients, "baseline": "mean", "compat": "sequoia"}
+    for name, options in (("slides", {"fdr": 0.2}), ("patients", by_patient)):
         compared = compare_significance(settings, n_boot=50, random_state=0, **options)
         outputs |= prefix(f"compare/{name}", columns_of(compared))
     for alternative in ("greater", "less", "two-sided", "abs"):
@@ -381,21 +381,28 @@ def golden_model_selection():
     bags, expression, patients = made_data()
     model = PriorKnowledgeRegressor(prior=EigengeneEmbedder(3, random_state=0), **SMALL)
     folds = folds_of_patients(patients, 3)
-    result = cross_val_significance(model, bags, expression, groups=patients, cv=folds)
+    result = cross_val_significance(model, bags, expression, groups=patients, cv=folds, fdr=0.2)
+    by_slide = result.report_by_slide()
+    published = cross_val_significance(
+        model, bags, expression, groups=patients, cv=folds, compat="sequoia"
+    )
     outputs = {
-        "n_significant": result.n_significant,
-        "median_r": result.median_r,
+        "n_significant": by_slide["significant"].sum(),
+        "median_r": by_slide["r"].median(),
         "predictions": result.predictions,
         "untrained_predictions": result.untrained_predictions,
         "samples": result.predictions.index,
         "test_indices": np.concatenate(result.test_indices),
-        **prefix("report", columns_of(result.report)),
-        **prefix("mean_report", columns_of(result.mean_report)),
-        **prefix("report_by_patient", columns_of(result.report_by_patient())),
-        **prefix("folds", columns_of(result.folds)),
+        **prefix("report", columns_of(by_slide)),
+        **prefix("mean_report", columns_of(result.report_by_slide(baseline="mean"))),
+        **prefix("report_by_patient", columns_of(result.report)),
+        **prefix("folds", columns_of(published.folds)),
     }
     fitted, test = result.estimators[-1], result.test_indices[-1]
-    scorers = [significance_scorer, make_significance_scorer(baseline="mean", normalize=True)]
+    scorers = [
+        make_significance_scorer(fdr=0.2),
+        make_significance_scorer(fdr=0.2, baseline="mean", normalize=True),
+    ]
     outputs["scorers"] = [
         scorer(fitted, [bags[number] for number in test], expression.iloc[test])
         for scorer in scorers
@@ -409,6 +416,7 @@ def golden_model_selection():
         expression,
         groups=patients,
         cv=folds_of_patients(patients, 2),
+        compat="sequoia",
         n_seeds=1,
         random_state=0,
     )

@@ -304,6 +304,7 @@ def run(setting, seed, cohort, external, design, store, options):
             groups=cohort.patients,
             cv=folds,
             target_transformer=design.make_transformer(len(cohort.expression)),
+            fdr=0.2,  # as published
             n_jobs=1,
         )
     row = asdict(setting) | {"seed": seed} | _figures(result.report, result.mean_report)
@@ -330,7 +331,7 @@ def run(setting, seed, cohort, external, design, store, options):
             # Reported once, with the cohort.
             warnings.filterwarnings("ignore", message="y lacks")
             report, found = result.evaluate(external.X, external.expression, return_tables=True)
-        row["external"] = _figures(report, significance_report(*found[:2], None))
+        row["external"] = _figures(report, significance_report(*found[:2], None, fdr=0.2))
         tables["external"] = found
     row["seconds"] = time.perf_counter() - start
     row["peak_mb_of_process"] = peak_mb()

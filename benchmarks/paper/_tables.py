@@ -190,7 +190,8 @@ def _compare_all(results, own, columns, arguments):
     pairs = [(none, results)] if none in results else []
     pairs += [(each, {own: results[own], each: results[each]}) for each in references]
     for reference, some in pairs:
-        table = compare_significance(some, reference=reference, random_state=0, **arguments)
+        options = {"fdr": 0.2, "random_state": 0} | arguments
+        table = compare_significance(some, reference=reference, **options)
         rows += table.assign(**columns).to_dict("records")
     return rows
 

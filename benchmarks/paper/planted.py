@@ -156,6 +156,7 @@ def measure(run, cohort, arguments):
         expression,
         groups=cohort.patients,
         cv=GroupKFold(5),
+        fdr=0.2,  # as published
         n_jobs=arguments.n_jobs,
     )
     r = result.report["r"].to_numpy()[cohort.planted.to_numpy() > arguments.level]

@@ -118,7 +118,7 @@ def summarize(patients, truths, runs, lambdas, reference, n_boot):
     rows = []
     for name, predictions in runs.items():
         pairs = list(zip(truths, predictions, strict=True))
-        reports = [significance_report(truth, p[0], p[1]) for truth, p in pairs]
+        reports = [significance_report(truth, p[0], p[1], fdr=0.2) for truth, p in pairs]
         inside = [np.abs(truth - p[0]) < 1.96 * p[2] for truth, p in pairs]
         rows.append(
             {
@@ -141,7 +141,9 @@ def summarize(patients, truths, runs, lambdas, reference, n_boot):
     for other in runs:
         if other != reference:
             pair = {reference: tables[reference], other: tables[other]}
-            found = compare_significance(pair, reference=other, n_boot=n_boot, random_state=0)
+            found = compare_significance(
+                pair, reference=other, fdr=0.2, n_boot=n_boot, random_state=0
+            )
             gains += found.to_dict("records")
     return {"settings": rows, "gains": gains}
 

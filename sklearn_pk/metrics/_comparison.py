@@ -14,12 +14,21 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 
 from ..utils import check_groups
 from ..utils._linalg import blas_threads, centre_rows
+from ..utils._patients import PatientAverager
 from ..utils._reporting import progress
+from ._calibration import NULLS, NullDistribution, fisher_z
 from ._correlation import GENES, check_same_tables, row_names
-from ._significance import CRITERIA, FEWEST_SAMPLES, gene_rows, judge
+from ._significance import (
+    CRITERIA,
+    FEWEST_SAMPLES,
+    folds_of_rows,
+    gene_rows,
+    judge,
+    resolve_fdr,
+)
 
 MEASURES = ("n_significant", "median_r")
-_PUBLISHED = {"alpha": 0.05, "fdr": 0.2, "compat": None}
+_DEFAULTS = {"alpha": 0.05, "fdr": None, "compat": None, "null": "published"}
 # Replicates per chunk of statistics, about ten numbers per gene, ...
 _CHUNK = 128
 # ... and per block of tests, so that the arrays fit into the cache.
@@ -38,6 +47,14 @@ class _Run(NamedTuple):
     genes: np.ndarray | None
     groups: object
     criteria: dict
+    folds: np.ndarray | None = None
+    null: NullDistribution | None = None
+
+    def average(self, averager):
+        """Return the run with the mean of the samples of each patient."""
+        tables = (None if table is None else averager @ table for table in self[:3])
+        y_true, y_pred, y_baseline = tables
+        return self._replace(y_true=y_true, y_pred=y_pred, y_baseline=y_baseline)
 
 
 def _is_result(run):
@@ -58,7 +75,8 @@ def _check_run(run, label, baseline):
     base = None if baseline == "mean" else base
     tables, genes = check_same_tables(y_true=true, y_pred=pred, y_baseline=base)
     groups, criteria = getattr(run, "groups", None), getattr(run, "criteria", {})
-    return _Run(*tables, row_names(true), genes, groups, criteria)
+    folds, null = getattr(run, "fold_of_sample", None), getattr(run, "null", None)
+    return _Run(*tables, row_names(true), genes, groups, criteria, folds, null)
 
 
 def _check_runs(reports, baseline):
@@ -113,14 +131,21 @@ def _check_criteria(runs, given):
     """Return the given criteria, else those of the results, else the published ones."""
     criteria = {}
     for name, value in given.items():
-        known = {run.criteria.get(name, _PUBLISHED[name]) for run in runs}
+        known = {run.criteria.get(name, _DEFAULTS[name]) for run in runs}
         if value is None and len(known) > 1:
             raise ValueError(
                 f"The reports were made with different {name}: {sorted(known, key=str)}. Pass "
                 f"{name}= to use the same for all."
             )
         criteria[name] = known.pop() if value is None else value
-    return criteria
+    if criteria["null"] != "published" and any(
+        run.null is None or run.null.null != criteria["null"] for run in runs
+    ):
+        raise ValueError(
+            f"null={criteria['null']!r} needs results of cross_val_significance with this null, "
+            'whose permuted runs it uses. Pass null="published" for others.'
+        )
+    return criteria | {"fdr": resolve_fdr(criteria["fdr"], criteria["compat"])}
 
 
 def _patient_numbers(groups, runs):
@@ -138,9 +163,29 @@ def _patient_numbers(groups, runs):
     return numbers[0]
 
 
-def weighted_statistics(true, pred, base, weights):
+def _combine_folds(true, pred, weights, folds):
+    """Return the mean of Fisher's z of each fold, for each gene and replicate."""
+    z, total = 0.0, 0.0
+    for rows in folds.rows:
+        part = weights[rows]
+        r = _weighted_statistics(true[:, rows], pred[:, rows], None, part)["r"]
+        own = np.maximum(part.sum(axis=0) - 3, 0.0)
+        z, total = z + own * fisher_z(r), total + own
+    return z / np.maximum(total, 1)
+
+
+def weighted_statistics(true, pred, base, weights, folds=None):
     """Compute the statistics of each gene and replicate from weighted moments."""
-    n = weights.sum(axis=0)
+    if folds is None:
+        return _weighted_statistics(true, pred, base, weights)
+    within = {"z": _combine_folds(true, pred, weights, folds)}
+    if base is not None:
+        within["z_baseline"] = _combine_folds(true, base, weights, folds)
+    return _weighted_statistics(true, pred, base, weights) | within
+
+
+def _weighted_statistics(true, pred, base, weights):
+    n = np.maximum(weights.sum(axis=0), 1)  # a draw may leave out all patients of a fold
     tables = [true, pred] if base is None else [true, pred, base]
     units, sums, variances, constants = [], [], [], []
     for rows in tables:
@@ -178,14 +223,14 @@ def weighted_statistics(true, pred, base, weights):
     }
 
 
-def _measure(found, n, criteria):
+def _measure(found, n, criteria, null):
     """Return the number of significant genes and the median r of each replicate."""
-    columns, conditions = judge(found, n, **criteria)
+    columns, conditions = judge(found, n, null=null, **criteria)
     significant = np.logical_and.reduce([holds for _, holds in conditions])
     return significant.sum(axis=0), np.median(columns["r"], axis=0)
 
 
-def resample_measures(run, weights, criteria, bar=None):
+def resample_measures(run, weights, criteria, bar=None, *, folds=None, null=None):
     """Compute the measures of a run on resampled samples."""
     n_genes = run[0].shape[1]
     measures = np.empty((len(MEASURES), weights.shape[1]))
@@ -195,7 +240,7 @@ def resample_measures(run, weights, criteria, bar=None):
 
         def compute(genes, part=part):
             tables = (None if table is None else gene_rows(table, genes) for table in run[:3])
-            return weighted_statistics(*tables, part)
+            return weighted_statistics(*tables, part, folds)
 
         with blas_threads() as threads:
             blocks = list(threads(compute, gen_batches(n_genes, GENES)))
@@ -203,7 +248,8 @@ def resample_measures(run, weights, criteria, bar=None):
             del blocks
 
             def count(few, found=found, n=n):
-                return _measure({name: s[:, few] for name, s in found.items()}, n[few], criteria)
+                block = {name: s[:, few] for name, s in found.items()}
+                return _measure(block, n[few], criteria, null)
 
             parts = list(threads(count, gen_batches(part.shape[1], _BLOCK)))
         measures[:, chunk] = np.concatenate(parts, axis=1)
@@ -282,8 +328,9 @@ def _tabulate(name, measures, reference, level):
         "confidence_level": [Interval(Real, 0, 1, closed="neither")],
         "baseline": [StrOptions({"untrained", "mean"})],
         "alpha": [*CRITERIA["alpha"], None],
-        "fdr": [*CRITERIA["fdr"], None],
+        "fdr": CRITERIA["fdr"],
         "compat": CRITERIA["compat"],
+        "null": [StrOptions(set(NULLS)), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     },
@@ -300,6 +347,7 @@ def compare_significance(
     alpha=None,
     fdr=None,
     compat=None,
+    null=None,
     random_state=None,
     verbose=0,
 ):
@@ -333,10 +381,15 @@ def compare_significance(
         setting, settings then differ in model and baseline. "mean" takes the mean of `y_true`,
         which is the same for all.
     alpha, fdr : float, default=None
-        Levels of :func:`significance_report`. None takes those of the results, or 0.05 and 0.2
-        for tables.
+        Levels of :func:`significance_report`. None takes those of the results, or 0.05 for
+        tables.
     compat : {"sequoia"} or None, default=None
-        As in :func:`significance_report`. None takes that of the results.
+        As in :func:`significance_report`. None takes that of the results. With "sequoia", n is
+        the number of slides.
+    null : {"published", "permutation", "empirical", "analytic"} or None, default=None
+        The tests with which genes are counted. None takes that of the results; others than
+        "published" need results that were computed with it, whose null distribution serves for
+        all draws.
     random_state : int, RandomState instance or None, default=None
         Seed of the draws. The result does not depend on the number of threads.
     verbose : int, default=0
@@ -365,8 +418,8 @@ def compare_significance(
 
     Notes
     -----
-    As in the report, n of each test is the number of samples. A draw contains all samples of a
-    patient or none.
+    Where a patient has several samples, these are averaged first, as in the report. With
+    ``compat="sequoia"`` they are not, and a draw contains all samples of a patient or none.
 
     The interval is the observed difference plus and minus a quantile times its standard error.
     For one run each, the standard error is the standard deviation of the difference over the
@@ -414,16 +467,31 @@ def compare_significance(
     if reference not in names:
         raise ValueError(f"reference must be one of the settings {names}, got {reference!r}.")
     all_runs = [run for runs in settings.values() for run in runs]
-    criteria = _check_criteria(all_runs, {"alpha": alpha, "fdr": fdr, "compat": compat})
-    n_samples = len(all_runs[0].y_true)
-    drawn = _draw_weights(_patient_numbers(groups, all_runs), n_boot, random_state)
-    # The observed value is the draw that contains each sample once.
-    weights = np.concatenate([np.ones((n_samples, 1)), drawn], axis=1)
+    given = {"alpha": alpha, "fdr": fdr, "compat": compat, "null": null}
+    criteria = _check_criteria(all_runs, given)
+    null = criteria.pop("null")
+    patients, averager = _patient_numbers(groups, all_runs), None
+    if criteria["compat"] is None and patients.max() + 1 < len(patients):
+        averager, by_sample, patients = PatientAverager(patients), patients, None
+        patients = np.arange(len(averager.patients))
+    drawn = _draw_weights(patients, n_boot, random_state)
+    # The observed value is the draw that contains each patient once.
+    weights = np.concatenate([np.ones((len(patients), 1)), drawn], axis=1)
     total = len(all_runs) * weights.shape[1]
+
+    def measure(run, bar):
+        folds = None
+        if null != "published":
+            folds = folds_of_rows(
+                run.folds, None if averager is None else by_sample, averager, len(run.y_true)
+            )
+        run = run if averager is None else run.average(averager)
+        calibrated = {"folds": folds, "null": None if folds is None else run.null}
+        return resample_measures(run, weights, criteria, bar, **calibrated)
+
     with progress(total=total, desc="Draws", verbose=verbose) as bar:
         measures = {
-            name: np.array([resample_measures(run, weights, criteria, bar) for run in runs])
-            for name, runs in settings.items()
+            name: np.array([measure(run, bar) for run in runs]) for name, runs in settings.items()
         }
     others = [name for name in names if name != reference]
     against = reference, measures[reference]

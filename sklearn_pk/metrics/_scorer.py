@@ -59,7 +59,7 @@ class _SignificanceScorer:
     Count significantly predicted genes, as a scorer.
 
     Built by :func:`make_significance_scorer`, which describes its parameters;
-    ``significance_scorer`` has the published ones. The parameters below are those of the call.
+    ``significance_scorer`` has the default ones. The parameters below are those of the call.
 
     Parameters
     ----------
@@ -83,14 +83,24 @@ class _SignificanceScorer:
     --------
     >>> from sklearn_pk.metrics import significance_scorer
     >>> significance_scorer
-    make_significance_scorer(alpha=0.05, fdr=0.2, baseline='untrained', normalize=False)
+    make_significance_scorer(alpha=0.05, fdr=0.05, baseline='untrained', normalize=False)
     """
 
-    def __init__(self, alpha=0.05, fdr=0.2, baseline="untrained", normalize=False):
+    def __init__(
+        self,
+        alpha=0.05,
+        fdr=0.05,
+        baseline="untrained",
+        normalize=False,
+        null="published",
+        random_state=None,
+    ):
         self.alpha = alpha
         self.fdr = fdr
         self.baseline = baseline
         self.normalize = normalize
+        self.null = null
+        self.random_state = random_state
 
     def __call__(self, estimator, X, y):
         """Score a fitted estimator; see the docstring of the class."""
@@ -98,7 +108,15 @@ class _SignificanceScorer:
         _, gene_names, _ = check_expression(y, estimator_name="The significance scorer")
         check_gene_order(gene_names, getattr(last_estimator(estimator), "gene_names_out_", None))
         prediction, baseline = self._predict(estimator, X, y)
-        report = significance_report(y, prediction, baseline, alpha=self.alpha, fdr=self.fdr)
+        report = significance_report(
+            y,
+            prediction,
+            baseline,
+            alpha=self.alpha,
+            fdr=self.fdr,
+            null=self.null,
+            random_state=self.random_state,
+        )
         significant = report["significant"]
         return float(significant.mean() if self.normalize else significant.sum())
 
@@ -114,22 +132,33 @@ class _SignificanceScorer:
         return prediction, None if self.baseline == "mean" else self.baseline(estimator, X, y)
 
     def __repr__(self):
+        null = "" if self.null == "published" else f", null={self.null!r}"
         return (
             f"make_significance_scorer(alpha={self.alpha!r}, fdr={self.fdr!r}, "
-            f"baseline={self.baseline!r}, normalize={self.normalize!r})"
+            f"baseline={self.baseline!r}, normalize={self.normalize!r}{null})"
         )
 
 
 @validate_params(
     {
         "alpha": CRITERIA["alpha"],
-        "fdr": CRITERIA["fdr"],
+        "fdr": CRITERIA["fdr"][:1],
         "baseline": [StrOptions({"untrained", "mean"}), callable],
         "normalize": ["boolean"],
+        "null": [StrOptions({"published", "permutation", "empirical"})],
+        "random_state": ["random_state"],
     },
     prefer_skip_nested_validation=True,
 )
-def make_significance_scorer(*, alpha=0.05, fdr=0.2, baseline="untrained", normalize=False):
+def make_significance_scorer(
+    *,
+    alpha=0.05,
+    fdr=0.05,
+    baseline="untrained",
+    normalize=False,
+    null="published",
+    random_state=None,
+):
     """
     Make a scorer that counts significantly predicted genes.
 
@@ -137,7 +166,7 @@ def make_significance_scorer(*, alpha=0.05, fdr=0.2, baseline="untrained", norma
     ----------
     alpha : float, default=0.05
         Level for the p-values of Pearson's r and of Steiger's test.
-    fdr : float, default=0.2
+    fdr : float, default=0.05
         Level for the corrected p-values.
     baseline : {"untrained", "mean"} or callable, default="untrained"
         The baseline. "untrained" calls ``predict_untrained(X)`` of the regressor: the last step
@@ -148,6 +177,11 @@ def make_significance_scorer(*, alpha=0.05, fdr=0.2, baseline="untrained", norma
         must be picklable for searches in several processes.
     normalize : bool, default=False
         Whether to return the fraction of significant genes instead of their number.
+    null : {"published", "permutation", "empirical"}, default="published"
+        As in :func:`significance_report`, with the scored samples permuted. One model predicts
+        all of them, so "published" is calibrated here, too, unless a patient has several slides.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the permutations.
 
     Returns
     -------
@@ -177,7 +211,7 @@ def make_significance_scorer(*, alpha=0.05, fdr=0.2, baseline="untrained", norma
     >>> cross_val_score(Ridge(), X, y, scoring=scorer, cv=3).tolist()
     [3.0, 3.0, 3.0]
     """
-    return _SignificanceScorer(alpha=alpha, fdr=fdr, baseline=baseline, normalize=normalize)
+    return _SignificanceScorer(alpha, fdr, baseline, normalize, null, random_state)
 
 
 significance_scorer = _SignificanceScorer()

@@ -10,19 +10,37 @@ import numpy as np
 import pandas as pd
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.utils import _safe_indexing
-from sklearn.utils._param_validation import HasMethods, InvalidParameterError, validate_params
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+    validate_params,
+)
 from sklearn.utils.metadata_routing import get_routing_for_object
 
 from ..metrics import significance_report
+from ..metrics._calibration import NULLS, NullDistribution, permute_patients
 from ..metrics._scorer import predict_with_untrained
-from ..metrics._significance import CRITERIA, FEWEST_SAMPLES
+from ..metrics._significance import (
+    CRITERIA,
+    FEWEST_SAMPLES,
+    PUBLISHED,
+    check_permutations,
+    count_as_published,
+    folds_of_rows,
+    reduce_run,
+    report_on,
+    resolve_fdr,
+)
 from ..utils import check_expression, check_groups
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
 from ..utils._patients import PatientAverager
 from ..utils._reporting import progress
 from ..utils._validation import check_sample_names
+from ._permuted import analytic_std, make_smoothers, smoothed_runs, with_chosen_settings
 from ._result import CrossValSignificance, as_table
 
 
@@ -96,6 +114,14 @@ def _restore_and_fit(head, sizes, content, *rest):
     return _fit_and_predict(restore(head, sizes, content), *rest)
 
 
+def _fit_permuted(order, function, *task):
+    """Run a fold with permuted expression, and return its tables only."""
+    *shared, y, values, is_1d, groups, pass_groups, estimator, transformer, fold = task
+    values = values[order]
+    done = function(*shared, y, values, is_1d, groups, pass_groups, estimator, transformer, fold)
+    return tuple(done[name] for name in ("y_true", "prediction", "untrained"))
+
+
 def _shared_input(X, n_jobs):
     """Return the function that runs a fold, and its arguments for X."""
     if isinstance(X, list | tuple) and count_jobs(n_jobs) > 1:
@@ -103,13 +129,30 @@ def _shared_input(X, n_jobs):
     return _fit_and_predict, (X,)
 
 
-def _describe_fold(number, fold, result, groups, **criteria):
+def _refitted_runs(function, shared, results, folds, transformer, orders, n_jobs):
+    """Yield the tables of each permuted run, with the models fitted anew."""
+    models = [with_chosen_settings(result["estimator"]) for result in results]
+    tasks = [
+        (order, function, *shared, clone(model), transformer, fold)
+        for order in orders
+        for model, fold in zip(models, folds, strict=True)
+    ]
+    rows = np.argsort(np.concatenate([test for _, test in folds]), kind="stable")
+    with closing(map_in_order(_fit_permuted, tasks, n_jobs=n_jobs, name="refit {}".format)) as done:
+        for _ in orders:
+            tables = zip(*(next(done) for _ in folds), strict=True)
+            yield tuple(
+                None if any(part is None for part in parts) else np.concatenate(parts)[rows]
+                for parts in tables
+            )
+
+
+def _describe_fold(number, fold, result, tables, groups, by_patient, criteria):
     train, test = fold
     n_significant = median_r = np.nan
-    if len(test) >= FEWEST_SAMPLES:
-        report = significance_report(
-            result["y_true"], result["prediction"], result["untrained"], **criteria
-        )
+    patients = groups[np.sort(test)] if by_patient else None
+    if len(test if patients is None else np.unique(patients)) >= FEWEST_SAMPLES:
+        report = significance_report(*tables, groups=patients, **criteria)
         n_significant, median_r = int(report["significant"].sum()), report["r"].median()
     return {
         "fold": number,
@@ -135,22 +178,80 @@ def _pool(results, key, folds, y, gene_names):
     return pd.DataFrame(values, index=index, columns=gene_names)
 
 
-def _gather(results, folds, y, gene_names, groups, criteria):
-    truth, prediction, untrained = (
-        _pool(results, key, folds, y, gene_names) for key in ("y_true", "prediction", "untrained")
-    )
-    patients = None
+class _Null:
+    """The null distribution of a cross-validation, from permuted runs."""
+
+    def __init__(self, kind, folds, groups, by_patient):
+        self.kind = kind
+        rows = np.concatenate([test for _, test in folds])
+        order = np.argsort(rows, kind="stable")
+        self.fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])[order]
+        self.groups = groups[rows[order]] if by_patient else None
+        self.averager = PatientAverager(self.groups) if by_patient else None
+        self.folds = folds_of_rows(self.fold, self.groups, self.averager, len(rows))
+
+    def from_runs(self, runs):
+        """Return the distribution, the correlations, and the published count of each run."""
+        rows, counts = [], []
+        for tables in runs:
+            z, count = reduce_run(*tables, self.averager, self.folds)
+            rows.append(z.astype(np.float32))
+            counts.append(count)
+        z = np.array(rows)
+        return NullDistribution(self.kind, z, self.folds.std), np.tanh(z), np.array(counts)
+
+
+def _draw_orders(groups, n_samples, n_permutations, random_state):
+    """Return the row whose expression each sample gets, for each permutation of the patients."""
+    rng = check_random_state(random_state)
+    groups = np.arange(n_samples) if groups is None else groups
+    return [permute_patients(groups, rng) for _ in range(n_permutations)]
+
+
+def _check_analytic(smoothers):
+    if smoothers is None or not all(smoother.is_fixed for smoother in smoothers):
+        raise ValueError(
+            "null='analytic' needs a model whose predictions of a gene are a fixed linear function "
+            "of its expression, as PriorKnowledgeRidge(prior=None) has. Use null='permutation', "
+            "or null='empirical' for networks."
+        )
+
+
+def _pool_all(results, folds, y, gene_names):
+    """Return truth, predictions and baseline of all folds; removes them from the results."""
+    tables = []
+    for key in ("y_true", "prediction", "untrained"):
+        tables.append(_pool(results, key, folds, y, gene_names))
+        for result in results:
+            del result[key]
+    return tuple(tables)
+
+
+def _gather(results, folds, tables, groups, by_patient, null, null_data, criteria):
+    truth, prediction, untrained = tables
+    patients, levels = None, {name: criteria[name] for name in PUBLISHED}
     if groups is not None:
         tested = np.sort(np.concatenate([test for _, test in folds]))
         patients = pd.Series(groups[tested], index=truth.index, name="patient")
+    distribution, null_r, null_counts = null_data
+    within = None if distribution is None else null.folds
+    calibrated = {"averager": null.averager, "folds": within, "null": distribution}
     return CrossValSignificance(
-        report=significance_report(truth, prediction, untrained, **criteria),
-        mean_report=significance_report(truth, prediction, None, **criteria),
+        report=report_on(truth, prediction, untrained, **calibrated, **levels),
+        mean_report=report_on(truth, prediction, None, **calibrated, **levels),
         predictions=prediction,
         untrained_predictions=untrained,
         y_true=truth,
         folds=pd.DataFrame(
-            _describe_fold(number, fold, result, groups, **criteria)
+            _describe_fold(
+                number,
+                fold,
+                result,
+                [None if table is None else table[null.fold == number] for table in tables],
+                groups,
+                by_patient,
+                levels,
+            )
             for number, (fold, result) in enumerate(zip(folds, results, strict=True))
         ),
         estimators=[result["estimator"] for result in results],
@@ -158,6 +259,12 @@ def _gather(results, folds, y, gene_names, groups, criteria):
         test_indices=[test for _, test in folds],
         groups=patients,
         criteria=criteria,
+        n_published=count_as_published(
+            *(None if table is None else table.to_numpy() for table in tables)
+        ),
+        null=distribution,
+        null_r=null_r,
+        null_counts=null_counts,
     )
 
 
@@ -170,6 +277,9 @@ def _gather(results, folds, y, gene_names, groups, criteria):
         "cv": ["cv_object"],
         "target_transformer": [HasMethods(["fit", "transform"]), None],
         **CRITERIA,
+        "null": [StrOptions(set(NULLS))],
+        "n_permutations": [Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     },
@@ -184,8 +294,11 @@ def cross_val_significance(
     cv=None,
     target_transformer=None,
     alpha=0.05,
-    fdr=0.2,
+    fdr=None,
     compat=None,
+    null="published",
+    n_permutations=None,
+    random_state=None,
     n_jobs=None,
     verbose=0,
 ):
@@ -219,10 +332,23 @@ def cross_val_significance(
         All results are then on the transformed scale.
     alpha : float, default=0.05
         Level for the p-values; see :func:`sklearn_pk.metrics.significance_report`.
-    fdr : float, default=0.2
-        Level for the corrected p-values.
+    fdr : float, default=None
+        Level for the corrected p-values. None is 0.05, or the published 0.2 with
+        ``compat="sequoia"``.
     compat : {"sequoia"} or None, default=None
-        Which p-value of Steiger's test is corrected.
+        None has one row per patient, and corrects P(T > t) of Steiger's test. "sequoia" has one
+        row per slide, and corrects P(T > abs(t)), as published.
+    null : {"published", "permutation", "empirical", "analytic"}, default="published"
+        The distribution of r of genes that are not predicted. "published" is that of Pearson's
+        and Steiger's tests, which take the folds as independent; they are not, so that too many
+        genes are significant. "permutation" runs the cross-validation with permuted patients, and
+        "empirical" with a few, from which it takes one standard deviation for all genes.
+        "analytic" needs no permutations, but
+        :class:`~sklearn_pk.regression.PriorKnowledgeRidge` without a prior.
+    n_permutations : int, default=None
+        Number of permutations. None is 200, and 3 for "empirical".
+    random_state : int, RandomState instance or None, default=None
+        Seed of the permutations.
     n_jobs : int, default=None
         Number of folds to run in parallel, as in joblib; 1 uses this process, even on a cluster.
         The result does not depend on it.
@@ -241,6 +367,8 @@ def cross_val_significance(
         `y` and `groups` do not agree, `y` contains NaN or a gene twice, there are fewer
         patients than folds, fewer than 4 samples are held out, or `cv` leaks patients or
         holds samples out twice.
+        Also if there are fewer than 20 permutations for "permutation", or "analytic" does not
+        apply to the estimator.
     RuntimeError
         If the worker of a fold is killed in each attempt.
 
@@ -251,8 +379,16 @@ def cross_val_significance(
 
     Notes
     -----
-    As published, n of the tests is the number of samples. ``report_by_patient`` of the result
-    tests one row per patient.
+    Samples are averaged to one row per patient before the tests, unless ``compat="sequoia"``.
+    ``report_by_slide`` of the result tests one row per slide.
+
+    A permutation assigns the expression of each patient, with all genes and slides, to another
+    one. The folds and the settings that a search or leave-one-out chose remain; chosen anew, they
+    would be those of data in which nothing can be predicted. For ``PriorKnowledgeRidge`` the
+    eigendecompositions of the kernel are reused, and a permutation takes a fraction of the time
+    of a fit: genes are then standardised over the cohort and `target_transformer` is not fitted
+    anew, unless the prior is an estimator or `cv` leaves samples untested. Other estimators are
+    fitted anew for each permutation, so use ``null="empirical"`` for networks.
 
     Examples
     --------
@@ -274,11 +410,24 @@ def cross_val_significance(
     folds = make_folds(cv, X, y, groups)
     if groups is None:
         warn_of_repeats(folds, values)
-    n_tested = sum(len(test) for _, test in folds)
-    if n_tested < FEWEST_SAMPLES:
+    n_permutations = check_permutations(null, n_permutations)
+    repeated = groups is not None and len(np.unique(groups)) < len(y)
+    by_patient = repeated and compat is None
+    if null == "analytic" and repeated and not by_patient:
         raise ValueError(
-            f"Significance needs at least {FEWEST_SAMPLES} held-out samples, got {n_tested}."
+            "null='analytic' needs one row per patient, which compat='sequoia' does not have. Omit "
+            "compat; n_published of the result is the published count."
         )
+    orders = _draw_orders(groups, len(y), n_permutations, random_state)
+    tested = np.concatenate([test for _, test in folds])
+    n_tested = len(np.unique(groups[tested]) if by_patient else tested)
+    if n_tested < FEWEST_SAMPLES:
+        what = "patients" if by_patient else "samples"
+        raise ValueError(
+            f"Significance needs at least {FEWEST_SAMPLES} held-out {what}, got {n_tested}."
+        )
+    if gene_names is None and isinstance(y, pd.DataFrame):
+        gene_names = y.columns
     with config_context(enable_metadata_routing=True):
         pass_groups = groups is not None and takes_groups(estimator)
         function, shared = _shared_input(X, n_jobs)
@@ -287,7 +436,27 @@ def cross_val_significance(
         done = map_in_order(function, tasks, n_jobs=n_jobs, name="fold {}".format)
         with no_alarm_about_memory(), closing(done):
             results = list(progress(done, total=len(folds), desc="Folds", verbose=verbose))
-    criteria = {"alpha": alpha, "fdr": fdr, "compat": compat}
-    if gene_names is None and isinstance(y, pd.DataFrame):
-        gene_names = y.columns
-    return _gather(results, folds, y, gene_names, groups, criteria)
+        tables = _pool_all(results, folds, y, gene_names)
+        model = _Null(null, folds, groups, by_patient)
+        smoothers, null_data = None, (None, None, None)
+        if null != "published":
+            smoothers = make_smoothers(results, folds, X, values, groups, pass_groups)
+        if null == "analytic":
+            _check_analytic(smoothers)
+            patients = np.arange(len(y)) if groups is None else groups
+            std = analytic_std(smoothers, folds, patients, model.folds)
+            null_data = NullDistribution(null, std=std), None, None
+        elif null != "published":
+            # Rows that are not tested have no expression on the scale of a fold.
+            known = target_transformer is None or len(tested) == len(y)
+            if smoothers is not None and known:
+                scaled = values if target_transformer is None else tables[0].to_numpy()
+                runs = smoothed_runs(smoothers, folds, scaled, orders)
+            else:
+                options = target_transformer, orders, n_jobs
+                runs = _refitted_runs(function, shared, results, folds, *options)
+            bar = progress(runs, total=len(orders), desc="Permutations", verbose=verbose)
+            with no_alarm_about_memory(), closing(runs):
+                null_data = model.from_runs(bar)
+    criteria = {"alpha": alpha, "fdr": resolve_fdr(fdr, compat), "compat": compat, "null": null}
+    return _gather(results, folds, tables, groups, by_patient, model, null_data, criteria)

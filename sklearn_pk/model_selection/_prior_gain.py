@@ -226,7 +226,8 @@ def prior_gain(
         Whether to show a progress bar on terminals.
     **options : object
         Passed to :func:`cross_val_significance`: ``target_transformer``, ``alpha``, ``fdr``,
-        ``compat`` and ``n_jobs``.
+        ``compat``, ``null``, ``n_permutations`` and ``n_jobs``. All settings have the same
+        permutations.
 
     Returns
     -------
@@ -283,7 +284,9 @@ def prior_gain(
     for setting, seed in progress(runs, desc="Runs", verbose=verbose):
         params = {name: _make_prior(prior, setting, gene_names, seed), seed_name: seed}
         model = clone(estimator).set_params(**params)
-        result = cross_val_significance(model, X, y, groups=groups, cv=folds, **options)
+        result = cross_val_significance(
+            model, X, y, groups=groups, cv=folds, random_state=seed, **options
+        )
         rows.append(_describe(setting, seed, result))
         if return_results:
             result.estimators = []

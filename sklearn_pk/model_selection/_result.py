@@ -38,11 +38,11 @@ class CrossValSignificance:
     Parameters
     ----------
     report : DataFrame of n_genes rows
-        :func:`~sklearn_pk.metrics.significance_report` of all held-out samples pooled, each
-        gene tested once, against the untrained models (or the mean, if the estimator
-        has no ``predict_untrained``).
+        :func:`~sklearn_pk.metrics.significance_report` of all held-out samples pooled, one row
+        per patient, each gene tested once, against the untrained models (or the mean, if the
+        estimator has no ``predict_untrained``).
     mean_report : DataFrame of n_genes rows
-        The same report against the mean of the held-out samples.
+        The same report against the mean of the held-out patients.
     predictions : DataFrame of shape (n_tested, n_genes)
         Predictions for the held-out samples, in the order of `y`.
     untrained_predictions : DataFrame of shape (n_tested, n_genes) or None
@@ -62,7 +62,17 @@ class CrossValSignificance:
     groups : Series of shape (n_tested,) or None, default=None
         Patient of each row of `y_true`.
     criteria : dict, default={}
-        ``alpha``, ``fdr`` and ``compat`` of the reports.
+        ``alpha``, ``fdr``, ``compat`` and ``null`` of the reports.
+    n_published : int or None, default=None
+        Number of significant genes by the published test, for comparison with papers: against
+        the same baseline, at ``alpha=0.05``, ``fdr=0.2`` and ``compat="sequoia"``, one row per
+        slide.
+    null : object or None, default=None
+        The null distribution of ``r_fold``; None with ``null="published"``.
+    null_r : ndarray of shape (n_permutations, n_genes) or None, default=None
+        ``r_fold`` of each gene in the permuted runs, float32.
+    null_counts : ndarray of shape (n_permutations,) or None, default=None
+        `n_published` of the permuted runs, in which no gene can be predicted.
 
     Attributes
     ----------
@@ -70,6 +80,10 @@ class CrossValSignificance:
         Number of significant genes in `report`.
     median_r : float
         Median over genes of the correlation in `report`.
+    fold_of_sample : ndarray of shape (n_tested,)
+        Fold in which each row of `y_true` was held out.
+    verdict : str
+        The number of significant genes in words, with that of the published test.
 
     See Also
     --------
@@ -101,6 +115,10 @@ class CrossValSignificance:
     test_indices: list
     groups: pd.Series | None = None
     criteria: dict = field(default_factory=dict)
+    n_published: int | None = None
+    null: object = None
+    null_r: np.ndarray | None = None
+    null_counts: np.ndarray | None = None
 
     @property
     def n_significant(self):
@@ -111,6 +129,35 @@ class CrossValSignificance:
     def median_r(self):
         """Median correlation over genes."""
         return float(self.report["r"].median())
+
+    @property
+    def fold_of_sample(self):
+        """Fold in which each row was held out."""
+        rows = np.concatenate(self.test_indices)
+        fold = np.repeat(np.arange(len(self.test_indices)), [len(t) for t in self.test_indices])
+        return fold[np.argsort(rows, kind="stable")]
+
+    @property
+    def verdict(self):
+        """The number of significant genes in words."""
+        null, level = self.criteria.get("null", "published"), self.criteria.get("fdr", 0.05)
+        published = "not known by the published test"
+        if self.n_published is not None:
+            published = f"{self.n_published:,} by the published test"
+        if self.null_counts is not None:
+            most = np.percentile(self.null_counts, 95)
+            published += (
+                f" (with permuted patients {self.null_counts.mean():,.0f}, 95th percentile "
+                f"{most:,.0f})"
+            )
+        if null == "published":
+            return f"{published}, which is not calibrated for folds (see null)"
+        means = {"permutation": "by permutation", "empirical": "by an empirical null"}
+        how = means.get(null, "by an analytic null")
+        return (
+            f"{published}; {self.n_significant:,} with false discoveries controlled at "
+            f"{100 * level:g} % {how}"
+        )
 
     def predict(self, X):
         """
@@ -201,12 +248,14 @@ class CrossValSignificance:
             for table in self._predict_with_untrained(X)
         )
         tables = truth, prediction, None if baseline == "mean" else untrained
-        report = significance_report(*tables, groups=groups, **self.criteria)
+        report = significance_report(*tables, groups=groups, **self._levels())
         return (report, tables) if return_tables else report
 
-    def report_by_patient(self, *, baseline="untrained"):
+    def report_by_slide(self, *, baseline="untrained"):
         """
-        Report on patients: samples are averaged to one row per patient before the tests.
+        Report on slides, as published: n of the tests is the number of samples.
+
+        Slides of a patient are not independent, so this is for comparison with published numbers.
 
         Parameters
         ----------
@@ -216,22 +265,21 @@ class CrossValSignificance:
         Returns
         -------
         report : DataFrame, one row per gene
-            :func:`~sklearn_pk.metrics.significance_report` of the held-out samples, in which n
-            is the number of patients.
+            :func:`~sklearn_pk.metrics.significance_report` of the held-out samples, with the
+            levels of `criteria` and ``null="published"``.
 
         Raises
         ------
         ValueError
-            If the cross-validation had no `groups`, or `baseline` is unknown.
+            If `baseline` is unknown.
         """
         if baseline not in ("untrained", "mean"):
             raise ValueError(f"baseline must be 'untrained' or 'mean', got {baseline!r}.")
-        if self.groups is None:
-            raise ValueError("The patients are unknown. Pass groups= to cross_val_significance.")
         y_baseline = None if baseline == "mean" else self.untrained_predictions
-        return significance_report(
-            self.y_true, self.predictions, y_baseline, groups=self.groups, **self.criteria
-        )
+        return significance_report(self.y_true, self.predictions, y_baseline, **self._levels())
+
+    def _levels(self):
+        return {name: value for name, value in self.criteria.items() if name != "null"}
 
     def _check_models(self):
         if not self.estimators:
@@ -307,6 +355,7 @@ class CrossValSignificance:
             against = f"{self.n_significant} against the untrained model, {against}"
         genes = "1 gene" if len(self.report) == 1 else f"{len(self.report)} genes"
         return (
-            f"CrossValSignificance({genes}, significant: {against}; median r {self.median_r:.3f}, "
-            f"{len(self.predictions)} samples, {len(self.folds)} folds)"
+            f"CrossValSignificance({genes}, significant: {against}; median r "
+            f"{self.median_r:.3f}; {self.verdict}; {len(self.predictions)} samples, "
+            f"{len(self.folds)} folds)"
         )

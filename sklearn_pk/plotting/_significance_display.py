@@ -13,6 +13,8 @@ from ..metrics._scorer import predict_with_untrained
 from ._style import GREY, OKABE_ITO, RASTERIZED, check_table, set_axes
 
 _COLUMNS = ("r", "p", "p_fdr", "r_baseline", "steiger_p", "steiger_fdr", "significant", "reason")
+# The first words of the reasons that depend on the levels.
+_TESTS = ("Pearson", "Steiger", "Permutation", "Empirical", "Analytic")
 _KINDS = ("sorted", "volcano")
 _LABEL_SIZE = 8  # points
 _LINE = 1.35  # line spacing of names, in font heights
@@ -38,8 +40,10 @@ def _check_report(report):
 
 def _check_levels(report, p, corrected, alpha, fdr):
     """Check that these levels agree with the significance of the genes in the report."""
-    passes = (report["p"] < alpha) & (p < alpha) & (corrected < fdr)
-    at_level = report["reason"].astype(str).str.startswith(("Pearson", "Steiger"))
+    passes = (p < alpha) & (corrected < fdr)
+    if "null_p" not in report:
+        passes &= report["p"] < alpha
+    at_level = report["reason"].astype(str).str.startswith(_TESTS)
     wrong = (report["significant"].astype(bool) & ~passes) | (at_level & passes)
     if wrong.any():
         raise ValueError(
@@ -103,7 +107,7 @@ class SignificanceDisplay:
         Return value of :func:`~sklearn_pk.metrics.significance_report`.
     alpha : float, default=0.05
         Level for p-values of the report.
-    fdr : float, default=0.2
+    fdr : float, default=0.05
         Level for corrected p-values of the report.
 
     Attributes
@@ -160,7 +164,7 @@ class SignificanceDisplay:
     '2 of 3 genes significant, median r = 0.55'
     """
 
-    def __init__(self, report, *, alpha=0.05, fdr=0.2):
+    def __init__(self, report, *, alpha=0.05, fdr=0.05):
         _check_report(report)
         # When read back from a file, the gene names may be a column.
         report = report.set_index("gene") if "gene" in report else report
@@ -168,13 +172,15 @@ class SignificanceDisplay:
         self.alpha = alpha
         self.fdr = fdr
         self._against_mean = report["steiger_p"].isna().all()
+        self._calibrated = "null_p" in report
         names = ("p", "p_fdr") if self._against_mean else ("steiger_p", "steiger_fdr")
+        names = ("null_p", "null_fdr") if self._calibrated else names
         self._p, self._corrected = (report[name].to_numpy() for name in names)
         _check_levels(report, self._p, self._corrected, alpha, fdr)
 
     @classmethod
     def from_report(
-        cls, report, *, alpha=0.05, fdr=0.2, kind="sorted", n_labels=5, highlight=(), ax=None
+        cls, report, *, alpha=0.05, fdr=0.05, kind="sorted", n_labels=5, highlight=(), ax=None
     ):
         """
         Draw a report.
@@ -213,7 +219,7 @@ class SignificanceDisplay:
         *,
         gene_names=None,
         alpha=0.05,
-        fdr=0.2,
+        fdr=0.05,
         groups=None,
         compat=None,
         kind="sorted",
@@ -304,7 +310,8 @@ class SignificanceDisplay:
             "sorted" draws r of all genes in ascending order, with the baseline's r of the same
             genes. "volcano" draws the p-value of Steiger's test over r. If the baseline is the
             mean, there is no such test, and "volcano" draws the p-value of r itself, which
-            depends on r alone.
+            depends on r alone. For a report with a calibrated null, both draw r within folds, and
+            "volcano" its p-value.
         n_labels : int, default=5
             Number of significant genes to label, those with the largest r.
         highlight : str or sequence of str, default=()
@@ -326,7 +333,7 @@ class SignificanceDisplay:
         ax = set_axes(self, ax, (6.8, 5.4))
         self.ceiling_ = self.baseline_ = self.highlighted_ = None
         self.levels_ = []
-        r = self.report["r"].to_numpy()
+        r = self.report["r_fold" if self._calibrated else "r"].to_numpy()
         x, y = self._draw_volcano(r) if kind == "volcano" else self._draw_sorted(r)
         if marked.any():
             self.highlighted_ = ax.scatter(
@@ -366,6 +373,7 @@ class SignificanceDisplay:
 
     def _draw_volcano(self, r):
         test = "Pearson" if self._against_mean else "Steiger"
+        test = "Calibrated" if self._calibrated else test
         levels = {f"{test} p = {self.alpha:g}": self.alpha}
         corrected = _corrected_level(self._p, self._corrected, self.fdr)
         if corrected is not None and corrected < self.alpha:
@@ -380,8 +388,10 @@ class SignificanceDisplay:
         y[underflow] = top
         self._draw_genes(r, y, underflow)
         self.ax_.set_ylim(-0.03 * top, 1.04 * top)
-        self.ax_.set_xlabel("Pearson r of truth and prediction")
+        within = " within folds" if self._calibrated else ""
+        self.ax_.set_xlabel(f"Pearson r of truth and prediction{within}")
         what = "Pearson's r" if self._against_mean else "Steiger's test against the baseline"
+        what = "calibrated test of r" if self._calibrated else what
         self.ax_.set_ylabel(rf"$-\log_{{10}}$ p, {what}")
         return r, y
 
@@ -412,7 +422,7 @@ class SignificanceDisplay:
 
     def _draw_critical_r(self, draw):
         r = _critical_r(self.report["r"].to_numpy(), self.report["p"].to_numpy(), self.alpha)
-        if r is not None:
+        if r is not None and not self._calibrated:
             self._draw_level(draw, r, f"Pearson p = {self.alpha:g} (r = {r:.2f})", "-.")
 
     def _draw_level(self, draw, position, label, style):

@@ -728,6 +728,19 @@ class PriorKnowledgeRidge(ExpressionMixin, MultiOutputMixin, RegressorMixin, Bas
             )
         return frames
 
+    def _held_out_smoother(self, X, groups):
+        """Return what predicts X from other expression of the training samples, if possible."""
+        from ._smoother import RidgeSmoother, is_smoother  # which imports this module
+
+        return RidgeSmoother(self, X, groups) if is_smoother(self) else None
+
+    def _chosen_settings(self):
+        """Return the parameters that leave-one-out chose."""
+        prior = self.prior[self.prior_index_] if _is_list_of_priors(self.prior) else self.prior
+        if self.lambda_best_ is None:
+            return {"prior": prior}
+        return {"prior": prior, "lambda_": self.lambda_best_, "alpha": self.alpha_}
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "dual_coef_")
 

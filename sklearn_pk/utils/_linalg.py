@@ -12,7 +12,7 @@ from sklearn.utils import gen_batches
 from threadpoolctl import threadpool_info, threadpool_limits
 
 # Rounding error of a constant row in float64, relative to its mean.
-_CONSTANT = 1e-13
+CONSTANT = 1e-13
 
 # The limit holds for the whole process, so fits that overlap in threads share one.
 _LOCK = threading.Lock()
@@ -24,7 +24,7 @@ def centre_rows(rows, *, out=None):
     means = rows.mean(axis=1)
     centred = np.subtract(rows, means[:, np.newaxis], out=out)
     norms = np.sqrt(np.vecdot(centred, centred))
-    constant = norms <= _CONSTANT * np.abs(means) * np.sqrt(rows.shape[1])
+    constant = norms <= CONSTANT * np.abs(means) * np.sqrt(rows.shape[1])
     norms[constant] = 0.0
     return centred, norms, means
 

@@ -75,6 +75,7 @@ def test_comparison_equals_bootstrap_over_patients():
     table = compare_significance(
         {"weak": (y_true, weak, y_base), "strong": (y_true, strong, y_base)},
         groups=names,
+        compat="sequoia",  # otherwise, slides are averaged
         n_boot=60,
         confidence_level=0.9,
         random_state=7,
@@ -94,13 +95,13 @@ def test_comparison_equals_bootstrap_over_patients():
     for times in drawn:
         rows = np.concatenate([np.flatnonzero(names == name) for name in np.repeat(unique, times)])
         one, other = (
-            measures_of(resampled((y_true, prediction, y_base), rows))
+            measures_of(resampled((y_true, prediction, y_base), rows), compat="sequoia")
             for prediction in (strong, weak)
         )
         differences.append(np.subtract(one, other))
     margin = stats.norm.isf(0.05) * np.std(differences, axis=0, ddof=1)
-    strong_measures = measures_of((y_true, strong, y_base))
-    weak_measures = measures_of((y_true, weak, y_base))
+    strong_measures = measures_of((y_true, strong, y_base), compat="sequoia")
+    weak_measures = measures_of((y_true, weak, y_base), compat="sequoia")
     assert_allclose(table["value"], strong_measures)
     assert_allclose(table["reference_value"], weak_measures)
     observed = np.subtract(strong_measures, weak_measures)
@@ -171,14 +172,14 @@ def test_variance_over_runs_widens_the_interval():
         (y_true, weight * y_true + seed, other)
         for weight, seed in zip((0.4, 0.3, 0.6, 0.5), seeds, strict=True)
     ]
-    n_boot, rest = 50, {"n_boot": 50, "random_state": 0}
+    n_boot, rest = 50, {"n_boot": 50, "random_state": 0, "fdr": 0.2}
     table = compare_significance({"none": none, "prior": prior}, **rest)
     weights = np.random.RandomState(0).multinomial(60, np.full(60, 1 / 60), size=n_boot).T
     measures = [
         [resample_measures(run, weights.astype(float), CRITERIA) for run in runs]
         for runs in (prior, none)
     ]
-    observed = np.array([[measures_of(run) for run in runs] for runs in (prior, none)])
+    observed = np.array([[measures_of(run, fdr=0.2) for run in runs] for runs in (prior, none)])
     for number in range(2):
         by_patients = np.subtract(*np.mean(measures, axis=1))[number].var(ddof=1)
         differences = np.subtract(*observed)[:, number]
@@ -245,7 +246,7 @@ def test_patients_and_criteria_of_results_are_used(results):
     by_sample = compare_significance(tables, alpha=1e-6, fdr=1e-5, n_boot=40, random_state=0)
     assert by_sample["ci_low"][1] != table["ci_low"][1]
     published = compare_significance(results, alpha=0.05, fdr=0.2, n_boot=2, random_state=0)
-    report = significance_report(*tables[second])
+    report = significance_report(*tables[second], groups=groups, fdr=0.2)
     assert published["value"][0] == report["significant"].sum() > table["value"][0]
     reversed_ = compare_significance(results, reference=second, n_boot=40, random_state=0)
     assert_allclose(reversed_["difference"], -table["difference"])

@@ -154,7 +154,7 @@ def test_one_gene_and_few_samples(data):
 def test_scorer_is_picklable_cloneable_and_readable(data):
     X, y = data
     scorer = make_significance_scorer(alpha=0.01, baseline="mean", normalize=True)
-    text = "make_significance_scorer(alpha=0.01, fdr=0.2, baseline='mean', normalize=True)"
+    text = "make_significance_scorer(alpha=0.01, fdr=0.05, baseline='mean', normalize=True)"
     assert repr(scorer) == text
     copied = pickle.loads(pickle.dumps(scorer))
     assert repr(copied) == text

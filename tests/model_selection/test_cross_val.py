@@ -127,7 +127,8 @@ def test_pooled_report_equals_cross_val_predict(data):
     assert repr(result) == (
         f"CrossValSignificance(12 genes, significant: {result.n_significant} against the "
         f"untrained model, {result.mean_report['significant'].sum()} against the mean; "
-        f"median r {result.median_r:.3f}, 60 samples, 4 folds)"
+        f"median r {result.median_r:.3f}; {result.n_published} by the published test, which is not "
+        "calibrated for folds (see null); 60 samples, 4 folds)"
     )
 
 
@@ -141,7 +142,8 @@ def test_criteria_reach_the_report(data):
 
 def test_folds_keep_patients_together(data):
     X, y, patients = data
-    result = cross_val_significance(PatientRidge(), X, y, groups=patients)
+    levels = {"alpha": 0.5, "fdr": 1.0}  # for the 4 patients of a fold
+    result = cross_val_significance(PatientRidge(), X, y, groups=patients, **levels)
     tested = np.concatenate(result.test_indices)
     assert_array_equal(np.sort(tested), np.arange(N))
     for model, test in zip(result.estimators, result.test_indices, strict=True):
@@ -159,7 +161,8 @@ def test_folds_keep_patients_together(data):
     assert (folds[["fit_time", "score_time"]] > 0).all(axis=None)
     for number, test in enumerate(result.test_indices):
         tables = (y, result.predictions, result.untrained_predictions)
-        fold_report = significance_report(*(table.iloc[test] for table in tables))
+        tables = tuple(table.iloc[test] for table in tables)
+        fold_report = significance_report(*tables, groups=patients[test], **levels)
         assert folds["n_significant"][number] == fold_report["significant"].sum()
         assert folds["median_r"][number] == pytest.approx(fold_report["r"].median())
     assert folds["n_significant"].sum() > 0
@@ -365,7 +368,7 @@ def external(data):
 def test_result_has_patients_and_criteria(data):
     X, y, patients = data
     result = cross_val_significance(PatientRidge(), X, y, groups=patients, alpha=0.01, fdr=0.1)
-    assert result.criteria == {"alpha": 0.01, "fdr": 0.1, "compat": None}
+    assert result.criteria == {"alpha": 0.01, "fdr": 0.1, "compat": None, "null": "published"}
     assert result.groups.index.equals(result.y_true.index)
     assert_array_equal(result.groups, patients)
     rows = np.arange(N)
@@ -485,19 +488,25 @@ def test_external_input_is_checked(data, external):
         result.evaluate(X_ext[:3], y_ext[:3])
 
 
-def test_report_by_patient(data):
+def test_reports_have_one_row_per_patient_unless_as_published(data):
     X, y, patients = data
     result = cross_val_significance(PatientRidge(), X, y, groups=patients, alpha=0.01)
     tables = (result.y_true, result.predictions, result.untrained_predictions)
-    expected = significance_report(*tables, groups=patients, alpha=0.01)
-    pd.testing.assert_frame_equal(result.report_by_patient(), expected)
-    assert not expected["r"].equals(result.report["r"])
-    expected = significance_report(*tables[:2], None, groups=patients, alpha=0.01)
-    pd.testing.assert_frame_equal(result.report_by_patient(baseline="mean"), expected)
+    averaged = significance_report(*tables, groups=patients, alpha=0.01)
+    pd.testing.assert_frame_equal(result.report, averaged)
+    averaged = significance_report(*tables[:2], None, groups=patients, alpha=0.01)
+    pd.testing.assert_frame_equal(result.mean_report, averaged)
+    expected = significance_report(*tables, alpha=0.01)
+    pd.testing.assert_frame_equal(result.report_by_slide(), expected)
+    expected = significance_report(*tables[:2], None, alpha=0.01)
+    pd.testing.assert_frame_equal(result.report_by_slide(baseline="mean"), expected)
+    published = significance_report(*tables, compat="sequoia")
+    assert result.n_published == published["significant"].sum()
+    as_published = cross_val_significance(PatientRidge(), X, y, groups=patients, compat="sequoia")
+    pd.testing.assert_frame_equal(as_published.report, published)
+    assert as_published.criteria["fdr"] == 0.2
     with pytest.raises(ValueError, match="baseline must be 'untrained' or 'mean', got 'zero'"):
-        result.report_by_patient(baseline="zero")
-    with pytest.raises(ValueError, match="patients are unknown. Pass groups="):
-        cross_val_significance(PatientRidge(), X, y).report_by_patient()
+        result.report_by_slide(baseline="zero")
 
 
 def test_samples_of_the_cross_validation_are_not_external(data, external):

@@ -354,7 +354,7 @@ def test_report_from_a_file(report, tmp_path):
 
 
 def test_levels_must_be_those_of_the_report(report):
-    with pytest.raises(ValueError, match=r"alpha=1e-08 and fdr=0\.2 are not the levels"):
+    with pytest.raises(ValueError, match=r"alpha=1e-08 and fdr=0\.05 are not the levels"):
         SignificanceDisplay.from_report(report, alpha=1e-8)
     strict = significance_report(*make_tables(), alpha=1e-4)
     with pytest.raises(
@@ -379,7 +379,8 @@ def test_invalid_report(report):
 
 def test_report_without_a_common_n_has_no_line_of_r(report):
     display = SignificanceDisplay.from_report(report.assign(r=report["r"] / 2), kind="volcano")
-    assert [line.get_label() for line in display.levels_] == ["Steiger p = 0.05"]
+    labels = [line.get_label() for line in display.levels_]
+    assert labels == ["Steiger p = 0.05", "Steiger FDR = 0.05"]
 
 
 def test_invalid_parameters(report):
