@@ -192,7 +192,6 @@ def count_in_cohort(features, expression, n_permutations):
         "ridge": (PriorKnowledgeRidge(prior=None), "permutation"),
         "ridge, analytic": (PriorKnowledgeRidge(prior=None), "analytic"),
         "ridge with eigengenes": (PriorKnowledgeRidge(), "permutation"),
-        "mlp": (PriorKnowledgeRegressor(embed_dim=128, random_state=0), "empirical"),
     }
     rows = {}
     for name, (model, null) in models.items():
