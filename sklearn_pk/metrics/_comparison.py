@@ -227,7 +227,7 @@ def _measure(found, n, criteria, null):
     """Return the number of significant genes and the median r of each replicate."""
     columns, conditions = judge(found, n, null=null, **criteria)
     significant = np.logical_and.reduce([holds for _, holds in conditions])
-    return significant.sum(axis=0), np.median(columns["r"], axis=0)
+    return significant.sum(axis=0), np.median(columns.get("r_fold", columns["r"]), axis=0)
 
 
 def resample_measures(run, weights, criteria, bar=None, *, folds=None, null=None):
@@ -400,7 +400,8 @@ def compare_significance(
     comparison : DataFrame
         Two rows for each setting except the reference, for the ``measure`` "n_significant" and
         "median_r": ``setting``, ``reference``, ``measure``, ``value``, ``reference_value``,
-        ``difference`` (value - reference_value), ``ci_low`` and ``ci_high``.
+        ``difference`` (value - reference_value), ``ci_low`` and ``ci_high``. If the null is not
+        "published", "median_r" is that of ``r_fold``, which offsets of the folds do not change.
 
     Raises
     ------

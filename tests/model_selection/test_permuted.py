@@ -64,6 +64,7 @@ def test_verdict_says_both_numbers(data):
     assert result.verdict in repr(result)
     comparison = compare_significance({"a": result, "b": result}, n_boot=5, random_state=0)
     assert comparison["value"][0] == result.n_significant
+    assert comparison["value"][1] == pytest.approx(result.report["r_fold"].median(), abs=1e-12)
     tested = result.mean_report["null_fdr"] < 0.05
     better = result.mean_report["rmse"] < result.mean_report["rmse_baseline"]
     assert_array_equal(result.mean_report["significant"], tested & better)
