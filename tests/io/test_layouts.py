@@ -347,7 +347,8 @@ def test_orientation_is_decided_by_majority(tmp_path):
         "rows": genes_in_rows(samples=samples, genes=genes),
         "columns": frame(samples=samples, genes=genes).reset_index(names=""),
     }.items():
-        found = read_expression(save(table, tmp_path / f"{name}.tsv"))
+        with pytest.warns(UserWarning, match="columns are not named like the other"):
+            found = read_expression(save(table, tmp_path / f"{name}.tsv"))
         assert found.genes_in == name
         assert "TP53" in found.expression.columns
     unknown = frame(LOG[:, :3], ["p1", "p2", "p3", "p4", "p5"], ["f1", "f2", "f3"])
