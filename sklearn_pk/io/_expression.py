@@ -20,7 +20,16 @@ from ..prior._gene_sets import load_aliases, strip_version
 from ..utils import check_expression
 from ..utils._reporting import progress, warn_user
 from ..utils._validation import name_some
-from ._tables import RawTable, check_frame, check_numbers, is_hdf5, open_text, read_raw, to_numbers
+from ._tables import (
+    RawTable,
+    check_frame,
+    check_numbers,
+    is_hdf5,
+    open_text,
+    read_h5ad,
+    read_raw,
+    to_numbers,
+)
 
 ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{11}(\.\d+)?(_PAR_Y)?")
 PAIR = re.compile(r"(.*)\|(\d+)|(\S+) \((\d+)\)")  # SYMBOL|ENTREZ, and SYMBOL (ENTREZ) of DepMap
@@ -48,10 +57,14 @@ DATE = re.compile(
     re.IGNORECASE,
 )
 # Names of columns, in lower case and with underscores, that annotate genes or name samples.
-ID_COLUMNS = ("gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "geneid", "name", "id")
+ID_COLUMNS = (
+    *("gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "geneid", "gene_ids", "ensemblid"),
+    *("feature_id", "name", "id"),
+)
 SYMBOL_COLUMNS = (
     *("hugo_symbol", "gene_name", "symbol", "gene_symbol", "hgnc_symbol", "external_gene_name"),
-    *("genesymbol", "description", "gene", "genes"),
+    *("genesymbol", "gene_short_name", "feature_name", "gene_names", "description", "gene"),
+    *("genes", "index"),
 )
 ENTREZ_COLUMNS = ("entrez_gene_id", "entrez_id", "entrezgene", "entrezgene_id", "entrez", "ncbi_id")
 GENE_COLUMNS = {
@@ -103,6 +116,14 @@ STAR_COLUMNS = [
     *("unstranded", "stranded_first", "stranded_second"),
     *("tpm_unstranded", "fpkm_unstranded", "fpkm_uq_unstranded"),
 ]
+
+
+# Columns of files that hold several values of one sample.
+MEASURES = {
+    *(name.lower() for name in STAR_COLUMNS),
+    *("tpm", "fpkm", "fpkm_uq", "rpkm", "expected_count", "isopct", "numreads", "est_counts"),
+    *("count", "counts", "raw_count", "raw_counts", "effectivelength", "eff_length", "cpm"),
+}
 
 
 class Layout(NamedTuple):
@@ -229,32 +250,48 @@ def _is_symbol(names):
     return _fraction(SYMBOL, names) - _fraction(re.compile(r"[A-Z]+[_-]?\d+|[A-Z]"), names)
 
 
-def find_orientation(rows, columns, label, path):
-    """Return whether genes are in "rows" or "columns", by what both axes look like."""
-    sure = _sure_orientation(rows, columns)
-    if sure is not None:
-        return sure
-    votes = []
+def _vote(rows, columns, label):
+    """Return the axes of the genes that names, sizes and the label of the rows speak for."""
+    votes = set()
     common = [len(COMMON_GENES & {name.upper() for name in names}) for names in (rows, columns)]
     if max(common) > 1 and min(common) == 0:
-        votes.append("rows" if common[0] else "columns")
+        votes.add("rows" if common[0] else "columns")
     elif abs(_is_symbol(rows) - _is_symbol(columns)) > 0.5:
-        votes.append("rows" if _is_symbol(rows) > _is_symbol(columns) else "columns")
+        votes.add("rows" if _is_symbol(rows) > _is_symbol(columns) else "columns")
     if _key(label) in GENE_COLUMNS - {"name", "id"}:
-        votes.append("rows")
+        votes.add("rows")
     elif _key(label) in SAMPLE_COLUMNS and (_key(label) not in ("sample", "samples") or not votes):
-        votes.append("columns")  # Xena also writes "sample" above genes
+        votes.add("columns")  # Xena also writes "sample" above genes
     # Ten thousand of anything are genes, if there are few of the other.
     sizes = len(rows), len(columns)
     if not votes and max(sizes) >= 10_000 and min(sizes) <= 2000:
-        votes.append("rows" if sizes[0] > sizes[1] else "columns")
-    if len(set(votes)) == 1:
-        return votes[0]
+        votes.add("rows" if sizes[0] > sizes[1] else "columns")
+    return votes
+
+
+def find_orientation(rows, columns, label, path, *, default=None):
+    """Return whether genes are in "rows" or "columns", by what both axes look like."""
+    sure = _sure_orientation(rows, columns)
+    votes = {sure} if sure else _vote(rows, columns, label)
+    if len(votes) == 1:
+        return votes.pop()
+    if default is not None:
+        return default
     raise ValueError(
         f"{str(path)!r}: it cannot be decided whether genes are in rows (such as "
         f"{name_some(rows[:3])}) or in columns (such as {name_some(columns[:3])}). Pass "
         "genes_in='rows' or genes_in='columns'."
     )
+
+
+def _check_orientation(genes_in, rows, columns, path):
+    """Raise if genes are surely in the other axis than in the given one."""
+    if _sure_orientation(rows, columns) not in (None, genes_in):
+        other = "rows" if genes_in == "columns" else "columns"
+        raise ValueError(
+            f"{str(path)!r}: genes_in={genes_in!r}, but genes seem to be in {other}: rows are such "
+            f"as {rows[0]!r}, columns such as {columns[0]!r}. Use genes_in={other!r}."
+        )
 
 
 def _is_text(column):
@@ -328,12 +365,7 @@ def _choose_axis(table, genes_in, path):
         )
     if genes_in is None:
         return find_orientation(names, others, header[0], path)
-    if _sure_orientation(names, others) not in (None, genes_in):
-        other = "rows" if genes_in == "columns" else "columns"
-        raise ValueError(
-            f"{str(path)!r}: genes_in={genes_in!r}, but genes seem to be in {other}: rows are such "
-            f"as {names[0]!r}, columns such as {others[0]!r}. Use genes_in={other!r}."
-        )
+    _check_orientation(genes_in, names, others, path)
     return genes_in
 
 
@@ -427,6 +459,12 @@ def _split_axes(table, layout, genes_in, path, audit):
             f"{'sample' if genes_in == 'rows' else 'gene'}."
         )
     audit.add("columns that are annotation", [header[at] for at in noted])
+    if genes_in == "rows" and len(kept) > 1 and {_key(header[at]) for at in kept} <= MEASURES:
+        raise ValueError(
+            f"{str(path)!r}: expected several samples, found one, with the columns "
+            f"{name_some(header[at] for at in kept)}. Pass the folder of a download from GDC, or "
+            "join the files of the samples first."
+        )
     values = frame[kept].to_numpy(dtype=np.result_type(*set(frame.dtypes[kept]), np.float32))
     notes = frame[noted].set_axis([header[at] for at in noted], axis=1)
     names, others = frame[0].map(str).to_numpy(dtype=object), [header[at] for at in kept]
@@ -543,14 +581,27 @@ def _annotate(names, notes):
         ("ensembl_id", ID_COLUMNS),
     ):
         for key in keys:
-            if key in columns and (genes[target] == "").all():
-                wanted = target != "ensembl_id" or _fraction(ENSEMBL, columns[key].tolist()) > 0.5
-                genes[target] = columns[key] if wanted else ""
+            if key in columns and (genes[target] == "").all() and _holds(columns[key], target):
+                genes[target] = columns[key]
     genes["symbol"] = genes["symbol"].where(~genes["symbol"].isin(["?", "NA", "nan"]), "")
     for name in notes.columns:
         if name not in genes.columns:
             genes[name] = notes[name].to_numpy()
     return genes
+
+
+def _holds(column, kind):
+    """Return whether a column has identifiers of a kind."""
+    names = [name for name in column if name]
+    is_ensembl = _fraction(ENSEMBL, names) > 0.5
+    if kind == "ensembl_id":
+        return is_ensembl
+    is_number = _fraction(re.compile(r"-?\d+"), names) > 0.5
+    return (
+        is_number
+        if kind == "entrez_id"
+        else (not is_ensembl and not is_number and _fraction(re.compile(r"\S+"), names) > 0.5)
+    )
 
 
 def _text(value):
@@ -584,6 +635,9 @@ def _name_genes(genes, gene_ids, aliases, audit, path):
     for source in ("ensembl_id", "entrez_id") if known else ():
         found = genes[source].map(lambda name: known.get(strip_version(name), ""))
         names = names.where(names != "", found)
+    renamed = names.map(lambda name: known.get(name, name))
+    audit.add("symbols renamed by aliases", names[renamed != names])
+    names = renamed
     names = names.where(~par_y, "")
     if not (names != "").any():
         raise ValueError(
@@ -732,138 +786,197 @@ def describe_scale(values):
     return "not logged" if highest > 50 else "log"
 
 
-def _read_h5ad(path, layer):
-    try:
-        import anndata
-    except ImportError as error:
-        raise ImportError(
-            f"{str(path)!r}: AnnData files need the package anndata: "
-            "pip install 'sklearn_pk[anndata]'."
-        ) from error
-    try:
-        data = anndata.read_h5ad(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as .h5ad: {error}") from error
-    var = data.var
-    if layer == "raw":
-        if data.raw is None:
-            raise ValueError(f"{str(path)!r} has no raw.")
-        values, var = data.raw.X, data.raw.var
-    elif layer is not None:
-        if layer not in data.layers:
-            found = [*data.layers, *(["raw"] if data.raw is not None else [])]
-            raise ValueError(f"{str(path)!r} has no layer {layer!r}, only {found}.")
-        values = data.layers[layer]
-    else:
-        values = data.X
-    if values is None:
-        raise ValueError(
-            f"{str(path)!r}: X is empty. Choose layer='raw' or one of {list(data.layers)}."
-        )
-    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
-    return values, data.obs, var
+def _names_of(frame, keys, pattern):
+    """Return the index of obs or var, or, of numbered rows, the column that names them."""
+    names = [str(name) for name in frame.index]
+    if _counts(pd.Series(names)):
+        for name, column in frame.items():
+            texts = column.map(str)
+            known = _key(name) in keys or _fraction(pattern, texts.tolist()) > 0.9
+            if known and _is_text(column) and texts.is_unique:
+                return texts.tolist()
+    return names
 
 
 def _from_h5ad(path, layer, genes_in):
     """Return the same as :func:`_split_axes`, and the annotation of samples."""
-    values, obs, var = _read_h5ad(path, layer)
-    axes = [[str(name) for name in each.index] for each in (obs, var)]
+    values, obs, var = read_h5ad(path, layer)
+    genes, samples = {*SYMBOL_COLUMNS, *ID_COLUMNS}, SAMPLE_COLUMNS
+    axes = [_names_of(obs, samples, SAMPLE), _names_of(var, genes, ENSEMBL)]
     if genes_in is None:
-        samples = [
-            _fraction(SAMPLE, names) + ("gene" in str(each.columns)) * -0.5
-            for names, each in zip(axes, (obs, var), strict=True)
-        ]
-        is_turned = samples[1] - samples[0] + _is_gene(axes[0]) - _is_gene(axes[1]) > 0.5
-        genes_in = "rows" if is_turned else "columns"
+        genes_in = find_orientation(*axes, "", path, default="columns")
+    else:
+        _check_orientation(genes_in, *axes, path)
     if genes_in == "rows":
-        obs, var, values, axes = var, obs, values.T, axes[::-1]
+        obs, var, values = var, obs, values.T
+        axes = [_names_of(obs, samples, SAMPLE), _names_of(var, genes, ENSEMBL)]
+    _check_named(axes[1], path)
     notes = var.reset_index(drop=True)
     return values.T, np.array(axes[1], dtype=object), axes[0], notes, obs, genes_in
 
 
+def _sheet_of_text(path):
+    """Return a sample sheet, or None if a file is none."""
+    with path.open("rb") as file:
+        head = file.readline(10_000).decode("utf-8", errors="replace").lstrip("\ufeff")
+    sep = "\t" if "\t" in head else ","
+    if not {"File Name", "Sample ID"} <= {name.strip() for name in head.split(sep)}:
+        return None
+    sheet = pd.read_csv(path, sep=sep, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    sheet.columns = [name.strip() for name in sheet.columns]
+    names = {"File Name": "file", "File ID": "folder", "Sample ID": "sample", "Case ID": "case"}
+    kind = "Sample Type" if "Sample Type" in sheet else "Tissue Type"
+    return sheet.rename(columns={**names, kind: "type"})
+
+
+def _sheet_of_json(path):
+    """Return the same from the metadata of a cart, or None."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # another or a damaged file
+        return None
+    if not (isinstance(entries, list) and entries and "file_name" in entries[0]):
+        return None
+    rows = []
+    for entry in entries:
+        aliquot = (entry.get("associated_entities") or [{}])[0].get("entity_submitter_id", "")
+        case = (entry.get("cases") or [{}])[0]
+        sample = (case.get("samples") or [{}])[0]
+        rows.append(
+            {
+                "file": entry["file_name"],
+                "folder": entry.get("file_id", ""),
+                "sample": aliquot or sample.get("submitter_id", ""),
+                "case": case.get("submitter_id", "") or aliquot[:12],
+                "type": sample.get("sample_type") or sample.get("tissue_type") or "",
+                "aliquot": aliquot,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def _find_sheet(folder):
     """Return a table of the files of a download of GDC: file name, sample, case and type."""
+    readers = {".tsv": _sheet_of_text, ".txt": _sheet_of_text, ".csv": _sheet_of_text}
+    readers[".json"] = _sheet_of_json
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in (".tsv", ".txt") and "sheet" in path.name.lower():
-            sheet = pd.read_csv(path, sep="\t", dtype=str)
-            if {"File Name", "Sample ID"} <= set(sheet.columns):
-                sheet = sheet.rename(columns={"File Name": "file", "Sample ID": "sample"})
-                return sheet.rename(columns={"Case ID": "case", "Sample Type": "type"}), path
-    for path in sorted(folder.rglob("*.json")):
-        entries = json.loads(path.read_text())
-        if isinstance(entries, list) and entries and "file_name" in entries[0]:
-            rows = []
-            for entry in entries:
-                entity = (entry.get("associated_entities") or [{}])[0]
-                name = entity.get("entity_submitter_id", "")
-                rows.append({"file": entry["file_name"], "sample": name, "case": name[:12]})
-            return pd.DataFrame(rows), path
+        read = readers.get(path.suffix.lower())
+        if read is None or STAR_FILE.search(path.name) or not path.is_file():
+            continue
+        sheet = read(path)
+        if sheet is not None:
+            return sheet, path
     raise ValueError(
         f"{str(folder)!r}: found no sample sheet (gdc_sample_sheet*.tsv) and no metadata "
         "(metadata.cart*.json), which name the sample of each file. Download one of them from the "
-        "cart of the GDC portal into this folder. A manifest does not name samples."
+        "cart of the GDC portal into this folder. A manifest does not name samples. To read one "
+        "table, pass its file."
     )
 
 
-def _from_gdc(folder, column, verbose, audit):
-    """Read a folder of STAR counts; return the same as :func:`_split_axes`."""
+STAR_FILE = re.compile(r"star_gene_counts\.tsv(\.gz)?$")
+
+
+def _find_files(folder, audit):
+    """Return the sheet, restricted to files that are there, with their paths."""
     sheet, sheet_path = _find_sheet(folder)
-    paths = {
-        path.name: path
-        for path in folder.rglob("*")
-        if re.search(r"star_gene_counts\.tsv(\.gz)?$", path.name)
-    }
-    sheet = sheet.drop_duplicates("file")
-    missing = [name for name in sheet["file"] if name not in paths]
-    unnamed = sorted(set(paths) - set(sheet["file"]))
-    sheet = sheet[sheet["file"].isin(paths)]
+    paths = {}
+    for path in sorted(folder.rglob("*")):
+        if STAR_FILE.search(path.name):
+            paths.setdefault(path.name, []).append(path)
+    sheet = sheet.drop_duplicates(["file", "sample"])
+    pooled = sheet["sample"].str.contains(",")
+    audit.add("files of several samples, left out", sheet["file"][pooled])
+    sheet = sheet[~pooled]
+    audit.add("files of the sheet that are not there", [n for n in sheet["file"] if n not in paths])
+    audit.add(
+        "files that the sheet does not name, left out", sorted(set(paths) - set(sheet["file"]))
+    )
+    missing, sheet = sheet["file"].tolist(), sheet[sheet["file"].isin(paths)].copy()
     if not len(sheet):
         raise ValueError(
             f"{str(folder)!r}: none of the {len(missing)} files of {sheet_path.name!r} is there, "
             f"such as {missing[:1]}; found {len(paths)} files of STAR counts."
         )
-    column = column or "tpm_unstranded"
-
-    def read(name):
-        options = {"include_columns": ["gene_id", "gene_name", "gene_type", column]}
-        if name != sheet["file"].iloc[0]:
-            options["include_columns"] = ["gene_id", column]
-        with open_text(paths[name]) as file:
-            content = file.read()
-        skipped = content.startswith(b"#")
-        try:
-            return csv.read_csv(
-                BufferReader(content),
-                read_options=csv.ReadOptions(skip_rows=int(skipped), use_threads=False),
-                parse_options=csv.ParseOptions(delimiter="\t"),
-                convert_options=csv.ConvertOptions(**options),
-            )
-        except (ArrowException, KeyError) as error:
+    if (sheet["sample"] == "").any():
+        raise ValueError(
+            f"{str(sheet_path)!r} does not name the sample of {sheet['file'].iloc[0]!r}. Download "
+            "the sample sheet from the cart of the GDC portal."
+        )
+    folders = sheet["folder"] if "folder" in sheet else [""] * len(sheet)
+    found = []
+    for name, own in zip(sheet["file"], folders, strict=True):
+        candidates = [path for path in paths[name] if path.parent.name == own] or paths[name]
+        if len(candidates) > 1:
             raise ValueError(
-                f"{str(paths[name])!r} cannot be read as STAR counts with the column {column!r} "
-                f"(one of {', '.join(STAR_COLUMNS)}): {error}"
-            ) from error
+                f"{str(folder)!r}: {len(candidates)} files are named {name!r}, such as "
+                f"{str(candidates[1])!r}. Remove the copies."
+            )
+        found.append(candidates[0])
+    sheet["path"] = found
+    return sheet
 
-    values = ids = notes = None
+
+def _read_star(path, columns):
+    """Read columns of one file of STAR counts."""
+    with open_text(path) as file:
+        content = file.read()
+    while content.startswith(b"#"):
+        content = content.partition(b"\n")[2]
+    header = content.partition(b"\n")[0].decode("utf-8", errors="replace").strip().split("\t")
+    lost = [name for name in columns if name not in header]
+    if lost:
+        raise ValueError(
+            f"{str(path)!r}: expected the columns of STAR counts, but column {lost[0]!r} (one of "
+            f"{', '.join(STAR_COLUMNS)}) is not among {header}."
+        )
+    try:
+        table = csv.read_csv(
+            BufferReader(content),
+            read_options=csv.ReadOptions(use_threads=False),
+            parse_options=csv.ParseOptions(delimiter="\t"),
+            convert_options=csv.ConvertOptions(
+                include_columns=columns, column_types={columns[-1]: "float64"}
+            ),
+        )
+    except ArrowException as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as STAR counts: a line has another number of fields, or "
+            f"{columns[-1]!r} is not a number. The file may be incomplete: download it again."
+        ) from error
+    return table
+
+
+def _from_gdc(folder, column, verbose, audit):
+    """Read a folder of STAR counts; return the same as :func:`_split_axes`."""
+    sheet = _find_files(folder, audit)
+    column, paths = column or "tpm_unstranded", sheet["path"].tolist()
+    wanted = ["gene_id", "gene_name", "gene_type", column]
+
+    def read(path):
+        return _read_star(path, wanted if path == paths[0] else ["gene_id", column])
+
     with ThreadPoolExecutor(2) as pool:
-        tables = pool.map(read, sheet["file"])
+        tables = pool.map(read, paths)
         bar = progress(tables, total=len(sheet), desc="GDC", verbose=verbose, unit="file")
-        for at, (name, table) in enumerate(zip(sheet["file"], bar, strict=True)):
+        for at, (path, table) in enumerate(zip(paths, bar, strict=True)):
             found = table["gene_id"].combine_chunks()
-            if values is None:
+            if not at:
                 ids = found
                 values = np.empty((len(sheet), len(found)))
                 notes = table.select(["gene_name", "gene_type"]).to_pandas()
             elif not found.equals(ids):
                 raise ValueError(
-                    f"{str(paths[name])!r} has other genes, or another order, than "
-                    f"{sheet['file'].iloc[0]!r}: they come from different releases of GDC."
+                    f"{str(path)!r} has other genes, or another order, than "
+                    f"{str(paths[0])!r}: they come from different releases of GDC, or a file is "
+                    "incomplete."
                 )
             values[at] = table[column].to_numpy()
+    with open_text(paths[0]) as file:
+        comments = [line for line in file.readlines(1000) if line.startswith(b"#")]
+    audit.add("lines of comments left out", [line.decode().strip() for line in comments])
     names = np.array(ids.to_pylist(), dtype=object)
-    samples = sheet.set_index("sample")
-    audit.add("files of the sheet that are not there", missing)
-    audit.add("files that the sheet does not name, left out", unnamed)
+    samples = sheet.drop(columns=["path", "folder"], errors="ignore").set_index("sample")
     return values.T, names, list(samples.index), notes, samples
 
 
@@ -1006,6 +1119,8 @@ def read_expression(
     path, audit = Path(path), Audit()
     _check_options(path, layout, column, layer, gene_ids, aliases)
     if path.is_dir():
+        if genes_in == "columns":
+            raise ValueError(f"{str(path)!r}: files of GDC have genes in rows, not in columns.")
         layout, genes_in = "GDC", "rows"
         values, ids, samples, notes, sheet = _from_gdc(path, column, verbose, audit)
     elif is_hdf5(path):

@@ -291,7 +291,6 @@ def _check_text(head, path):
         (b"<", "a web page or XML; perhaps the download failed"),
         (b"RDX", "data of R. Save it in R with write.csv"),
         (b"X\n\0\0", "data of R. Save it in R with write.csv"),
-        (b"\x89HDF", "HDF5. AnnData files are read by read_expression"),
         (b"%PDF", "PDF"),
     ):
         if head.lstrip(b"\xef\xbb\xbf \r\n").startswith(mark):
@@ -537,9 +536,56 @@ def is_hdf5(path):
     return path.suffix.lower() == ".h5ad" or _magic(path) == b"\x89HDF\r\n\x1a\n"
 
 
+def _layers_of(data):
+    found = [*data.layers, *(["raw"] if data.raw is not None else [])]
+    return f"Choose layer= of {found}." if found else "It has no layers and no raw."
+
+
+def read_h5ad(path, layer=None):
+    """Return values, obs and var of an AnnData file."""
+    try:
+        import anndata
+    except ImportError as error:
+        raise ImportError(
+            f"{str(path)!r}: AnnData files need the package anndata: "
+            "pip install 'sklearn_pk[anndata]'."
+        ) from error
+    try:
+        data = anndata.read_h5ad(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as .h5ad: {error}") from error
+    var = data.var
+    if layer == "raw":
+        if data.raw is None:
+            raise ValueError(f"{str(path)!r} has no raw.")
+        values, var = data.raw.X, data.raw.var
+    elif layer is not None:
+        if layer not in data.layers:
+            raise ValueError(f"{str(path)!r} has no layer {layer!r}. {_layers_of(data)}")
+        values = data.layers[layer]
+    else:
+        values = data.X
+    if values is None:
+        raise ValueError(f"{str(path)!r}: X is empty. {_layers_of(data)}")
+    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+    if values.size and not values.any():
+        raise ValueError(
+            f"{str(path)!r}: {'X' if layer is None else layer} has zeros only. {_layers_of(data)}"
+        )
+    return values, data.obs, var
+
+
+def _of_h5ad(path):
+    values, obs, var = read_h5ad(path)
+    return _of_frame(pd.DataFrame(values, obs.index.map(str), var.index.map(str)), "h5ad")
+
+
 def _read_excel(path):
     try:
-        return _of_frame(pd.read_excel(path, dtype={0: str}), "Excel")
+        sheets = pd.read_excel(path, dtype={0: str}, sheet_name=None)
+        table = _of_frame(next(iter(sheets.values())), "Excel")
+        left_out = [f"sheet {name!r} left out" for name in list(sheets)[1:]]
+        return table._replace(comments=left_out)
     except ImportError as error:
         raise ImportError(
             f"{str(path)!r}: Excel files need the package openpyxl. Install it, or save the sheet "
@@ -554,6 +600,8 @@ def _reader(path):
         return ".parquet", lambda path: _of_frame(pd.read_parquet(path), "parquet")
     if magic[:6] == b"ARROW1" or magic[:4] == b"FEA1":
         return ".feather", lambda path: _of_frame(pd.read_feather(path), "feather")
+    if is_hdf5(path):
+        return ".h5ad", _of_h5ad
     if magic[:2] == b"PK":
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -561,10 +609,10 @@ def _reader(path):
             return "Excel", _read_excel
         if names and all(name.endswith(".npy") for name in names):
             return ".npz", lambda path: _of_frame(_read_npz(path), "npz")
-    kinds = {".parquet": "parquet", ".npz": "npz", ".h5ad": "h5ad", ".feather": "feather"}
+    kinds = {".parquet": "parquet", ".npz": "npz", ".feather": "feather"}
     kinds |= {".xlsx": "Excel", ".xls": "Excel"}
     claimed = kinds.get(path.suffix.lower())
-    if claimed and claimed != "h5ad":
+    if claimed:
         raise ValueError(f"{str(path)!r} cannot be read as {path.suffix}: it is not such a file.")
     return "text", _read_text
 
@@ -624,8 +672,9 @@ def read_table(path):
     path : str or path-like
         Text with the row names in the first column (separated by tabs, commas, semicolons or
         spaces, also with decimal commas; plain, or compressed with gzip, bzip2, xz or zip; UTF-8,
-        UTF-16 or Latin-1), parquet, feather, Excel, or npz with one array (rows, columns) and both
-        names as arrays of strings. The content decides, not the ending of the name.
+        UTF-16 or Latin-1), parquet, feather, Excel, h5ad (X of AnnData, with the extra
+        ``anndata``), or npz with one array (rows, columns) and both names as arrays of strings.
+        The content decides, not the ending of the name.
 
     Returns
     -------
@@ -637,7 +686,7 @@ def read_table(path):
     FileNotFoundError
         If there is no such file.
     ImportError
-        If openpyxl is not installed, for Excel files.
+        If openpyxl is not installed, for Excel files, or anndata, for AnnData files.
     TypeError
         If a column is not numeric; it is named.
     ValueError
