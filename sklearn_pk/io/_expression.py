@@ -294,19 +294,16 @@ def _check_orientation(genes_in, rows, columns, path):
         )
 
 
-def _is_text(column):
-    return column.dtype.kind not in "fiub"
-
-
 def _find_names(table, path):
     """Return the column that names the rows: the first, unless it holds numbers."""
     header, frame = table.header, table.frame
     keys = [_key(name) for name in header]
-    texts = [at for at in range(1, len(header)) if _is_text(frame[at])]
+    texts = table.texts()
     samples = [
         at for at in texts if _fraction(SAMPLE, frame[at].tolist()) > 0.9 and frame[at].is_unique
     ]
-    if table.first_numbers().isna().any():
+    head = table._replace(frame=frame.head(1000))
+    if head.first_numbers().isna().any() or table.first_numbers().isna().any():
         is_known = keys[0] in SAMPLE_COLUMNS - {"sequencingid"} | GENE_COLUMNS
         better = samples if not is_known and _fraction(SAMPLE, frame[0].tolist()) < 0.5 else []
         # Rows of genes have no column of barcodes.
@@ -333,15 +330,20 @@ def _drop_unnamed(table, first, path):
     """Leave out columns without a name and without values, and numbers of rows."""
     kept = []
     for at, name in enumerate(table.header):
+        if at == first or _key(name) not in ("", "unnamed:_0", "index", "id"):
+            kept.append(at)
+            continue
         column = table.frame[at]
-        is_row_number = _key(name) in ("", "unnamed:_0", "index", "id") and _counts(column)
-        if at == first or (name and not is_row_number):
+        is_row_number = _counts(column)
+        if name and not is_row_number:
             kept.append(at)
         elif not (is_row_number or column.isna().all() or column.eq("").all()):
             raise ValueError(
                 f"{str(path)!r}: column {at + 1} has no name, but values such as "
                 f"{str(column.iloc[0])!r}. Name it in the header, or remove it."
             )
+    if not first and len(kept) == len(table.header):
+        return table
     kept.sort(key=lambda at: at != first)
     if first and 0 in kept and table.kind == "text":  # the first column is read as text
         numbers = table.first_numbers()
@@ -355,7 +357,8 @@ def _choose_axis(table, genes_in, path):
     """Return the axis of the genes: as given, unless names contradict, or as they show."""
     header, frame = table.header, table.frame
     names = frame[0].map(str).tolist()
-    others = [header[at] for at in range(1, len(header)) if not _is_text(frame[at])]
+    texts = set(table.texts())
+    others = [header[at] for at in range(1, len(header)) if at not in texts]
     if not others:
         shown = frame.iloc[0, 1] if frame.shape[1] > 1 else frame.iloc[0, 0]
         raise ValueError(
@@ -372,7 +375,7 @@ def _choose_axis(table, genes_in, path):
 def _notes_of_genes(table, path):
     """Return the columns that annotate genes, where other columns are samples."""
     header = table.header
-    texts = {at for at in range(1, len(header)) if _is_text(table.frame[at])}
+    texts = set(table.texts())
     known = {
         at
         for at, name in enumerate(header)
@@ -418,7 +421,7 @@ def _odd_columns(table, columns, path):
 def _notes_of_samples(table, path):
     """Return the columns that annotate samples, where other columns are genes."""
     header = table.header
-    texts = {at for at in range(1, len(header)) if _is_text(table.frame[at])}
+    texts = set(table.texts())
     known = {at for at, name in enumerate(header) if at and _key(name) in SAMPLE_COLUMNS | CLINICAL}
     check_numbers(table, texts - known, path)
     rest = [at for at in range(1, len(header)) if at not in texts | known]
@@ -474,7 +477,9 @@ def _split_axes(table, layout, genes_in, path, audit):
         return values.T, np.array(others, dtype=object), names, notes_of_genes, notes, genes_in
     _check_named(names.tolist(), path)
     notes = pd.concat([frame[[0]].set_axis([header[0]], axis=1), notes], axis=1)
-    is_clinical = np.array([_key(name) in CLINICAL for name in names], dtype=bool)
+    is_clinical = np.zeros(len(names), dtype=bool)
+    if _is_gene(names) < 1:
+        is_clinical[:] = [_key(name) in CLINICAL for name in names]
     audit.add("rows that annotate samples", names[is_clinical])
     sheet = pd.DataFrame(values[is_clinical].T, columns=names[is_clinical])
     notes = notes[~is_clinical].reset_index(drop=True)
@@ -492,6 +497,8 @@ def _check_named(genes, path):
 
 def _counts(column):
     """Return whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
+    if str(column.iloc[0]) not in ("0", "1", "0.0", "1.0"):
+        return False
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
     return len(values) > 0 and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
 
@@ -617,8 +624,8 @@ def _name_genes(genes, gene_ids, aliases, audit, path):
         # An id that joins both is a symbol; without one, the Entrez id remains.
         par_y = genes["id"].str.endswith("_PAR_Y")
         audit.add("_PAR_Y copies of genes, kept under their own names", genes["id"][par_y])
-        pairs = genes["id"].map(lambda name: bool(PAIR.fullmatch(name)))
-        names = genes["id"].where(~pairs & (genes["id"] != ""), genes["symbol"])
+        is_pair = genes["id"].str.fullmatch(PAIR)
+        names = genes["id"].where(~is_pair & (genes["id"] != ""), genes["symbol"])
         empty = (names == "") | names.isin(["?", "NA", "nan"])
         entrez = genes["entrez_id"].where(genes["entrez_id"] != "0", "")
         audit.add(
@@ -793,7 +800,7 @@ def _names_of(frame, keys, pattern):
         for name, column in frame.items():
             texts = column.map(str)
             known = _key(name) in keys or _fraction(pattern, texts.tolist()) > 0.9
-            if known and _is_text(column) and texts.is_unique:
+            if known and column.dtype.kind not in "fiub" and texts.is_unique:
                 return texts.tolist()
     return names
 

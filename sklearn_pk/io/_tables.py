@@ -6,6 +6,7 @@ import bz2
 import codecs
 import csv
 import gzip
+import io
 import lzma
 import math
 import re
@@ -64,6 +65,11 @@ class RawTable(NamedTuple):
     comments: list  # lines above the header
     kind: str = "text"
     marks: tuple = (".", None)  # of decimals and thousands
+
+    def texts(self):
+        """Return the columns of text, but the first."""
+        # A column is not taken out of the frame to see its type: there may be 60,000.
+        return [at for at, dtype in enumerate(self.frame.dtypes) if at and dtype.kind not in "fiub"]
 
     def first_numbers(self):
         """Return the first column, which text files hold as text, as numbers, or NaN."""
@@ -374,7 +380,7 @@ def _check_short_rows(frame, texts, separator, skipped, encoding, path):
     if not empty.any():
         return
     with open_text(path) as file:
-        lines = codecs.getreader(encoding)(file)
+        lines = io.TextIOWrapper(file, encoding=encoding, newline="")
         for at, row in enumerate(_rows(islice(lines, skipped, None), separator), skipped + 1):
             if row and len(row) < frame.shape[1] and not row[0].startswith(("#", "!")):
                 raise ValueError(
@@ -388,7 +394,7 @@ def _read_wide(path, header, texts, separator, encoding, skipped):
     numeric = np.setdiff1d(np.arange(len(header)), texts)
     names, rows = {at: [] for at in texts}, []
     with open_text(path) as file:
-        lines = codecs.getreader(encoding)(file)
+        lines = io.TextIOWrapper(file, encoding=encoding, newline="")
         for row in _rows(islice(lines, skipped, None), separator):
             if not row:
                 continue
