@@ -21,30 +21,51 @@ from ..prior._gene_sets import load_aliases, load_edges, strip_version
 from ..utils import check_expression
 from ..utils._reporting import progress, warn_user
 from ..utils._validation import name_some
-from ._tables import InvalidTableError, RawTable, check_frame, open_text, read_raw
+from ._tables import (
+    RawTable,
+    check_frame,
+    check_numbers,
+    is_hdf5,
+    open_text,
+    read_h5ad,
+    read_raw,
+    to_numbers,
+)
 
 ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{11}(\.\d+)?(_PAR_Y)?")
 PAIR = re.compile(r"(.*)\|(\d+)|(\S+) \((\d+)\)")  # SYMBOL|ENTREZ, and SYMBOL (ENTREZ) of DepMap
 # Symbols are in capitals; C1orf112 and its like are the exception.
 SYMBOL = re.compile(r"[A-Z][A-Z0-9@_./-]*(orf[A-Z0-9]+(-[A-Z0-9]+)?)?")
 SAMPLE = re.compile(
-    r"TCGA[-._][A-Z0-9]{2}[-._][A-Z0-9]{4}([-._].*)?"  # barcodes, also dotted
-    r"|X?C3[LN][-._]\d{5}([-._].*)?|X?\d{2}[A-Z]{2}\d{3}([-._].*)?"  # CPTAC
-    r"|GTEX[-._][A-Z0-9]+([-._].*)?|K-562-SM-.*|ACH-\d{6}"
-    r"|(GSM|SAMN|[SED]R[RSX])\d+([-._].*)?"
-    r"|X?[0-9a-f]{8}([-.][0-9a-f]{4}){3}[-.][0-9a-f]{12}",
+    r"(TCGA[-._][A-Z0-9]{2}|TARGET[-._]\d{2}|HCM[-._]\w{4})[-._][A-Z0-9]{4,6}([-._].*)?"  # GDC
+    r"|X?C3[LN][-._]\d{5}([-._ ].*)?|X?\d{2}[A-Z]{2}\d{3}([-._ ].*)?|CPT\d{6,}.*"  # CPTAC
+    r"|GTEX[-._][A-Z0-9]+([-._].*)?|K-562-SM-.*|ACH-\d{6}|MMRF[-_]\d{4}.*|(MB|MTS)-T?\d{4}.*"
+    r"|(GSM|SAM[NED][AG]?|[SED]R[RSX])\d+([-._].*)?|(SP|SA|DO)\d{4,}|P-\d{7}.*"
+    r"|X?[0-9a-f]{8}([-._][0-9a-f]{4}){3}[-._][0-9a-f]{12}",
     re.IGNORECASE,
 )
+# Symbols that nearly all tables of expression hold, and names of samples do not.
+COMMON_GENES = frozenset(
+    "A1BG A2M ACTB AKT1 ALB APC AR ATM B2M BCL2 BRCA1 BRCA2 BRAF CCND1 CD3E CD4 CD8A CDH1 CDK4 "
+    "CDKN2A COL1A1 EGFR EPCAM ERBB2 ESR1 FN1 FOXA1 FOXP3 GAPDH GATA3 HRAS IDH1 JAK2 KIT KRAS KRT5 "
+    "KRT8 KRT18 MET MKI67 MLH1 MTOR MYC NOTCH1 NRAS PGR PIK3CA PTEN PTPRC RB1 SOX2 STAT3 TGFB1 "
+    "TP53 TSPAN6 VEGFA VIM".split()
+)
+MONTH = "jan|feb|m[aä]r|mrz|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]"
 DATE = re.compile(
-    r"\d{1,2}-(mar|sep|dec|oct|feb|apr|nov|mrz|dez|okt)|(mar|sep|dec|oct|feb|apr|nov)-\d{1,2}"
-    r"|\d{4}-\d\d-\d\d( 00:00:00)?|\d{1,2}/\d{1,2}/\d{2,4}",
+    rf"\d{{1,2}}[-./ ]\s?({MONTH})|({MONTH})[-./ ]\d{{1,2}}|\d{{4}}-\d\d-\d\d( 00:00:00)?"
+    r"|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d\.\d+E\+\d\d",  # 2310009E13 is a gene of mice
     re.IGNORECASE,
 )
 # Names of columns, in lower case and with underscores, that annotate genes or name samples.
-ID_COLUMNS = ("gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "geneid", "name", "id")
+ID_COLUMNS = (
+    *("gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "geneid", "gene_ids", "ensemblid"),
+    *("feature_id", "name", "id"),
+)
 SYMBOL_COLUMNS = (
     *("hugo_symbol", "gene_name", "symbol", "gene_symbol", "hgnc_symbol", "external_gene_name"),
-    *("genesymbol", "description", "gene", "genes"),
+    *("genesymbol", "gene_short_name", "feature_name", "gene_names", "description", "gene"),
+    *("genes", "index"),
 )
 ENTREZ_COLUMNS = ("entrez_gene_id", "entrez_id", "entrezgene", "entrezgene_id", "entrez", "ncbi_id")
 GENE_COLUMNS = {
@@ -55,11 +76,32 @@ GENE_COLUMNS = {
     *("start_position", "end_position", "length", "gene_length", "bp_length", "feature_length"),
     *("hgnc_id", "havana_gene", "transcript_id", "transcript_ids", "cytoband", "locus", "probe"),
     *("attrib_name", "hybridization_ref", "composite_element_ref", "cpg", "refseq", "unigene"),
+    *("id_ref", "probe_id", "transcript_length", "exon_length", "effective_length", "n_exons"),
+    *("gc", "gc_content", "percentage_gene_gc_content", "chromstart", "chromend", "band", "map"),
+    *("basemean", "logfc", "log2foldchange", "lfcse", "stat", "pvalue", "p_value", "p_val", "padj"),
+    *("fdr", "q_value", "qvalue", "adj_p_val", "aveexpr", "mean", "median", "sd", "variance"),
+    *("accession", "uniprot", "protein_id", "ncbigeneid", "description", "gene_description"),
+    *("database_id", "authority", "organism", "chromosome_location", "gene_status", "version"),
 }  # fmt: skip
 SAMPLE_COLUMNS = {
     *("sample", "samples", "sample_id", "slide", "slides", "slide_id", "wsi_file_name", "patient"),
     *("patients", "patient_id", "case", "case_id", "barcode", "modelid", "depmap_id", "profileid"),
     *("tcga_id", "sample_barcode", "aliquot", "individual", "submitter_id", "bcr_patient_barcode"),
+    *("sampleid", "patientid", "caseid", "slide_name", "case_submitter_id", "barcodes", "subject"),
+    *("sequencingid", "modelconditionid", "isdefaultentryformodel", "isdefaultentryformc"),
+}
+# What is known of patients and samples, but is not expression.
+CLINICAL = {
+    *("age", "age_at_diagnosis", "sex", "gender", "race", "ethnicity", "bmi", "height", "weight"),
+    *("os", "os_time", "os_event", "os_status", "os_months", "dss", "dss_time", "dfi", "dfi_time"),
+    *("pfi", "pfi_time", "pfs", "pfs_time", "dfs", "dfs_time", "rfs", "rfs_time", "efs", "event"),
+    *("time", "status", "vital_status", "days_to_death", "days_to_last_follow_up", "survival"),
+    *("stage", "grade", "t_stage", "n_stage", "m_stage", "tumor_stage", "tumor_size", "subtype"),
+    *("purity", "tumor_purity", "ploidy", "tmb", "msi", "batch", "plate", "center", "site", "rin"),
+    *("cluster", "class", "label", "response", "treatment", "group", "project", "project_id"),
+    *("er_status", "pr_status", "her2_status", "years_to_birth", "overall_survival", "pam50"),
+    *("sample_type", "sample_type_id", "tissue_type", "tumor_type", "cancer_type", "tissue"),
+    *("library_size", "n_genes", "n_counts", "total_counts", "size_factor", "size_factors"),
 }
 PATIENT_COLUMNS = (
     "patient_id",
@@ -70,11 +112,19 @@ PATIENT_COLUMNS = (
     "submitter_id",
 )
 # Rows of counters, and the columns of the files of STAR.
-NOT_GENES = re.compile(r"N_(unmapped|multimapping|noFeature|ambiguous)|__\w+")
+NOT_GENES = re.compile(r"N_(unmapped|multimapping|noFeature|ambiguous)|__\w+|(?i:total|sum)")
 STAR_COLUMNS = [
     *("unstranded", "stranded_first", "stranded_second"),
     *("tpm_unstranded", "fpkm_unstranded", "fpkm_uq_unstranded"),
 ]
+
+
+# Columns of files that hold several values of one sample.
+MEASURES = {
+    *(name.lower() for name in STAR_COLUMNS),
+    *("tpm", "fpkm", "fpkm_uq", "rpkm", "expected_count", "isopct", "numreads", "est_counts"),
+    *("count", "counts", "raw_count", "raw_counts", "effectivelength", "eff_length", "cpm"),
+}
 
 
 class Layout(NamedTuple):
@@ -83,10 +133,22 @@ class Layout(NamedTuple):
     name: str
     recognises: Callable  # of a RawTable
     tidy: Callable = lambda table, column: table
+    columns: bool = False  # whether a sample has several values, of which column= chooses
 
 
 def _starts(*names):
     return lambda table: _key(table.header[0]) in names
+
+
+def _symbols_first(table, column):
+    """Bring symbols to the front: Entrez identifiers are annotation."""
+    keys = [_key(name) for name in table.header]
+    if "hugo_symbol" not in keys[1:]:
+        return table
+    at = keys.index("hugo_symbol")
+    order = [at, *(other for other in range(len(keys)) if other != at)]
+    frame = table.frame[order].set_axis(range(len(order)), axis=1)
+    return table._replace(header=[table.header[other] for other in order], frame=frame)
 
 
 def _firehose(table, column):
@@ -96,22 +158,27 @@ def _firehose(table, column):
     found = list(dict.fromkeys(kinds[1:]))
     wanted = column or ("normalized_count" if "normalized_count" in found else found[0])
     if wanted not in found:
-        raise InvalidTableError(f"column={column!r} is not one of {found}.")
+        raise ValueError(f"column={column!r} is not one of {found}.")
     kept = [0, *(at for at, kind in enumerate(kinds) if at and kind == wanted)]
-    values = frame.iloc[1:, kept].set_axis(range(len(kept)), axis=1).reset_index(drop=True)
-    values = values.astype(dict.fromkeys(range(1, len(kept)), np.float64))
-    return RawTable([header[at] for at in kept], values, table.comments, table.kind)
+    values = to_numbers(table._replace(frame=frame.iloc[1:]), kept[1:])
+    values = values[kept].set_axis(range(len(kept)), axis=1).reset_index(drop=True)
+    left_out = [f"columns of {kind!r} left out" for kind in found if kind != wanted]
+    return RawTable([header[at] for at in kept], values, table.comments + left_out, table.kind)
 
 
 def _gct(table, column):
     """Leave out the lines below the header that annotate samples, of version 1.3."""
-    sizes = [int(number) for number in re.findall(r"\d+", table.comments[-1])]
-    if len(sizes) < 4 or not sizes[3]:
+    sizes = [int(number) for number in re.findall(r"\d+", table.comments[1])]
+    n_notes, n_lines = sizes[2:4] if len(sizes) == 4 else (0, 0)
+    table = table._replace(frame=table.frame.iloc[n_lines:].reset_index(drop=True))
+    if len(table.frame) != sizes[0]:
+        raise ValueError(
+            f"expected {sizes[0]} genes, as stated in line 2, found {len(table.frame)}. The file "
+            "is incomplete: download it again."
+        )
+    if not n_lines:
         return table
-    n_notes, n_lines = sizes[2:4]
-    values = table.frame.iloc[n_lines:].reset_index(drop=True)
-    columns = range(1 + n_notes, values.shape[1])
-    return table._replace(frame=values.astype(dict.fromkeys(columns, np.float64)))
+    return table._replace(frame=to_numbers(table, range(1 + n_notes, table.frame.shape[1])))
 
 
 def _sequoia(table, column):
@@ -129,11 +196,11 @@ def _sequoia(table, column):
 # The first layout that recognises a table is taken; the last recognises all.
 LAYOUTS = (
     Layout("SEQUOIA", lambda table: any(n.startswith("rna_") for n in table.header), _sequoia),
-    Layout("Firehose", _starts("hybridization_ref"), _firehose),
-    Layout("GCT", lambda table: any(line.startswith("#1.") for line in table.comments), _gct),
-    Layout("cBioPortal", _starts("hugo_symbol", "entrez_gene_id")),
+    Layout("Firehose", _starts("hybridization_ref"), _firehose, columns=True),
+    Layout("GCT", lambda table: table.comments[:1] in (["#1.2"], ["#1.3"]), _gct),
+    Layout("cBioPortal", _starts("hugo_symbol", "entrez_gene_id"), _symbols_first),
     Layout("LinkedOmics", _starts("attrib_name")),
-    Layout("recount3", lambda table: any(line.startswith("##") for line in table.comments)),
+    Layout("recount3", lambda table: "##" in "".join(table.comments)[:2]),
     Layout("DepMap", lambda t: sum(bool(PAIR.fullmatch(n)) for n in t.header) > len(t.header) / 2),
     Layout("PanCanAtlas", lambda t: bool(PAIR.fullmatch(str(t.frame.iloc[0, 0])))),
     Layout("Xena", _starts("ensembl_id", "sample")),
@@ -189,87 +256,326 @@ def _sure_orientation(rows, columns):
     return None
 
 
-def find_orientation(rows, columns, label, path):
+def _is_symbol(names):
+    """Return the fraction of names that look like symbols, and not like numbered samples."""
+    return _fraction(SYMBOL, names) - _fraction(re.compile(r"[A-Z]+[_-]?\d+|[A-Z]"), names)
+
+
+def _vote(rows, columns, label):
+    """Return the axes of the genes that names, sizes and the label of the rows speak for."""
+    votes = set()
+    common = [len(COMMON_GENES & {name.upper() for name in names}) for names in (rows, columns)]
+    known = [_known_symbols(names) for names in (rows, columns)]
+    if max(common) > 1 and min(common) == 0:
+        votes.add("rows" if common[0] else "columns")
+    elif max(known) > 0.15 and min(known) < 0.3 * max(known):
+        votes.add("rows" if known[0] > known[1] else "columns")
+    elif abs(_is_symbol(rows) - _is_symbol(columns)) > 0.5:
+        votes.add("rows" if _is_symbol(rows) > _is_symbol(columns) else "columns")
+    if _key(label) in GENE_COLUMNS - {"name", "id"}:
+        votes.add("rows")
+    elif _key(label) in SAMPLE_COLUMNS and (_key(label) not in ("sample", "samples") or not votes):
+        votes.add("columns")  # Xena also writes "sample" above genes
+    # Ten thousand of anything are genes, if there are few of the other.
+    sizes = len(rows), len(columns)
+    if not votes and max(sizes) >= 10_000 and min(sizes) <= 2000:
+        votes.add("rows" if sizes[0] > sizes[1] else "columns")
+    return votes
+
+
+def find_orientation(rows, columns, label, path, *, default=None):
     """Return whether genes are in "rows" or "columns", by what both axes look like."""
     sure = _sure_orientation(rows, columns)
-    if sure is not None:
-        return sure
-    if _key(label) in SAMPLE_COLUMNS:
-        return "columns"
-    if _key(label) in GENE_COLUMNS - {"name", "id"}:
-        return "rows"
-    for votes, least in (
-        ([_known_symbols(names) for names in (rows, columns)], 0.15),
-        ([_fraction(SYMBOL, names) for names in (rows, columns)], 0.7),
-    ):
-        if max(votes) > least and min(votes) < 0.3 * max(votes):
-            return "rows" if votes[0] > votes[1] else "columns"
-    raise InvalidTableError(
+    votes = {sure} if sure else _vote(rows, columns, label)
+    if len(votes) == 1:
+        return votes.pop()
+    if default is not None:
+        return default
+    raise ValueError(
         f"{str(path)!r}: it cannot be decided whether genes are in rows (such as "
         f"{name_some(rows[:3])}) or in columns (such as {name_some(columns[:3])}). Pass "
         "genes_in='rows' or genes_in='columns'."
     )
 
 
-def _split_axes(table, genes_in, path):
-    """Return values as genes x samples with names, and annotations of genes and samples."""
+def _check_orientation(genes_in, rows, columns, path):
+    """Raise if genes are surely in the other axis than in the given one."""
+    if _sure_orientation(rows, columns) not in (None, genes_in):
+        other = "rows" if genes_in == "columns" else "columns"
+        raise ValueError(
+            f"{str(path)!r}: genes_in={genes_in!r}, but genes seem to be in {other}: rows are such "
+            f"as {rows[0]!r}, columns such as {columns[0]!r}. Use genes_in={other!r}."
+        )
+
+
+def _find_names(table, path):
+    """Return the column that names the rows: the first, unless it holds numbers."""
     header, frame = table.header, table.frame
     keys = [_key(name) for name in header]
-    is_text = [dtype.kind not in "fiub" for dtype in frame.dtypes]
-    # A first column of row numbers, as pandas and R write them, is no name.
-    numbers_rows = keys[0] in ("", "unnamed:_0", "index") and _counts(frame[0])
-    if numbers_rows and sum(is_text[1:]):
-        header, keys, is_text = header[1:], keys[1:], is_text[1:]
-        frame = frame.drop(columns=0).set_axis(range(len(header)), axis=1)
-    texts = [at for at in range(len(header)) if is_text[at] or at == 0]
-    names = frame[0].map(str)
-    rest = [header[at] for at in range(len(header)) if at not in texts]
-    if not rest:
-        raise InvalidTableError(
+    texts = table.texts()
+    samples = [
+        at for at in texts if _fraction(SAMPLE, frame[at].tolist()) > 0.9 and frame[at].is_unique
+    ]
+    head = table._replace(frame=frame.head(1000))
+    if head.first_numbers().isna().any() or table.first_numbers().isna().any():
+        is_known = keys[0] in SAMPLE_COLUMNS - {"sequencingid"} | GENE_COLUMNS
+        better = samples if not is_known and _fraction(SAMPLE, frame[0].tolist()) < 0.5 else []
+        # Rows of genes have no column of barcodes.
+        return better[0] if better and _is_gene(frame[0].tolist()) < 0.5 else 0
+    known = {*ID_COLUMNS, *SYMBOL_COLUMNS}
+    genes = [at for at in texts if keys[at] in known or _is_gene(frame[at].tolist()) > 0.5]
+    named = [at for at in texts if keys[at] in SAMPLE_COLUMNS]
+    for candidates in (samples, genes, named):
+        if candidates:
+            return candidates[0]
+    if (
+        keys[0] in SAMPLE_COLUMNS
+        or keys[0] in ENTREZ_COLUMNS
+        or frame[0].map(str).str.isdigit().all()
+    ):
+        return 0
+    raise ValueError(
+        f"{str(path)!r}: its rows have no names. They are expected in the index or in the first "
+        f"column, but {header[0]!r} holds numbers, such as {frame[0].iloc[0]!r}."
+    )
+
+
+def _drop_unnamed(table, first, path):
+    """Leave out columns without a name and without values, and numbers of rows."""
+    kept = []
+    for at, name in enumerate(table.header):
+        if at == first or _key(name) not in ("", "unnamed:_0", "index", "id"):
+            kept.append(at)
+            continue
+        column = table.frame[at]
+        is_row_number = _counts(column)
+        if name and not is_row_number:
+            kept.append(at)
+        elif not (is_row_number or column.isna().all() or column.eq("").all()):
+            raise ValueError(
+                f"{str(path)!r}: column {at + 1} has no name, but values such as "
+                f"{str(column.iloc[0])!r}. Name it in the header, or remove it."
+            )
+    if not first and len(kept) == len(table.header):
+        return table
+    kept.sort(key=lambda at: at != first)
+    if first and 0 in kept and table.kind == "text":  # the first column is read as text
+        numbers = table.first_numbers()
+        if not numbers.isna().any():
+            table.frame[0] = numbers
+    header = [table.header[at] for at in kept]
+    return table._replace(header=header, frame=table.frame[kept].set_axis(range(len(kept)), axis=1))
+
+
+def _choose_axis(table, genes_in, path):
+    """Return the axis of the genes: as given, unless names contradict, or as they show."""
+    header, frame = table.header, table.frame
+    names = frame[0].map(str).tolist()
+    texts = set(table.texts())
+    others = [header[at] for at in range(1, len(header)) if at not in texts]
+    if not others:
+        shown = frame.iloc[0, 1] if frame.shape[1] > 1 else frame.iloc[0, 0]
+        raise ValueError(
             f"{str(path)!r}: expected numbers, found {len(header)} columns of text: "
-            f"{name_some(header)}."
+            f"{name_some(header)}. The first value is {shown!r}. Only one line of names is "
+            "expected above the values."
         )
     if genes_in is None:
-        genes_in = find_orientation(names.tolist(), rest, header[0], path)
-    elif _sure_orientation(names.tolist(), rest) not in (None, genes_in):
-        other = "rows" if genes_in == "columns" else "columns"
-        raise InvalidTableError(
-            f"{str(path)!r}: genes_in={genes_in!r}, but genes seem to be in {other}: rows are such "
-            f"as {names.iloc[0]!r}, columns such as {rest[0]!r}. Use genes_in={other!r}."
+        return find_orientation(names, others, header[0], path)
+    _check_orientation(genes_in, names, others, path)
+    return genes_in
+
+
+def _notes_of_genes(table, path):
+    """Return the columns that annotate genes, where other columns are samples."""
+    header = table.header
+    texts = set(table.texts())
+    known = {
+        at
+        for at, name in enumerate(header)
+        if at and _key(name) in GENE_COLUMNS and not SAMPLE.fullmatch(name)
+    }
+    check_numbers(table, texts - known, path)
+    lost = [header[at] for at in sorted(texts) if SAMPLE.fullmatch(header[at])]
+    if lost:
+        shown = table.frame[header.index(lost[0])].iloc[0]
+        raise TypeError(
+            f"{str(path)!r} must hold numbers only, but {len(lost)} samples hold text: "
+            f"{name_some(lost)}, such as {shown!r}. Correct them, or drop these columns."
         )
-    if genes_in == "rows":
-        samples = _fraction(SAMPLE, rest)
-        notes = {
-            at
-            for at, name in enumerate(header)
-            if at in texts
-            or (keys[at] in GENE_COLUMNS and not SAMPLE.fullmatch(name))
-            or (samples > 0.7 and not SAMPLE.fullmatch(name))
-        }
+    rest = [at for at in range(1, len(header)) if at not in texts | known]
+    return texts | known | _odd_columns(table, rest, path)
+
+
+def _odd_columns(table, columns, path):
+    """Return columns that are no samples, by their names and values, and warn of them."""
+    names = [table.header[at] for at in columns]
+    alike = np.array([bool(SAMPLE.fullmatch(name)) for name in names], dtype=bool)
+    if alike.mean() <= 0.7:  # samples of a hospital, which are numbered
+        alike = np.array([any(map(str.isdigit, name)) for name in names], dtype=bool)
+    if alike.all() or alike.mean() <= 0.7:
+        return set()
+    values = table.frame[columns].to_numpy(dtype=np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # columns of nothing but NaN
+        medians = np.nanmedian(values, axis=0)
+        low, high = np.nanpercentile(values[:, alike], [5, 95])
+    whole = np.array([(column == np.rint(column)).all() for column in values.T])
+    odd = ~alike & ~((low <= medians) & (medians <= high) & (whole == whole[alike].all()))
+    for chosen, what in ((odd, "annotation of genes"), (~alike & ~odd, "samples")):
+        if chosen.any():
+            shown = name_some(np.array(names, dtype=object)[chosen])
+            warn_user(
+                f"{str(path)!r}: {chosen.sum()} columns are not named like the other samples: "
+                f"{shown}. By their values, they are taken for {what}. Drop or rename them."
+            )
+    return {at for at, is_odd in zip(columns, odd, strict=True) if is_odd}
+
+
+def _notes_of_samples(table, path):
+    """Return the columns that annotate samples, where other columns are genes."""
+    header = table.header
+    texts = set(table.texts())
+    known = {at for at, name in enumerate(header) if at and _key(name) in SAMPLE_COLUMNS | CLINICAL}
+    check_numbers(table, texts - known, path)
+    rest = [at for at in range(1, len(header)) if at not in texts | known]
+    genes = [header[at] for at in rest]
+    sure = [pattern for pattern in (ENSEMBL, PAIR) if _fraction(pattern, genes) > 0.7]
+    if sure:
+        odd = {at for at in rest if not sure[0].fullmatch(header[at])}
     else:
-        notes = set(texts) | {at for at, key in enumerate(keys) if key in SAMPLE_COLUMNS}
-        genes = [name for at, name in enumerate(header) if at not in notes]
-        if _is_gene(genes) + _fraction(SYMBOL, genes) > 0.7:
-            notes |= {at for at, name in enumerate(header) if not _may_be_gene(name)}
-    kept = [at for at in range(len(header)) if at not in notes]
+        is_symbol = _fraction(SYMBOL, genes) > 0.7
+        odd = {at for at in rest if is_symbol and not _may_be_gene(header[at])}
+    if odd:
+        warn_user(
+            f"{str(path)!r}: {len(odd)} columns are not named like the other genes: "
+            f"{name_some(header[at] for at in sorted(odd))}. They are taken for annotation of "
+            "samples, and returned in `samples`. Drop or rename them."
+        )
+    return texts | known | odd
+
+
+def _split_axes(table, layout, genes_in, path, audit):
+    """Return values as genes x samples with names, and annotations of genes and samples."""
+    if layout == "SEQUOIA":
+        if genes_in == "rows":
+            raise ValueError(
+                f"{str(path)!r} has columns rna_GENE, so its rows are samples. Use "
+                "genes_in='columns'."
+            )
+        genes_in = "columns"
+    table = _drop_unnamed(table, _find_names(table, path), path)
+    genes_in = _choose_axis(table, genes_in, path)
+    header, frame = table.header, table.frame
+    annotate = _notes_of_genes if genes_in == "rows" else _notes_of_samples
+    noted = sorted(annotate(table, path))
+    kept = [at for at in range(1, len(header)) if at not in noted]
     if not kept:
-        raise InvalidTableError(
+        raise ValueError(
             f"{str(path)!r}: none of its columns {name_some(header)} is a "
             f"{'sample' if genes_in == 'rows' else 'gene'}."
         )
-    notes = frame[sorted(notes)].set_axis([header[at] for at in sorted(notes)], axis=1)
+    audit.add("columns that are annotation", [header[at] for at in noted])
+    if genes_in == "rows" and len(kept) > 1 and {_key(header[at]) for at in kept} <= MEASURES:
+        raise ValueError(
+            f"{str(path)!r}: expected several samples, found one, with the columns "
+            f"{name_some(header[at] for at in kept)}. Pass the folder of a download from GDC, or "
+            "join the files of the samples first."
+        )
     values = frame[kept].to_numpy(dtype=np.result_type(*set(frame.dtypes[kept]), np.float32))
-    return values, names.to_numpy(dtype=object), [header[at] for at in kept], notes, genes_in
+    notes = frame[noted].set_axis([header[at] for at in noted], axis=1)
+    names, others = frame[0].map(str).to_numpy(dtype=object), [header[at] for at in kept]
+    if genes_in == "columns":
+        _check_named(others, path)
+        notes_of_genes = pd.DataFrame(index=range(len(others)))
+        return values.T, np.array(others, dtype=object), names, notes_of_genes, notes, genes_in
+    _check_named(names.tolist(), path)
+    notes = pd.concat([frame[[0]].set_axis([header[0]], axis=1), notes], axis=1)
+    is_clinical = np.zeros(len(names), dtype=bool)
+    if _is_gene(names) < 1:
+        is_clinical[:] = [_key(name) in CLINICAL for name in names]
+    audit.add("rows that annotate samples", names[is_clinical])
+    sheet = pd.DataFrame(values[is_clinical].T, columns=names[is_clinical])
+    notes = notes[~is_clinical].reset_index(drop=True)
+    return values[~is_clinical], names[~is_clinical], others, notes, sheet, genes_in
+
+
+def _check_named(genes, path):
+    """Raise if genes are numbered instead of named."""
+    if len(genes) > 2 and _counts(pd.Series(genes)):
+        raise ValueError(
+            f"{str(path)!r}: its genes have no names, only numbers: {name_some(genes)}. Save the "
+            "table with the names of the genes."
+        )
 
 
 def _counts(column):
     """Return whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
+    if str(column.iloc[0]) not in ("0", "1", "0.0", "1.0"):
+        return False
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
     return len(values) > 0 and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
 
 
 def _may_be_gene(name):
     return any(pattern.fullmatch(name) for pattern in (ENSEMBL, PAIR, SYMBOL)) or name.isdigit()
+
+
+def _check_options(path, layout, column, layer, gene_ids, aliases):
+    """Raise for options that do not apply to a file, or to each other."""
+    kind = "GDC" if path.is_dir() else "AnnData" if is_hdf5(path) else "table"
+    if layout is not None and kind != (layout if layout in ("GDC", "AnnData") else "table"):
+        found = {"GDC": "a folder", "AnnData": "an HDF5 file", "table": "another file"}[kind]
+        expected = {"GDC": "a folder of files of STAR counts", "AnnData": "an h5ad file"}
+        raise ValueError(
+            f"{str(path)!r}: layout={layout!r} is {expected.get(layout, 'one table')}, but this is "
+            f"{found}."
+        )
+    if layer is not None and kind != "AnnData":
+        raise ValueError(f"{str(path)!r}: layer={layer!r} is for AnnData files only.")
+    if column is not None and kind == "AnnData":
+        raise ValueError(f"{str(path)!r}: column={column!r} is not for AnnData; use layer=.")
+    if aliases is not None and gene_ids != "symbol":
+        raise ValueError(
+            f"aliases= names genes by symbols, but gene_ids={gene_ids!r}. Pass gene_ids='symbol'."
+        )
+
+
+def _recognise(path, layout, column, audit):
+    """Return the name of the layout, and the table with one line of names."""
+    table = read_raw(path)
+    forced = next((each for each in LAYOUTS if each.name == layout), None)
+    found = forced or next(each for each in LAYOUTS if each.recognises(table))
+    if forced and forced.tidy is not Layout._field_defaults["tidy"] and not found.recognises(table):
+        raise ValueError(
+            f"{str(path)!r}: layout={layout!r}, but the file is not laid out like that; its first "
+            f"column is {table.header[0]!r}. Leave out layout=, or pass layout='table'."
+        )
+    if column is not None and not found.columns:
+        names = [each.name for each in LAYOUTS if each.columns]
+        raise ValueError(
+            f"{str(path)!r}: column={column!r} is for GDC and {', '.join(names)}, but the layout "
+            f"is {found.name!r}, with one value per gene and sample."
+        )
+    try:
+        table = found.tidy(table, column)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{str(path)!r}, read as {found.name}: {error}") from None
+    audit.add("lines of comments left out", [line[:60] for line in table.comments])
+    return found.name, table
+
+
+def _warn_of_dates(ids, path):
+    """Warn of symbols that Excel made dates, or days since 1900."""
+    dates = [name for name in ids if DATE.fullmatch(name)]
+    digits = [name for name in ids if name.isdigit()]
+    if len(digits) < 0.5 * len(ids):  # not a table of Entrez identifiers
+        dates += [name for name in digits if len(name) == 5 and 36_500 < int(name) < 55_000]
+    if dates:
+        warn_user(
+            f"{str(path)!r}: {len(dates)} genes are named as dates: {name_some(dates)}. Excel made "
+            "them of symbols such as MARCH1 or SEPT2; take the original file."
+        )
 
 
 def _annotate(names, notes):
@@ -296,14 +602,27 @@ def _annotate(names, notes):
         ("ensembl_id", ID_COLUMNS),
     ):
         for key in keys:
-            if key in columns and (genes[target] == "").all():
-                wanted = target != "ensembl_id" or _fraction(ENSEMBL, columns[key].tolist()) > 0.5
-                genes[target] = columns[key] if wanted else ""
+            if key in columns and (genes[target] == "").all() and _holds(columns[key], target):
+                genes[target] = columns[key]
     genes["symbol"] = genes["symbol"].where(~genes["symbol"].isin(["?", "NA", "nan"]), "")
     for name in notes.columns:
         if name not in genes.columns:
             genes[name] = notes[name].to_numpy()
     return genes
+
+
+def _holds(column, kind):
+    """Return whether a column has identifiers of a kind."""
+    names = [name for name in column if name]
+    is_ensembl = _fraction(ENSEMBL, names) > 0.5
+    if kind == "ensembl_id":
+        return is_ensembl
+    is_number = _fraction(re.compile(r"-?\d+"), names) > 0.5
+    return (
+        is_number
+        if kind == "entrez_id"
+        else (not is_ensembl and not is_number and _fraction(re.compile(r"\S+"), names) > 0.5)
+    )
 
 
 def _text(value):
@@ -319,8 +638,8 @@ def _name_genes(genes, gene_ids, aliases, audit, path):
         # An id that joins both is a symbol; without one, the Entrez id remains.
         par_y = genes["id"].str.endswith("_PAR_Y")
         audit.add("_PAR_Y copies of genes, kept under their own names", genes["id"][par_y])
-        pairs = genes["id"].map(lambda name: bool(PAIR.fullmatch(name)))
-        names = genes["id"].where(~pairs & (genes["id"] != ""), genes["symbol"])
+        is_pair = genes["id"].str.fullmatch(PAIR)
+        names = genes["id"].where(~is_pair & (genes["id"] != ""), genes["symbol"])
         empty = (names == "") | names.isin(["?", "NA", "nan"])
         entrez = genes["entrez_id"].where(genes["entrez_id"] != "0", "")
         audit.add(
@@ -337,9 +656,12 @@ def _name_genes(genes, gene_ids, aliases, audit, path):
     for source in ("ensembl_id", "entrez_id") if known else ():
         found = genes[source].map(lambda name: known.get(strip_version(name), ""))
         names = names.where(names != "", found)
+    renamed = names.map(lambda name: known.get(name, name))
+    audit.add("symbols renamed by aliases", names[renamed != names])
+    names = renamed
     names = names.where(~par_y, "")
     if not (names != "").any():
-        raise InvalidTableError(
+        raise ValueError(
             f"{str(path)!r}: gene_ids={gene_ids!r}, but the file has no such identifiers (its "
             f"genes are {name_some(genes['id'][:3])}). Symbols can be found with aliases=."
         )
@@ -353,7 +675,7 @@ def _merge_genes(values, names, duplicates, audit, path):
     if not len(repeated):
         return values, np.arange(len(names))
     if duplicates == "error":
-        raise InvalidTableError(
+        raise ValueError(
             f"{str(path)!r}: {len(repeated)} genes have repeated names: {name_some(repeated)}. "
             "Choose duplicates='mean', 'max_mean' (the row with the highest mean) or 'first'."
         )
@@ -374,22 +696,32 @@ def _merge_genes(values, names, duplicates, audit, path):
     return merged, np.flatnonzero(first)
 
 
+# Barcodes and UUIDs with other marks than dashes, as R, LinkedOmics and file systems need them.
+MARKED = re.compile(
+    r"X?((TCGA|TARGET|GTEX|C3[LN])[._]\w+([-._]\w+)*|[0-9a-f]{8}([._][0-9a-f]{4}){3}[._][0-9a-f]{12})",
+    re.IGNORECASE,
+)
+
+
 def _clean_samples(names, audit):
     """Undo what R does to names that hold dashes or begin with a digit."""
-    dotted = re.compile(r"(X?)(TCGA|C3[LN]|GTEX)\.([A-Z0-9]+)\..*|(X?)(C3[LN])\.\d{5}.*", re.I)
-    if _fraction(dotted, names) > 0.5 or _fraction(re.compile(r"X?[0-9a-f]{8}\..*"), names) > 0.5:
-        # The .N of normal samples of CPTAC is no part of the barcode.
-        cleaned = [re.sub(r"^X(?=\w)", "", re.sub(r"\.(?!N$)", "-", name)) for name in names]
-        audit.add("names of samples with dots for dashes, as R writes them", names)
-        return cleaned
-    mangled = re.compile(r"X\d.*")
-    if _fraction(mangled, names) == 1:
-        audit.add("names of samples with an X before a digit, as R writes them", names)
-        return [name[1:] for name in names]
-    return list(names)
+    # The .N of normal samples of CPTAC is no part of the barcode.
+    cleaned = [
+        re.sub(r"[._](?![NT]$)", "-", name.removeprefix("X")) if MARKED.fullmatch(name) else name
+        for name in names
+    ]
+    if sum(bool(re.match(r"X\d", name)) for name in cleaned) == len(cleaned):
+        cleaned = [name[1:] for name in cleaned]
+    cleaned = [
+        name.removeprefix("X") if re.match(r"X\d{2}[A-Z]{2}\d{3}", name) else name
+        for name in cleaned
+    ]
+    changed = [old for old, new in zip(names, cleaned, strict=True) if old != new]
+    audit.add("names of samples with other marks for dashes, or an X before a digit", changed)
+    return cleaned
 
 
-ALIQUOT = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-\d{2})([A-Z](-.*)?)?", re.IGNORECASE)
+ALIQUOT = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-\d{2})([A-Z]?([-.].*)?)?", re.IGNORECASE)
 
 
 def _merge_vials(values, samples, vials, audit, path):
@@ -402,7 +734,7 @@ def _merge_vials(values, samples, vials, audit, path):
         return values, np.arange(len(samples))
     repeated = [samples[at] for at in np.flatnonzero(~first)]
     if vials == "error":
-        raise InvalidTableError(
+        raise ValueError(
             f"{str(path)!r}: {len(repeated)} samples are further vials or aliquots of a patient "
             f"and type: {name_some(repeated)}. Choose vials='first' or 'mean'."
         )
@@ -441,7 +773,7 @@ def _fill(values, genes, samples, missing, audit, path):
         medians[~empty] = np.nanmedian(values[~empty], axis=1)
         values[gaps] = np.broadcast_to(medians[:, None], values.shape)[gaps]
     if not (keep[0].any() and keep[1].any()):
-        raise InvalidTableError(f"{str(path)!r}: missing={missing!r} leaves nothing of the table.")
+        raise ValueError(f"{str(path)!r}: missing={missing!r} leaves nothing of the table.")
     return values, *keep
 
 
@@ -460,153 +792,213 @@ def describe_scale(values):
         "TPM" is not logged either: the values of a sample sum to a million.
     """
     some = values[:200]
-    if not some.size:
-        return "log"
     lowest, highest = some.min(), some.max()
+    # Correction of batches makes few values of genes negative.
+    if lowest < 0 and highest > 100 and -lowest < 0.05 * highest and (some < 0).mean() < 0.2:
+        return "not logged"
     if lowest < 0:
         means, spread = some.mean(axis=0), some.std(axis=0)
         is_z = np.median(np.abs(means)) < 0.3 and 0.5 < np.median(spread) < 2
-        return "z-scores" if is_z else "log"
-    if highest > 50 and (some == np.rint(some)).all():
+        return "z-scores" if is_z or highest > 50 else "log"
+    if highest > 20 and (some == np.rint(some)).all():
         return "counts"
     if highest > 50 and np.allclose(some.sum(axis=1), 1e6, rtol=0.02):
         return "TPM"
     return "not logged" if highest > 50 else "log"
 
 
-def _read_h5ad(path, layer):
-    try:
-        import anndata
-    except ImportError as error:
-        raise ImportError(
-            f"{str(path)!r}: AnnData files need the package anndata: "
-            "pip install 'sklearn_pk[anndata]'."
-        ) from error
-    try:
-        data = anndata.read_h5ad(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as .h5ad: {error}") from error
-    var = data.var
-    if layer == "raw":
-        if data.raw is None:
-            raise InvalidTableError(f"{str(path)!r} has no raw.")
-        values, var = data.raw.X, data.raw.var
-    elif layer is not None:
-        if layer not in data.layers:
-            found = [*data.layers, *(["raw"] if data.raw is not None else [])]
-            raise InvalidTableError(f"{str(path)!r} has no layer {layer!r}, only {found}.")
-        values = data.layers[layer]
-    else:
-        values = data.X
-    if values is None:
-        raise InvalidTableError(
-            f"{str(path)!r}: X is empty. Choose layer='raw' or one of {list(data.layers)}."
-        )
-    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
-    return values, data.obs, var
+def _names_of(frame, keys, pattern):
+    """Return the index of obs or var, or, of numbered rows, the column that names them."""
+    names = [str(name) for name in frame.index]
+    if _counts(pd.Series(names)):
+        for name, column in frame.items():
+            texts = column.map(str)
+            known = _key(name) in keys or _fraction(pattern, texts.tolist()) > 0.9
+            if known and column.dtype.kind not in "fiub" and texts.is_unique:
+                return texts.tolist()
+    return names
 
 
 def _from_h5ad(path, layer, genes_in):
     """Return the same as :func:`_split_axes`, and the annotation of samples."""
-    values, obs, var = _read_h5ad(path, layer)
-    axes = [[str(name) for name in each.index] for each in (obs, var)]
+    values, obs, var = read_h5ad(path, layer)
+    genes, samples = {*SYMBOL_COLUMNS, *ID_COLUMNS}, SAMPLE_COLUMNS
+    axes = [_names_of(obs, samples, SAMPLE), _names_of(var, genes, ENSEMBL)]
     if genes_in is None:
-        samples = [
-            _fraction(SAMPLE, names) + ("gene" in str(each.columns)) * -0.5
-            for names, each in zip(axes, (obs, var), strict=True)
-        ]
-        is_turned = samples[1] - samples[0] + _is_gene(axes[0]) - _is_gene(axes[1]) > 0.5
-        genes_in = "rows" if is_turned else "columns"
+        genes_in = find_orientation(*axes, "", path, default="columns")
+    else:
+        _check_orientation(genes_in, *axes, path)
     if genes_in == "rows":
-        obs, var, values, axes = var, obs, values.T, axes[::-1]
+        obs, var, values = var, obs, values.T
+        axes = [_names_of(obs, samples, SAMPLE), _names_of(var, genes, ENSEMBL)]
+    _check_named(axes[1], path)
     notes = var.reset_index(drop=True)
     return values.T, np.array(axes[1], dtype=object), axes[0], notes, obs, genes_in
 
 
+def _sheet_of_text(path):
+    """Return a sample sheet, or None if a file is none."""
+    with path.open("rb") as file:
+        head = file.readline(10_000).decode("utf-8", errors="replace").lstrip("\ufeff")
+    sep = "\t" if "\t" in head else ","
+    if not {"File Name", "Sample ID"} <= {name.strip() for name in head.split(sep)}:
+        return None
+    sheet = pd.read_csv(path, sep=sep, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    sheet.columns = [name.strip() for name in sheet.columns]
+    names = {"File Name": "file", "File ID": "folder", "Sample ID": "sample", "Case ID": "case"}
+    kind = "Sample Type" if "Sample Type" in sheet else "Tissue Type"
+    return sheet.rename(columns={**names, kind: "type"})
+
+
+def _sheet_of_json(path):
+    """Return the same from the metadata of a cart, or None."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # another or a damaged file
+        return None
+    if not (isinstance(entries, list) and entries and "file_name" in entries[0]):
+        return None
+    rows = []
+    for entry in entries:
+        aliquot = (entry.get("associated_entities") or [{}])[0].get("entity_submitter_id", "")
+        case = (entry.get("cases") or [{}])[0]
+        sample = (case.get("samples") or [{}])[0]
+        rows.append(
+            {
+                "file": entry["file_name"],
+                "folder": entry.get("file_id", ""),
+                "sample": aliquot or sample.get("submitter_id", ""),
+                "case": case.get("submitter_id", "") or aliquot[:12],
+                "type": sample.get("sample_type") or sample.get("tissue_type") or "",
+                "aliquot": aliquot,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def _find_sheet(folder):
     """Return a table of the files of a download of GDC: file name, sample, case and type."""
+    readers = {".tsv": _sheet_of_text, ".txt": _sheet_of_text, ".csv": _sheet_of_text}
+    readers[".json"] = _sheet_of_json
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in (".tsv", ".txt") and "sheet" in path.name.lower():
-            sheet = pd.read_csv(path, sep="\t", dtype=str)
-            if {"File Name", "Sample ID"} <= set(sheet.columns):
-                sheet = sheet.rename(columns={"File Name": "file", "Sample ID": "sample"})
-                return sheet.rename(columns={"Case ID": "case", "Sample Type": "type"}), path
-    for path in sorted(folder.rglob("*.json")):
-        entries = json.loads(path.read_text())
-        if isinstance(entries, list) and entries and "file_name" in entries[0]:
-            rows = []
-            for entry in entries:
-                entity = (entry.get("associated_entities") or [{}])[0]
-                name = entity.get("entity_submitter_id", "")
-                rows.append({"file": entry["file_name"], "sample": name, "case": name[:12]})
-            return pd.DataFrame(rows), path
-    raise InvalidTableError(
+        read = readers.get(path.suffix.lower())
+        if read is None or STAR_FILE.search(path.name) or not path.is_file():
+            continue
+        sheet = read(path)
+        if sheet is not None:
+            return sheet, path
+    raise ValueError(
         f"{str(folder)!r}: found no sample sheet (gdc_sample_sheet*.tsv) and no metadata "
         "(metadata.cart*.json), which name the sample of each file. Download one of them from the "
-        "cart of the GDC portal into this folder. A manifest does not name samples."
+        "cart of the GDC portal into this folder. A manifest does not name samples. To read one "
+        "table, pass its file."
     )
 
 
-def _from_gdc(folder, column, verbose):
-    """Read a folder of STAR counts; return the same as :func:`_split_axes`."""
+STAR_FILE = re.compile(r"star_gene_counts\.tsv(\.gz)?$")
+
+
+def _find_files(folder, audit):
+    """Return the sheet, restricted to files that are there, with their paths."""
     sheet, sheet_path = _find_sheet(folder)
-    paths = {
-        path.name: path
-        for path in folder.rglob("*")
-        if re.search(r"star_gene_counts\.tsv(\.gz)?$", path.name)
-    }
-    sheet = sheet.drop_duplicates("file")
-    missing = [name for name in sheet["file"] if name not in paths]
-    unnamed = sorted(set(paths) - set(sheet["file"]))
-    sheet = sheet[sheet["file"].isin(paths)]
+    paths = {}
+    for path in sorted(folder.rglob("*")):
+        if STAR_FILE.search(path.name):
+            paths.setdefault(path.name, []).append(path)
+    sheet = sheet.drop_duplicates(["file", "sample"])
+    pooled = sheet["sample"].str.contains(",")
+    audit.add("files of several samples, left out", sheet["file"][pooled])
+    sheet = sheet[~pooled]
+    audit.add("files of the sheet that are not there", [n for n in sheet["file"] if n not in paths])
+    audit.add(
+        "files that the sheet does not name, left out", sorted(set(paths) - set(sheet["file"]))
+    )
+    missing, sheet = sheet["file"].tolist(), sheet[sheet["file"].isin(paths)].copy()
     if not len(sheet):
-        raise InvalidTableError(
+        raise ValueError(
             f"{str(folder)!r}: none of the {len(missing)} files of {sheet_path.name!r} is there, "
             f"such as {missing[:1]}; found {len(paths)} files of STAR counts."
         )
-    column = column or "tpm_unstranded"
-
-    def read(name):
-        options = {"include_columns": ["gene_id", "gene_name", "gene_type", column]}
-        if name != sheet["file"].iloc[0]:
-            options["include_columns"] = ["gene_id", column]
-        with open_text(paths[name]) as file:
-            content = file.read()
-        skipped = content.startswith(b"#")
-        try:
-            return csv.read_csv(
-                BufferReader(content),
-                read_options=csv.ReadOptions(skip_rows=int(skipped), use_threads=False),
-                parse_options=csv.ParseOptions(delimiter="\t"),
-                convert_options=csv.ConvertOptions(**options),
-            )
-        except (ArrowException, KeyError) as error:
+    if (sheet["sample"] == "").any():
+        raise ValueError(
+            f"{str(sheet_path)!r} does not name the sample of {sheet['file'].iloc[0]!r}. Download "
+            "the sample sheet from the cart of the GDC portal."
+        )
+    folders = sheet["folder"] if "folder" in sheet else [""] * len(sheet)
+    found = []
+    for name, own in zip(sheet["file"], folders, strict=True):
+        candidates = [path for path in paths[name] if path.parent.name == own] or paths[name]
+        if len(candidates) > 1:
             raise ValueError(
-                f"{str(paths[name])!r} cannot be read as STAR counts with the column {column!r} "
-                f"(one of {', '.join(STAR_COLUMNS)}): {error}"
-            ) from error
+                f"{str(folder)!r}: {len(candidates)} files are named {name!r}, such as "
+                f"{str(candidates[1])!r}. Remove the copies."
+            )
+        found.append(candidates[0])
+    sheet["path"] = found
+    return sheet
 
-    values = ids = notes = None
+
+def _read_star(path, columns):
+    """Read columns of one file of STAR counts."""
+    with open_text(path) as file:
+        content = file.read()
+    while content.startswith(b"#"):
+        content = content.partition(b"\n")[2]
+    header = content.partition(b"\n")[0].decode("utf-8", errors="replace").strip().split("\t")
+    lost = [name for name in columns if name not in header]
+    if lost:
+        raise ValueError(
+            f"{str(path)!r}: expected the columns of STAR counts, but column {lost[0]!r} (one of "
+            f"{', '.join(STAR_COLUMNS)}) is not among {header}."
+        )
+    try:
+        table = csv.read_csv(
+            BufferReader(content),
+            read_options=csv.ReadOptions(use_threads=False),
+            parse_options=csv.ParseOptions(delimiter="\t"),
+            convert_options=csv.ConvertOptions(
+                include_columns=columns, column_types={columns[-1]: "float64"}
+            ),
+        )
+    except ArrowException as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as STAR counts: a line has another number of fields, or "
+            f"{columns[-1]!r} is not a number. The file may be incomplete: download it again."
+        ) from error
+    return table
+
+
+def _from_gdc(folder, column, verbose, audit):
+    """Read a folder of STAR counts; return the same as :func:`_split_axes`."""
+    sheet = _find_files(folder, audit)
+    column, paths = column or "tpm_unstranded", sheet["path"].tolist()
+    wanted = ["gene_id", "gene_name", "gene_type", column]
+
+    def read(path):
+        return _read_star(path, wanted if path == paths[0] else ["gene_id", column])
+
     with ThreadPoolExecutor(2) as pool:
-        tables = pool.map(read, sheet["file"])
+        tables = pool.map(read, paths)
         bar = progress(tables, total=len(sheet), desc="GDC", verbose=verbose, unit="file")
-        for at, (name, table) in enumerate(zip(sheet["file"], bar, strict=True)):
+        for at, (path, table) in enumerate(zip(paths, bar, strict=True)):
             found = table["gene_id"].combine_chunks()
-            if values is None:
+            if not at:
                 ids = found
                 values = np.empty((len(sheet), len(found)))
                 notes = table.select(["gene_name", "gene_type"]).to_pandas()
             elif not found.equals(ids):
                 raise ValueError(
-                    f"{str(paths[name])!r} has other genes, or another order, than "
-                    f"{sheet['file'].iloc[0]!r}: they come from different releases of GDC."
+                    f"{str(path)!r} has other genes, or another order, than "
+                    f"{str(paths[0])!r}: they come from different releases of GDC, or a file is "
+                    "incomplete."
                 )
             values[at] = table[column].to_numpy()
+    with open_text(paths[0]) as file:
+        comments = [line for line in file.readlines(1000) if line.startswith(b"#")]
+    audit.add("lines of comments left out", [line.decode().strip() for line in comments])
     names = np.array(ids.to_pylist(), dtype=object)
-    samples = sheet.set_index("sample")
-    audit = [("files of the sheet that are not there", missing)]
-    audit.append(("files that the sheet does not name, left out", unnamed))
-    return values.T, names, list(samples.index), notes, samples, audit
+    samples = sheet.drop(columns=["path", "folder"], errors="ignore").set_index("sample")
+    return values.T, names, list(samples.index), notes, samples
 
 
 @validate_params(
@@ -745,46 +1137,26 @@ def read_expression(
     TCGA-3C-AAAU-01    9.8   5.0
     TCGA-3C-AALI-01    8.7  13.0
     """
-    path, audit, sheet = Path(path), Audit(), None
+    path, audit = Path(path), Audit()
+    _check_options(path, layout, column, layer, gene_ids, aliases)
     if path.is_dir():
+        if genes_in == "columns":
+            raise ValueError(f"{str(path)!r}: files of GDC have genes in rows, not in columns.")
         layout, genes_in = "GDC", "rows"
-        values, ids, samples, notes, sheet, found = _from_gdc(path, column, verbose)
-        for what, names in found:
-            audit.add(what, names)
-    elif path.suffix.lower() == ".h5ad" and path.is_file():
+        values, ids, samples, notes, sheet = _from_gdc(path, column, verbose, audit)
+    elif is_hdf5(path):
         layout = "AnnData"
         values, ids, samples, notes, sheet, genes_in = _from_h5ad(path, layer, genes_in)
     else:
-        table = read_raw(path)
-        known = {each.name: each for each in LAYOUTS}
-        found = known.get(layout) or next(each for each in LAYOUTS if each.recognises(table))
-        layout, table = found.name, found.tidy(table, column)
-        if layout == "SEQUOIA":
-            if genes_in == "rows":
-                raise InvalidTableError(
-                    f"{str(path)!r} has columns rna_GENE, so its rows are samples. Use "
-                    "genes_in='columns'."
-                )
-            genes_in = "columns"
-        values, names, others, notes, genes_in = _split_axes(table, genes_in, path)
-        if genes_in == "rows":
-            ids, samples = names, others
-        else:
-            ids, samples, values = np.array(others, dtype=object), names, values.T
-            sheet = notes.iloc[:, 1:]
-            notes = pd.DataFrame(index=range(len(ids)))
-        extra = notes.columns[1:] if sheet is None else sheet.columns
-        audit.add("columns that are annotation", extra)
+        layout, table = _recognise(path, layout, column, audit)
+        values, ids, samples, notes, sheet, genes_in = _split_axes(
+            table, layout, genes_in, path, audit
+        )
     counted = [bool(NOT_GENES.fullmatch(str(name))) for name in ids]
     audit.add("rows of counters left out", ids[counted])
     keep = ~np.array(counted, dtype=bool)
     values, ids, notes = values[keep], ids[keep], notes[keep].reset_index(drop=True)
-    dates = [name for name in ids if DATE.fullmatch(name)]
-    if dates:
-        warn_user(
-            f"{str(path)!r}: {len(dates)} genes are named as dates: {name_some(dates)}. Excel made "
-            "them of symbols such as MARCH1 or SEPT2; take the original file."
-        )
+    _warn_of_dates(ids, path)
     genes = _annotate([str(name) for name in ids], notes)
     names = _name_genes(genes, gene_ids, aliases, audit, path)
     audit.add(
@@ -809,12 +1181,14 @@ def read_expression(
     scale = describe_scale(frame.to_numpy())
     if transform is not None:
         if scale not in ("counts", "TPM", "not logged"):
-            raise InvalidTableError(
+            raise ValueError(
                 f"{str(path)!r}: transform='log2p1' is for expression that is not logged, but "
                 f"these values, from {frame.to_numpy().min():.3g} to "
                 f"{frame.to_numpy().max():.3g}, look like {scale}."
             )
-        frame, scale = np.log2(frame + 1), "log"
+        negative = frame.columns[(frame < 0).any()]
+        audit.add("genes with negative values, of correction of batches, taken for 0", negative)
+        frame, scale = np.log2(frame.clip(lower=0) + 1), "log"
     sheet = pd.DataFrame(index=samples) if sheet is None else sheet[kept_samples].set_axis(samples)
     return Bunch(
         expression=frame,

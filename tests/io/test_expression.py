@@ -86,6 +86,59 @@ def test_anndata_with_sparse_values_and_patients(frame, tmp_path):
     assert read_table(path).columns.tolist() == ["A", "B", "C"]
 
 
+@needs_anndata
+def test_anndata_in_either_orientation(tmp_path):
+    genes, samples = ["TP53", "ESR1", "ERBB2"], ["p1", "p2"]
+    values = np.array([[1.5, 2.0, 3.0], [4.0, 5.0, 6.5]])
+    ensembl = [f"ENSG{number:011d}" for number in range(3)]
+    for index, var in (
+        (genes, {"gene_ids": ensembl}),
+        (ensembl, {"feature_name": genes}),
+        (["0", "1", "2"], {"gene_name": genes}),
+    ):
+        table = anndata.AnnData(
+            values, pd.DataFrame({"barcode": samples}, ["0", "1"]), pd.DataFrame(var, index)
+        )
+        for number, each in enumerate((table, table.T.copy())):
+            path = tmp_path / f"{number}"  # known by its content
+            each.write_h5ad(path)
+            options = {"gene_ids": "symbol"} if index == ensembl else {}
+            if number and index[0] == "0":
+                continue  # nothing shows the axis of numbered genes
+            found = read_expression(path, **options)
+            assert found.layout == "AnnData"
+            assert found.genes_in == ("rows" if number else "columns")
+            assert found.expression.index.tolist() == samples
+            assert found.expression.columns.tolist() == genes
+            np.testing.assert_allclose(found.expression, values)
+    table = table[:, :2].copy()
+    table.var_names, table.obs_names = ["TCGA-3C-AAAU-01", "TCGA-3C-AALI-01"], ensembl[:2]
+    table.write_h5ad(path)
+    with pytest.raises(ValueError, match="genes_in='columns', but genes seem to be in rows"):
+        read_expression(path, genes_in="columns")
+
+
+@needs_anndata
+def test_anndata_without_values_or_names(tmp_path):
+    path = tmp_path / "a.h5ad"
+    obs, var = pd.DataFrame(index=["p1", "p2"]), pd.DataFrame(index=["TP53", "ESR1"])
+    table = anndata.AnnData(np.zeros((2, 2)), obs, var)
+    table.layers["log"] = np.ones((2, 2))
+    table.write_h5ad(path)
+    with pytest.raises(ValueError, match=r"X has zeros only. Choose layer= of \['log'\]"):
+        read_expression(path)
+    assert (read_expression(path, layer="log").expression == 1).all(axis=None)
+    with pytest.raises(ValueError, match="no layer 'raw'|has no raw"):
+        read_expression(path, layer="raw")
+    anndata.AnnData(None, obs, var).write_h5ad(path)
+    with pytest.raises(ValueError, match="X is empty. It has no layers and no raw"):
+        read_expression(path)
+    numbered = pd.DataFrame(index=["0", "1", "2"])
+    anndata.AnnData(np.ones((2, 3)), obs, numbered).write_h5ad(path)
+    with pytest.raises(ValueError, match="genes have no names, only numbers"):
+        read_expression(path)
+
+
 def test_anndata_not_installed(tmp_path, monkeypatch):
     path = tmp_path / "table.h5ad"
     path.write_bytes(b"")

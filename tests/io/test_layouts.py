@@ -340,6 +340,33 @@ def test_gdc_with_metadata_and_without(tmp_path):
         read_expression(tmp_path)
 
 
+def test_gdc_with_faults(tmp_path):
+    sheet = gdc(tmp_path)
+    files = [next(tmp_path.rglob(name)) for name in sheet["File Name"]]
+    for options, match in (({"genes_in": "columns"}, "genes in rows"), ({"layer": "X"}, "AnnData")):
+        with pytest.raises(ValueError, match=match):
+            read_expression(tmp_path, **options)
+    with pytest.raises(ValueError, match="expected several samples, found one.*Pass the folder"):
+        read_expression(files[0])
+    text = files[2].read_text()
+    for changed in (text[:-30], text.replace(f"{COUNTS[2, 0] / 4}", "n.d."), text + "more"):
+        files[2].write_text(changed)
+        with pytest.raises(ValueError, match=rf"{UUIDS[2]}.*cannot be read as STAR counts"):
+            read_expression(tmp_path)
+    files[2].write_text(text)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / files[2].name).write_text(text.replace(str(COUNTS[2, 0] / 4), "1"))
+    assert_allclose(read_expression(tmp_path).expression, COUNTS / 4)  # of the folder of its id
+    sheet.loc[0, "Sample ID"] += ", TCGA-XX-0000-01A"
+    sheet = sheet.rename(columns={"Sample Type": "Tissue Type"})
+    (tmp_path / "gdc_sample_sheet.tsv").unlink()
+    sheet.to_csv(tmp_path / "samples.csv", index=False)
+    table = read_expression(tmp_path)
+    assert table.expression.index.tolist() == SHORT16[1:]
+    assert "type" in table.samples
+    assert table.audit["what"].iloc[0] == "files of several samples, left out"
+
+
 def test_orientation_is_decided_by_majority(tmp_path):
     genes = [*SYMBOLS[:6], "novel_1", "novel_2"]
     samples = [*ALIQUOTS[:4], "control"]
@@ -347,7 +374,8 @@ def test_orientation_is_decided_by_majority(tmp_path):
         "rows": genes_in_rows(samples=samples, genes=genes),
         "columns": frame(samples=samples, genes=genes).reset_index(names=""),
     }.items():
-        found = read_expression(save(table, tmp_path / f"{name}.tsv"))
+        with pytest.warns(UserWarning, match="columns are not named like the other"):
+            found = read_expression(save(table, tmp_path / f"{name}.tsv"))
         assert found.genes_in == name
         assert "TP53" in found.expression.columns
     unknown = frame(LOG[:, :3], ["p1", "p2", "p3", "p4", "p5"], ["f1", "f2", "f3"])
@@ -441,6 +469,14 @@ def test_symbols_of_other_identifiers(tmp_path):
     table = read_expression(path, gene_ids="symbol", aliases=aliases)
     assert table.expression.columns.tolist() == SYMBOLS[:-1]
     assert "_PAR_Y" in table.audit["what"].iloc[0]
+    old = save(genes_in_rows(genes=["P53", *SYMBOLS[:7]], label="gene"), tmp_path / "old.tsv")
+    renamed = read_expression(old, gene_ids="symbol", aliases={"P53": "TP53X"})
+    assert renamed.expression.columns[0] == "TP53X"
+    assert renamed.audit["what"].tolist() == ["symbols renamed by aliases"]
+    notes = {"Description": [f"protein {number} of many" for number in range(8)]}
+    save(genes_in_rows(genes=ENSEMBL, label="gene", **notes), old)
+    with pytest.raises(ValueError, match="the file has no such identifiers"):
+        read_expression(old, gene_ids="symbol")
 
 
 def test_layout_can_be_given(tmp_path):
