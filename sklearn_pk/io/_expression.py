@@ -65,7 +65,7 @@ ID_COLUMNS = (
 SYMBOL_COLUMNS = (
     *("hugo_symbol", "gene_name", "symbol", "gene_symbol", "hgnc_symbol", "external_gene_name"),
     *("genesymbol", "gene_short_name", "feature_name", "gene_names", "description", "gene"),
-    *("genes", "index"),
+    "genes",
 )
 ENTREZ_COLUMNS = ("entrez_gene_id", "entrez_id", "entrezgene", "entrezgene_id", "entrez", "ncbi_id")
 GENE_COLUMNS = {
@@ -274,8 +274,11 @@ def _vote(rows, columns, label):
         votes.add("rows" if _is_symbol(rows) > _is_symbol(columns) else "columns")
     if _key(label) in GENE_COLUMNS - {"name", "id"}:
         votes.add("rows")
-    elif _key(label) in SAMPLE_COLUMNS and (_key(label) not in ("sample", "samples") or not votes):
-        votes.add("columns")  # Xena also writes "sample" above genes
+    elif _key(label) in SAMPLE_COLUMNS and (
+        # Xena also writes "sample" above genes.
+        _key(label) not in ("sample", "samples") or _fraction(SYMBOL, columns) > 0.5
+    ):
+        votes.add("columns")
     # Ten thousand of anything are genes, if there are few of the other.
     sizes = len(rows), len(columns)
     if not votes and max(sizes) >= 10_000 and min(sizes) <= 2000:
@@ -308,35 +311,52 @@ def _check_orientation(genes_in, rows, columns, path):
         )
 
 
+# Labels of row numbers, which name nothing.
+NUMBERS = {"", "unnamed:_0", "index", "id", "row", "row_id", "rownames", "row_names", "no", "nr"}
+
+
 def _find_names(table, path):
     """Return the column that names the rows: the first, unless it holds numbers."""
-    header, frame = table.header, table.frame
-    keys = [_key(name) for name in header]
+    frame, keys = table.frame, [_key(name) for name in table.header]
     texts = table.texts()
     samples = [
         at for at in texts if _fraction(SAMPLE, frame[at].tolist()) > 0.9 and frame[at].is_unique
     ]
+    named = {*SAMPLE_COLUMNS, *ID_COLUMNS, *SYMBOL_COLUMNS, *ENTREZ_COLUMNS, *NUMBERS}
+    genes = [
+        at
+        for at in texts
+        if _is_gene(frame[at].tolist()) > 0.5
+        or (
+            keys[at] in {*ID_COLUMNS, *SYMBOL_COLUMNS, ""}
+            and _holds(frame[at].map(_text), "symbol")
+        )
+    ]
     head = table._replace(frame=frame.head(1000))
     if head.first_numbers().isna().any() or table.first_numbers().isna().any():
+        if (
+            keys[0] in GENE_COLUMNS - (named - {"description"}) and genes
+        ):  # its type or place, in front of the gene
+            return genes[0]
         is_known = keys[0] in SAMPLE_COLUMNS - {"sequencingid"} | GENE_COLUMNS
         better = samples if not is_known and _fraction(SAMPLE, frame[0].tolist()) < 0.5 else []
         # Rows of genes have no column of barcodes.
         return better[0] if better and _is_gene(frame[0].tolist()) < 0.5 else 0
-    known = {*ID_COLUMNS, *SYMBOL_COLUMNS}
-    genes = [at for at in texts if keys[at] in known or _is_gene(frame[at].tolist()) > 0.5]
-    named = [at for at in texts if keys[at] in SAMPLE_COLUMNS]
-    for candidates in (samples, genes, named):
+    is_whole = frame[0].map(str).str.isdigit().all()
+    is_name = keys[0] in named and not (keys[0] in ENTREZ_COLUMNS and genes)
+    if is_whole and is_name and frame[0].is_unique and not _counts(frame[0]):
+        return 0
+    for candidates in (samples, genes, [at for at in texts if keys[at] in SAMPLE_COLUMNS]):
         if candidates:
             return candidates[0]
-    if (
-        keys[0] in SAMPLE_COLUMNS
-        or keys[0] in ENTREZ_COLUMNS
-        or frame[0].map(str).str.isdigit().all()
-    ):
+    # Behind the numbers of rows, names may be numbers, too.
+    if keys[0] in NUMBERS and _counts(frame[0]) and keys[1:2] and keys[1] in named:
+        return 1
+    if is_whole and keys[0] in named:
         return 0
     raise ValueError(
         f"{str(path)!r}: its rows have no names. They are expected in the index or in the first "
-        f"column, but {header[0]!r} holds numbers, such as {frame[0].iloc[0]!r}."
+        f"column, but {table.header[0]!r} holds numbers, such as {str(frame[0].iloc[0])!r}."
     )
 
 
@@ -344,7 +364,7 @@ def _drop_unnamed(table, first, path):
     """Leave out columns without a name and without values, and numbers of rows."""
     kept = []
     for at, name in enumerate(table.header):
-        if at == first or _key(name) not in ("", "unnamed:_0", "index", "id"):
+        if at == first or _key(name) not in NUMBERS:
             kept.append(at)
             continue
         column = table.frame[at]
@@ -418,10 +438,15 @@ def _odd_columns(table, columns, path):
     values = table.frame[columns].to_numpy(dtype=np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # columns of nothing but NaN
-        medians = np.nanmedian(values, axis=0)
+        medians, lowest, highest = (
+            each(values, axis=0) for each in (np.nanmedian, np.nanmin, np.nanmax)
+        )
         low, high = np.nanpercentile(values[:, alike], [5, 95])
     whole = np.array([(column == np.rint(column)).all() for column in values.T])
-    odd = ~alike & ~((low <= medians) & (medians <= high) & (whole == whole[alike].all()))
+    bottom, top = lowest[alike].min(), highest[alike].max()
+    within = (low <= medians) & (medians <= high) & (whole == whole[alike].all())
+    within &= (lowest >= bottom - (top - bottom) / 2) & (highest <= top + (top - bottom) / 2)
+    odd = ~alike & ~within
     for chosen, what in ((odd, "annotation of genes"), (~alike & ~odd, "samples")):
         if chosen.any():
             shown = name_some(np.array(names, dtype=object)[chosen])
@@ -440,7 +465,8 @@ def _notes_of_samples(table, path):
     check_numbers(table, texts - known, path)
     rest = [at for at in range(1, len(header)) if at not in texts | known]
     genes = [header[at] for at in rest]
-    sure = [pattern for pattern in (ENSEMBL, PAIR) if _fraction(pattern, genes) > 0.7]
+    kinds = ENSEMBL, PAIR, re.compile(r"\d+")
+    sure = [pattern for pattern in kinds if _fraction(pattern, genes) > 0.7]
     if sure:
         odd = {at for at in rest if not sure[0].fullmatch(header[at])}
     else:
