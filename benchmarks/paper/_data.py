@@ -99,7 +99,7 @@ def cluster(bags, n_clusters, path, verbose):
     return np.load(path, mmap_mode="r")
 
 
-def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in=None):
+def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in="columns"):
     """
     Read features and expression, and match their rows.
 
@@ -113,7 +113,7 @@ def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in=N
         Super-tiles per slide, for bags with more tiles; 0 uses bags as they are.
     work : Path
         Where super-tiles are kept, a path without its ending.
-    genes_in : {"columns", "rows"} or None, default=None
+    genes_in : {"columns", "rows"}, default="columns"
         Where the table of expression has its genes.
 
     Returns

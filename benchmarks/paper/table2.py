@@ -88,7 +88,7 @@ def make_parser():
     add = parser.add_argument
     add("--features", type=Path, required=True, help="folder of feature files, or a table")
     add("--expression", type=Path, required=True, help="table, one row per slide or patient")
-    add("--genes-in", choices=["columns", "rows"], help="of the expression")
+    add("--genes-in", choices=["columns", "rows"], default="columns", help="of the expression")
     add("--gene-sets", default="cgn", help="GMT file of the external graph (default: MSigDB CGN)")
     add("--external-features", type=Path, help="of another cohort, for the models of the folds")
     add("--external-expression", type=Path)
