@@ -237,7 +237,7 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         names = X.index if isinstance(X, pd.DataFrame) else None
         patients = X.columns if isinstance(X, pd.DataFrame) else None
         X = validate_data(
-            self, X, dtype=[np.float64, np.float32], ensure_min_features=2, reset=reset
+            self, X, dtype=[np.float64, np.float32], ensure_min_features=1 + reset, reset=reset
         )
         return normalize_sources(X, names, patients, self, self.normalize)
 
