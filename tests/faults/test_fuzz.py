@@ -167,7 +167,8 @@ def write_tables(folder, rgb):
     frame.to_csv(folder / "wide.tsv", sep="\t")
     frame.to_parquet(folder / "wide.parquet")
     np.savez(folder / "wide.npz", values=values, samples=names, genes=genes)
-    np.savez_compressed(folder / "packed.npz", values=values.astype("f4"), samples=names)
+    packed = {"values": values.astype("f4"), "samples": names, "genes": genes}
+    np.savez_compressed(folder / "packed.npz", **packed)
 
 
 def check_report(report):
