@@ -36,20 +36,14 @@ ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{11}(\.\d+)?(_PAR_Y)?")
 PAIR = re.compile(r"(.*)\|(\d+)|(\S+) \((\d+)\)")  # SYMBOL|ENTREZ, and SYMBOL (ENTREZ) of DepMap
 # Symbols are in capitals; C1orf112 and its like are the exception.
 SYMBOL = re.compile(r"[A-Z][A-Z0-9@_./-]*(orf[A-Z0-9]+(-[A-Z0-9]+)?)?")
+CPTAC = re.compile(r"X?C3[LN][-._]\d{5}([-._ ].*)?|X?\d{2}[A-Z]{2}\d{3}([-._ ].*)?|CPT\d{6,}.*")
 SAMPLE = re.compile(
     r"(TCGA[-._][A-Z0-9]{2}|TARGET[-._]\d{2}|HCM[-._]\w{4})[-._][A-Z0-9]{4,6}([-._].*)?"  # GDC
-    r"|X?C3[LN][-._]\d{5}([-._ ].*)?|X?\d{2}[A-Z]{2}\d{3}([-._ ].*)?|CPT\d{6,}.*"  # CPTAC
+    rf"|{CPTAC.pattern}"
     r"|GTEX[-._][A-Z0-9]+([-._].*)?|K-562-SM-.*|ACH-\d{6}|MMRF[-_]\d{4}.*|(MB|MTS)-T?\d{4}.*"
     r"|(GSM|SAM[NED][AG]?|[SED]R[RSX])\d+([-._].*)?|(SP|SA|DO)\d{4,}|P-\d{7}.*"
     r"|X?[0-9a-f]{8}([-._][0-9a-f]{4}){3}[-._][0-9a-f]{12}",
     re.IGNORECASE,
-)
-# Symbols that nearly all tables of expression hold, and names of samples do not.
-COMMON_GENES = frozenset(
-    "A1BG A2M ACTB AKT1 ALB APC AR ATM B2M BCL2 BRCA1 BRCA2 BRAF CCND1 CD3E CD4 CD8A CDH1 CDK4 "
-    "CDKN2A COL1A1 EGFR EPCAM ERBB2 ESR1 FN1 FOXA1 FOXP3 GAPDH GATA3 HRAS IDH1 JAK2 KIT KRAS KRT5 "
-    "KRT8 KRT18 MET MKI67 MLH1 MTOR MYC NOTCH1 NRAS PGR PIK3CA PTEN PTPRC RB1 SOX2 STAT3 TGFB1 "
-    "TP53 TSPAN6 VEGFA VIM".split()
 )
 MONTH = "jan|feb|m[aä]r|mrz|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]"
 DATE = re.compile(
@@ -203,7 +197,12 @@ LAYOUTS = (
     Layout("recount3", lambda table: "##" in "".join(table.comments)[:2]),
     Layout("DepMap", lambda t: sum(bool(PAIR.fullmatch(n)) for n in t.header) > len(t.header) / 2),
     Layout("PanCanAtlas", lambda t: bool(PAIR.fullmatch(str(t.frame.iloc[0, 0])))),
-    Layout("Xena", _starts("ensembl_id", "sample")),
+    Layout(
+        "Xena", lambda t: _starts("ensembl_id", "sample")(t) and _fraction(SAMPLE, t.header) > 0.5
+    ),
+    Layout(
+        "CPTAC", lambda t: max(_fraction(CPTAC, n) for n in (t.header, t.frame[0].tolist())) > 0.5
+    ),
     Layout("R", lambda table: any(re.match(r"(X?TCGA|X\d).*\.", n) for n in table.header)),
     Layout("table", lambda table: True),
 )
@@ -243,8 +242,9 @@ def _cgn_genes():
 
 
 def _known_symbols(names):
-    """Return the fraction of names that are genes of the shipped gene sets."""
-    return np.mean([name in _cgn_genes() for name in names[:: max(1, len(names) // 2000)]])
+    """Return the fraction of names that are genes of the shipped gene sets, also of mice."""
+    some = names[:: max(1, len(names) // 2000)]
+    return np.mean([str(name).upper() in _cgn_genes() for name in some])
 
 
 def _sure_orientation(rows, columns):
@@ -264,11 +264,9 @@ def _is_symbol(names):
 def _vote(rows, columns, label):
     """Return the axes of the genes that names, sizes and the label of the rows speak for."""
     votes = set()
-    common = [len(COMMON_GENES & {name.upper() for name in names}) for names in (rows, columns)]
     known = [_known_symbols(names) for names in (rows, columns)]
-    if max(common) > 1 and min(common) == 0:
-        votes.add("rows" if common[0] else "columns")
-    elif max(known) > 0.15 and min(known) < 0.3 * max(known):
+    # Of 60,000 genes, most are in no gene set.
+    if max(known) > 0.03 and min(known) < 0.2 * max(known):
         votes.add("rows" if known[0] > known[1] else "columns")
     elif abs(_is_symbol(rows) - _is_symbol(columns)) > 0.5:
         votes.add("rows" if _is_symbol(rows) > _is_symbol(columns) else "columns")
@@ -778,8 +776,15 @@ def _fill(values, genes, samples, missing, audit, path):
     """Treat missing values; return values and which genes and samples are kept."""
     gaps = np.isnan(values)
     keep = np.ones(values.shape[0], dtype=bool), np.ones(values.shape[1], dtype=bool)
-    if not gaps.any() or missing == "error":
+    if not gaps.any():
         return values, *keep
+    if missing == "error":
+        shown = genes[gaps.any(axis=1)], np.asarray(samples, object)[gaps.any(axis=0)]
+        raise ValueError(
+            f"{str(path)!r} contains NaN in {len(shown[0])} of {len(genes)} genes "
+            f"({name_some(shown[0])}) and {len(shown[1])} of {len(samples)} samples "
+            f"({name_some(shown[1])}). Choose missing='drop_genes', 'drop_samples' or 'median'."
+        )
     if missing == "drop_genes":
         keep = ~gaps.any(axis=1), keep[1]
         audit.add("genes with missing values left out", genes[~keep[0]])

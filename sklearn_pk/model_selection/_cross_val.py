@@ -38,7 +38,7 @@ from ..utils import check_expression, check_groups
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
 from ..utils._patients import PatientAverager
-from ..utils._reporting import progress
+from ..utils._reporting import progress, scale_is_known, warn_of_unlogged
 from ..utils._validation import check_sample_names
 from ._permuted import analytic_std, make_smoothers, smoothed_runs, with_chosen_settings
 from ._result import CrossValSignificance, as_table
@@ -96,7 +96,8 @@ def _fit_and_predict(X, y, values, is_1d, groups, pass_groups, estimator, transf
     scaled, transformer = _scale(transformer, values, groups, train)
     fit_params = {"groups": groups[train]} if pass_groups else {}
     start = time.perf_counter()
-    estimator.fit(_safe_indexing(X, train), _take(scaled, train, y, is_1d), **fit_params)
+    with scale_is_known():
+        estimator.fit(_safe_indexing(X, train), _take(scaled, train, y, is_1d), **fit_params)
     fitted = time.perf_counter()
     prediction, untrained = predict_with_untrained(estimator, _safe_indexing(X, test))
     return {
@@ -406,6 +407,8 @@ def cross_val_significance(
     check_parameters(estimator)
     check_sample_names(X, y)
     values, gene_names, is_1d = check_expression(y, estimator_name="cross_val_significance")
+    if target_transformer is None:
+        warn_of_unlogged(values)
     groups = None if groups is None else check_groups(groups, y)
     folds = make_folds(cv, X, y, groups)
     if groups is None:

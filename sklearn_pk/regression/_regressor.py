@@ -22,7 +22,7 @@ from ..utils._device import pick_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
 from ..utils._patients import infer_groups
-from ..utils._reporting import warn_user
+from ..utils._reporting import warn_of_unlogged, warn_user
 from ..utils._validation import (
     check_sample_names,
     name_of_item,
@@ -95,6 +95,7 @@ def check_training_data(estimator, X, y, groups):
     else:
         groups = check_groups(groups, y)
     _warn_of_constant_genes(values, gene_names)
+    warn_of_unlogged(values)
     return TrainingData(
         bags=bags,
         values=values,

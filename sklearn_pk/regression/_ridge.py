@@ -19,7 +19,7 @@ from ..utils._bags import label_of_bag
 from ..utils._linalg import principal_axes
 from ..utils._out_of_memory import Halving
 from ..utils._patients import PatientAverager, infer_groups
-from ..utils._reporting import warn_user
+from ..utils._reporting import warn_of_unlogged, warn_user
 from ..utils._validation import check_sample_names, name_of_item, sample_names_of
 from ._aggregators import masked_mean
 from ._embeddings import learn_prior, refuse_known_patients
@@ -439,6 +439,7 @@ class PriorKnowledgeRidge(ExpressionMixin, MultiOutputMixin, RegressorMixin, Bas
             If there are fewer than three patients, or a value is NaN or infinite.
         """
         values, gene_names, self._y_is_1d = check_expression(y, estimator_name="fit")
+        warn_of_unlogged(values)
         check_sample_names(X, y)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         groups = infer_groups(values) if groups is None else check_groups(groups, y)

@@ -231,7 +231,7 @@ CASES = {
     firehose_of_three: ("Firehose", "rows", COUNTS, ALIQUOTS, SYMBOLS),
     pancanatlas: ("PanCanAtlas", "rows", COUNTS, ALIQUOTS, SYMBOLS),
     linkedomics: ("LinkedOmics", "rows", LOG, PATIENTS, SYMBOLS),
-    cptac: ("table", "rows", LOG, CPTAC_NAMES, SYMBOLS),
+    cptac: ("CPTAC", "rows", LOG, CPTAC_NAMES, SYMBOLS),
     gtex: ("GCT", "rows", COUNTS, GTEX, ENSEMBL),
     gct_of_version_3: ("GCT", "rows", COUNTS, GTEX, ENSEMBL),
     recount3: ("recount3", "rows", COUNTS, UUIDS, ENSEMBL),
@@ -247,7 +247,7 @@ CASES = {
     zipped: ("table", "rows", LOG, ALIQUOTS, SYMBOLS),
     bzipped: ("table", "rows", LOG, ALIQUOTS, SYMBOLS),
     parquet_of_genes: ("table", "rows", LOG, ALIQUOTS, ENSEMBL),
-    parquet_with_metadata: ("Xena", "columns", LOG, ALIQUOTS, SYMBOLS),
+    parquet_with_metadata: ("table", "columns", LOG, ALIQUOTS, SYMBOLS),
     feather: ("table", "rows", LOG, ALIQUOTS, SYMBOLS),
     annotated: ("table", "rows", LOG, ALIQUOTS, SYMBOLS),
     numbered_rows: ("table", "rows", LOG, ALIQUOTS, SYMBOLS),
@@ -407,7 +407,9 @@ def test_missing_values(tmp_path):
     values[1, 2] = np.nan
     values[:, 4] = np.nan
     path = save(genes_in_rows(values), tmp_path / "a.tsv", na_rep="NA")
-    with pytest.raises(ValueError, match="contains NaN.*'TP53', 'CD99'"):
+    with pytest.raises(
+        ValueError, match="contains NaN.*'TP53', 'CD99'.*Choose missing='drop_genes'"
+    ):
         read_expression(path)
     genes = read_expression(path, missing="drop_genes").expression
     assert genes.columns.tolist() == [*SYMBOLS[:2], SYMBOLS[3], *SYMBOLS[5:]]

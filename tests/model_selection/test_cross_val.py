@@ -25,6 +25,7 @@ from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, Stan
 
 from sklearn_pk.metrics import make_significance_scorer, significance_report
 from sklearn_pk.model_selection import CrossValSignificance, cross_val_significance
+from sklearn_pk.regression import PriorKnowledgeRidge
 
 N, N_GENES = 60, 12
 GENES = [f"G{gene}" for gene in range(N_GENES)]
@@ -517,3 +518,18 @@ def test_samples_of_the_cross_validation_are_not_external(data, external):
     with pytest.warns(UserWarning, match="2 of 30 samples are among.*'S3', 'S9'") as caught:
         result.evaluate(X_ext, y_ext)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_expression_that_is_not_logged_is_warned_of_once(n_jobs):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(N, 3))
+    y = rng.negative_binomial(1, 0.001, size=(N, N_GENES)).astype(float)
+    with pytest.warns(UserWarning, match="y looks like counts.*transform='log2p1'") as caught:
+        cross_val_significance(PriorKnowledgeRidge(), X, y, cv=KFold(2), n_jobs=n_jobs)
+    assert [each.filename for each in caught] == [__file__]
+    with pytest.warns(UserWarning, match=r"y looks like counts.*np.log2\(y \+ 1\)"):
+        PriorKnowledgeRidge().fit(X, y)
+    cross_val_significance(PriorKnowledgeRidge(), X, np.log2(y + 1), cv=KFold(2))
+    scale = FunctionTransformer(np.log1p)
+    cross_val_significance(PriorKnowledgeRidge(), X, y, cv=KFold(2), target_transformer=scale)

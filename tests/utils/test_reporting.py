@@ -6,10 +6,11 @@ import io
 import multiprocessing
 from contextlib import contextmanager, redirect_stderr
 
+import numpy as np
 import pytest
 
 from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.utils._reporting import progress
+from sklearn_pk.utils._reporting import is_unlogged, progress
 
 
 class Terminal(io.StringIO):
@@ -45,3 +46,18 @@ def test_training_shows_losses_and_correlation(monkeypatch):
         PriorKnowledgeRegressor(max_epochs=3, verbose=1, random_state=0).fit(X, y)
     for name in ("training", "train_loss=", "valid_loss=", "valid_r=", "best="):
         assert name in stderr.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda rng: rng.negative_binomial(1, 0.001, size=(300, 20)), True),  # counts
+        (lambda rng: rng.gamma(0.2, 50, size=(20, 50)), True),  # FPKM
+        (lambda rng: np.log2(rng.negative_binomial(1, 0.001, size=(30, 20)) + 1), False),
+        (lambda rng: rng.normal(size=(30, 20)) * 400, False),  # centred
+        (lambda rng: rng.uniform(1000, 2000, size=(30, 20)), False),  # large, not skewed
+        (lambda rng: np.zeros((3, 2)), False),
+    ],
+)
+def test_expression_that_is_not_logged(make, expected):
+    assert is_unlogged(make(np.random.default_rng(0))) is expected
