@@ -457,7 +457,7 @@ def compare_significance(
     ... )
     >>> comparison[["setting", "measure", "value", "reference_value"]].round(2)
       setting        measure  value  reference_value
-    0  strong  n_significant  49.00            15.00
+    0  strong  n_significant  49.00            10.00
     1  strong       median_r   0.51             0.21
     >>> bool(comparison["ci_low"].min() > 0)
     True

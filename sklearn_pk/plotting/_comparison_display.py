@@ -147,7 +147,7 @@ class ComparisonDisplay:
     ...     random_state=0,
     ... )
     >>> display.ax_.get_title()
-    'Reference: weak, 15 significant genes'
+    'Reference: weak, 10 significant genes'
     >>> [text.get_text() for text in display.names_]
     ['strong']
     """

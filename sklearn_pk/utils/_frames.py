@@ -24,7 +24,8 @@ def _freeze(value):
     if not isinstance(value, pd.DataFrame):
         return value
     dtypes = set(value.dtypes)
-    if len(dtypes) == 1 and getattr(dtypes.pop(), "kind", None) in "fiub":
+    first = next(iter(dtypes), None)
+    if len(dtypes) == 1 and isinstance(first, np.dtype) and first.kind in "fiub":
         data = value.to_numpy()  # expression, with thousands of columns
     else:
         data = [_freeze_values(value.iloc[:, number]) for number in range(value.shape[1])]

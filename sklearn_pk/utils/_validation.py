@@ -52,7 +52,8 @@ def _float_dtype(dtypes):
 
 def _values_of_frame(frame, input_name):
     dtypes = frame.dtypes
-    if (dtypes == dtypes.iloc[0]).all() and getattr(dtypes.iloc[0], "kind", "") in "fiu":
+    first = dtypes.iloc[0]
+    if isinstance(first, np.dtype) and first.kind in "fiu" and (dtypes == first).all():
         return frame.to_numpy(dtype=_float_dtype(dtypes.iloc[:1]))
     wrong = []
     for name, dtype in zip(frame.columns, frame.dtypes, strict=True):
