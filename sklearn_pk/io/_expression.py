@@ -243,8 +243,10 @@ def _cgn_genes():
 
 def _known_symbols(names):
     """Return the fraction of names that are genes of the shipped gene sets, also of mice."""
-    some = names[:: max(1, len(names) // 2000)]
-    return np.mean([str(name).upper() in _cgn_genes() for name in some])
+    some = [str(name) for name in names[:: max(1, len(names) // 2000)]]
+    # F2 and P4 may also be a feature and a patient.
+    numbered = re.compile(r"[A-Za-z]{1,2}\d+|[a-z].*")
+    return np.mean([n.upper() in _cgn_genes() and not numbered.fullmatch(n) for n in some])
 
 
 def _sure_orientation(rows, columns):
