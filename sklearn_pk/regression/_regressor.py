@@ -46,6 +46,8 @@ from ._training import (
     train_networks,
 )
 
+# Of targets, as a fraction of the range of a gene.
+_PRECISION = 1e-5
 _PACKAGES = ("sklearn_pk", "torch", "skorch", "scikit-learn", "numpy")
 
 
@@ -54,7 +56,8 @@ class TrainingData(NamedTuple):
 
     bags: list
     values: np.ndarray
-    targets: np.ndarray  # values in float32
+    targets: np.ndarray  # values - offset in float32
+    offset: np.ndarray  # by gene, 0 where float32 is precise enough
     groups: np.ndarray
     rows: np.ndarray  # positions in X, for errors
     gene_names: np.ndarray | None
@@ -96,16 +99,25 @@ def check_training_data(estimator, X, y, groups):
         groups = check_groups(groups, y)
     _warn_of_constant_genes(values, gene_names)
     warn_of_unlogged(values)
+    offset = _find_offset(values)
     return TrainingData(
         bags=bags,
         values=values,
-        targets=values.astype(np.float32, copy=False),
+        targets=(values - offset if offset.any() else values).astype(np.float32, copy=False),
+        offset=offset,
         groups=groups,
         rows=np.arange(len(bags)),
         gene_names=gene_names,
         feature_names=getattr(estimator, "feature_names_in_", None),
         y_is_1d=y_is_1d,
     )
+
+
+def _find_offset(values):
+    """Return the mean of genes that vary too little around it for float32, 0 for others."""
+    mean, spread = values.mean(axis=0, dtype=np.float64), np.ptp(values, axis=0)
+    is_coarse = np.spacing(np.abs(mean), dtype=np.float32) > _PRECISION * spread
+    return np.where(is_coarse & (spread > 0), mean, 0.0)
 
 
 def _warn_of_repeats(n_repeats):
@@ -204,7 +216,7 @@ def _scales(estimator, data):
     if estimator.standardize and not as_published:
         feature_mean, feature_scale = tile_statistics(data.bags, data.rows)
     if not as_published:
-        target_mean = data.values.mean(axis=0, dtype=np.float64)
+        target_mean = data.values.mean(axis=0, dtype=np.float64) - data.offset
         spread = np.sqrt(data.values.var(axis=0, dtype=np.float64).mean())
         target_scale = np.where(np.ptp(data.values, axis=0) > 0, spread, 0.0)
     return {
@@ -472,7 +484,9 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
     `init_scale`. The output of the layer is shifted by the mean expression of each gene in the
     training samples and scaled by one number, the root of the mean variance of all genes: the
     weight of a gene in the loss does not change, but training does not spend its first epochs
-    on the level of each gene. A gene that is constant in training is predicted by its value,
+    on the level of each gene. Gradients are those of the loss divided by that variance, so
+    that the unit of y has no influence on training, and genes with a level that is large for
+    float32 are shifted before. A gene that is constant in training is predicted by its value,
     and named in a warning.
 
     The defaults of `lr` and `init_scale` were chosen on 884 real patients. The published
@@ -683,7 +697,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
             self.feature_names_in_ = data.feature_names
         if data.gene_names is not None:
             self.gene_names_out_ = data.gene_names
-        self._y_is_1d = data.y_is_1d
+        self._y_is_1d, self._offset = data.y_is_1d, data.offset
         self.seed_ = start.seed
         self.prior_, self.embeddings_ = start.prior, start.embeddings
         self.validation_indices_ = start.valid
@@ -802,7 +816,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
                 module(*moved, **layer)[:, chosen].float().cpu().numpy()
                 for module, layer in zip(modules, layers, strict=True)
             )
-            return self._postprocess(predicted / len(modules))
+            return self._postprocess(predicted / len(modules), chosen)
 
         modules = [net.module_.eval() for net in self.nets_]
         options = {"batches": Halving(BATCH, self.net_.device)}
@@ -867,7 +881,9 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
                     rows.append([each(*batch)[0].float().cpu().numpy() for each in functions])
         return np.stack(rows, axis=1).astype(np.float64)
 
-    def _postprocess(self, predicted):
+    def _postprocess(self, predicted, genes=slice(None)):
+        if self._offset.any():
+            predicted = predicted + self._offset[genes]
         return np.maximum(predicted, 0) if self.positive else predicted
 
     def __getstate__(self):

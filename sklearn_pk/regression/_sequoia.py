@@ -101,6 +101,7 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     if gene_names is not None:
         model.gene_names_out_ = _check_names(gene_names, n_genes)
     model.n_features_in_, model._y_is_1d = dim, False
+    model._offset = np.zeros(n_genes)
     model.prior_ = model.embeddings_ = None
     model.seed_ = 0
     model._module_params = {

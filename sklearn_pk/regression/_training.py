@@ -295,6 +295,13 @@ class Run:
     train: BagDataset
     valid: BagDataset
 
+    @property
+    def loss_scale(self):
+        """Return the factor that makes gradients independent of the unit of y."""
+        # Not as published; and the epsilon of Adam is meant for gradients around 1.
+        is_published = self.estimator.compat == "sequoia" or not self.start.variance
+        return 1.0 if is_published else 1 / self.start.variance
+
     def build(self):
         """Build the network as it is before training."""
         start = self.start
@@ -649,7 +656,7 @@ def _step(unit, part, training):
         }
         if training:
             # The loss of a network depends on its own weights only, so one sum serves all.
-            first, *others = [loss for loss, _ in results.values()]
+            first, *others = [loss * run.loss_scale for run, (loss, _) in results.items()]
             sum(others, first).backward()
     if training:
         unit.update(part)

@@ -12,6 +12,8 @@ from sklearn.utils.validation import _num_samples
 
 TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])", re.IGNORECASE)
 _MAX_NAMED = 5
+# Its square is still a float32.
+_MAX_EXPRESSION = 1e18
 
 
 def name_some(items, *, total=None):
@@ -99,18 +101,21 @@ def _values_of_array(y, input_name):
 
 
 def check_finite(values, gene_names, sample_names, input_name):
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum()):
-            return
-    finite = np.isfinite(values)
-    if finite.all():
+    largest = np.maximum(values.max(), -values.min())  # NaN if there is one
+    if largest <= _MAX_EXPRESSION:
         return
-    kind = "NaN" if np.isnan(values).any() else "infinity"
-    bad = np.isnan(values) if kind == "NaN" else ~finite
+    if np.isfinite(largest):
+        kind, bad = f"{largest:.3g}", np.abs(values) > _MAX_EXPRESSION
+    elif np.isnan(largest):
+        kind, bad = "NaN", np.isnan(values)
+    else:
+        kind, bad = "infinity", np.isinf(values)
     genes, samples = np.flatnonzero(bad.any(axis=0)), np.flatnonzero(bad.any(axis=1))
     gene_labels = genes if gene_names is None else gene_names[genes]
     sample_labels = samples if sample_names is None else np.asarray(sample_names)[samples]
-    limit = "" if kind == "NaN" else f" (inf) or a value too large for dtype('{values.dtype}')"
+    limit = f" (inf) or a value too large for dtype('{values.dtype}')" if kind == "infinity" else ""
+    if np.isfinite(largest):
+        limit = f", whose square overflows (at most {_MAX_EXPRESSION:g} is computed with)"
     raise ValueError(
         f"Input {input_name} contains {kind}{limit}. It is found in {len(genes)} of "
         f"{values.shape[1]} genes ({name_some(gene_labels)}) and {len(samples)} of "

@@ -188,6 +188,22 @@ def test_projected_takes_embeddings_as_wide_as_they_are(data, width):
     assert_array_equal(zeros.predict(X), small().fit(X, y).predict(X))
 
 
+@pytest.mark.parametrize("aggregator", ["mlp", "topk"])
+@pytest.mark.parametrize(("factor", "offset"), [(1e-6, 0), (1e5, 0), (1e-2, 1e7), (1, -1e9)])
+def test_unit_of_y_has_no_influence(data, factor, offset, aggregator):
+    X, y = data
+    fitted = [
+        small(aggregator=aggregator, max_epochs=4).fit(X, values)
+        for values in (y, y * factor + offset)
+    ]
+    expected, found = (model.predict(X) for model in fitted)
+    rounding = np.spacing(abs(offset)) / factor
+    assert_allclose((found - offset) / factor, expected, rtol=1e-4, atol=1e-3 + rounding)
+    if not offset:  # maps are float32
+        [expected], [found] = (model.predict_tiles(X[:1], genes=["gene5"]) for model in fitted)
+        assert_allclose(found / factor, expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
 def test_projected_is_the_network_without_a_prior_projected(data, lambda_):
     X, y = data

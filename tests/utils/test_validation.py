@@ -56,6 +56,8 @@ def test_arrays_are_not_copied():
         (FRAME.mask(FRAME == 4.5), ValueError, r"contains NaN.*1 of 2 genes \('B'\).*\('y'\)"),
         (FRAME.astype("Float64").mask(FRAME == 4.5), ValueError, "contains NaN.*'B'"),
         (FRAME.to_numpy() * [1, np.inf], ValueError, "contains infinity.*inf.*1 of 2 genes"),
+        (FRAME * [1, -1e160], ValueError, r"contains .*e\+160.*overflows.*1 of 2 genes \('"),
+        (FRAME.astype("float32") * [1, 1e30], ValueError, "overflows.*1 of 2 genes"),
         (np.array([1j, 2]), ValueError, "Complex data not supported"),
         (np.array(["a", "b"]), TypeError, "not numbers"),
         (sparse.eye_array(3), TypeError, "dense table"),
