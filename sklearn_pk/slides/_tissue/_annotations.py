@@ -46,16 +46,23 @@ def read_areas(path):
             content = json.loads(file.read())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error}). {_ADVICE}") from error
-    areas, others = [], set()
-    for number, (geometry, is_ignored) in enumerate(_geometries(content), start=1):
+    found = list(_geometries(content))
+    texts = [json.dumps(geometry) for geometry, _ in found]
+    read = shapely.from_geojson(np.array(texts, dtype=object), on_invalid="ignore")
+    for number in np.flatnonzero(shapely.is_missing(read)):
         try:
-            parts = shapely.get_parts(shapely.from_geojson(json.dumps(geometry)))
+            shapely.from_geojson(texts[number])
         except shapely.GEOSException as error:
             raise ValueError(
-                f"has a geometry (number {number}) that cannot be read: {error}. {_ADVICE}"
+                f"has a geometry (number {number + 1}) that cannot be read: {error}. {_ADVICE}"
             ) from error
-        others |= {part.geom_type for part in parts if part.geom_type != "Polygon"}
-        areas += [Area(part, is_ignored) for part in parts if part.geom_type == "Polygon"]
+    parts, owner = shapely.get_parts(read, return_index=True)
+    is_polygon = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+    others = {part.geom_type for part in parts[~is_polygon]}
+    areas = [
+        Area(part, found[number][1])
+        for part, number in zip(parts[is_polygon], owner[is_polygon], strict=True)
+    ]
     areas = [area for area in areas if not area.polygon.is_empty]
     if all(area.is_ignored for area in areas):
         found = f"holds no area, only {', '.join(sorted(others))}" if others else "holds no area"
@@ -106,43 +113,49 @@ def _is_ignored(feature):
 
 
 def place_areas(areas, origin, size):
-    """Move areas to the level-0 pixels of a slide and refuse those outside of it."""
-    moved = [
-        area._replace(polygon=shapely.transform(area.polygon, lambda points: points + origin))
-        for area in areas
-    ]
-    for number, area in enumerate(moved, start=1):
-        left, top, right, bottom = area.polygon.bounds
-        if right <= 0 or bottom <= 0 or left >= size[0] or top >= size[1]:
-            raise ValueError(
-                f"has a polygon (number {number}) outside the slide of {size[0]} x {size[1]} "
-                f"pixels: x {left:g} to {right:g}, y {top:g} to {bottom:g}. Check that it was "
-                "drawn on this slide, and that its unit is level-0 pixels."
-            )
-    return moved
+    """Move areas to the level-0 pixels of a slide and refuse those that are not on it."""
+    polygons = np.array([area.polygon for area in areas])
+    polygons = shapely.transform(polygons, lambda points: points + origin)
+    left, top, right, bottom = shapely.bounds(polygons).T
+    width, height = size
+    is_outside = (right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)
+    # Of another slide or in another unit; drawn by hand, an area may pass the border.
+    is_far = (left < -width) | (top < -height) | (right > 2 * width) | (bottom > 2 * height)
+    for number in np.flatnonzero(is_outside | is_far):
+        where = "outside" if is_outside[number] else "far larger than"
+        raise ValueError(
+            f"has a polygon (number {number + 1}) {where} the slide of {width} x {height} pixels: "
+            f"x {left[number]:g} to {right[number]:g}, y {top[number]:g} to {bottom[number]:g}. "
+            "Check that it was drawn on this slide, and that its unit is level-0 pixels."
+        )
+    return [area._replace(polygon=each) for area, each in zip(areas, polygons, strict=True)]
 
 
 def fill_areas(areas, shape, scale):
     """Draw areas on a grid: a pixel belongs to an area if its middle does."""
-    mask = np.zeros(shape, dtype=bool)
-    for area in sorted(areas, key=lambda each: each.is_ignored):
-        inside, (x, y) = _fill(area.polygon, shape, scale)
-        window = mask[y : y + inside.shape[0], x : x + inside.shape[1]]
-        window[inside] = not area.is_ignored
-    return mask
+    kept, ignored = (
+        _fill([area.polygon for area in areas if area.is_ignored == each], shape, scale)
+        for each in (False, True)
+    )
+    return kept & ~ignored
 
 
-def _fill(polygon, shape, scale):
-    """Fill a polygon by the even-odd rule; return the filled window and its corner (x, y)."""
+def _fill(polygons, shape, scale):
+    """Fill the union of polygons; of those that cross themselves, by the even-odd rule."""
     # Pillow fills the pixels that an outline touches, which makes areas half a pixel too wide;
     # shapely.contains_xy tests the middles, but takes seconds on a mask of full size.
-    rings = [shapely.get_coordinates(ring) / scale for ring in shapely.get_rings(polygon)]
-    starts = np.concatenate([ring[:-1] for ring in rings])
-    stops = np.concatenate([ring[1:] for ring in rings])
-    low = np.clip(np.floor(starts.min(axis=0)), 0, shape[::-1]).astype(np.int64)
-    high = np.clip(np.ceil(starts.max(axis=0)), low, shape[::-1]).astype(np.int64)
-    width, height = high - low
-    starts, steps = starts - low, stops - starts
+    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(np.array(polygons, object))))
+    parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    rings, owner = shapely.get_rings(parts, return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    is_edge = ring[1:] == ring[:-1]
+    starts, steps = points[:-1][is_edge] / scale, np.diff(points, axis=0)[is_edge] / scale
+    ring = ring[:-1][is_edge]
+    # Outer rings are turned one way and holes the other, so that crossings count the polygons.
+    area = np.bincount(ring, starts[:, 0] * steps[:, 1] - starts[:, 1] * steps[:, 0], len(rings))
+    is_hole = np.diff(owner, prepend=-1) == 0
+    turn = (np.sign(area) * np.where(is_hole, -1, 1))[ring] * np.sign(steps[:, 1])
+    height, width = shape
     # An edge crosses the middles of the rows from first to last - 1.
     ends = np.sort([starts[:, 1], starts[:, 1] + steps[:, 1]], axis=0)
     first, last = np.clip(np.ceil(ends - 0.5), 0, height).astype(np.int64)
@@ -152,7 +165,7 @@ def _fill(polygon, shape, scale):
     start, step = starts[edges], steps[edges]
     x = start[:, 0] + (rows + 0.5 - start[:, 1]) / step[:, 1] * step[:, 0]
     columns = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
-    # One column more, for edges to the right of the window.
-    turns = np.zeros((height, width + 1), dtype=np.uint8)
-    np.bitwise_xor.at(turns, (rows, columns), 1)
-    return np.bitwise_xor.accumulate(turns[:, :-1], axis=1).astype(bool), low
+    # One column more, for edges to the right of the grid.
+    crossings = np.zeros((height, width + 1), dtype=np.int32)
+    np.add.at(crossings, (rows, columns), turn[edges].astype(np.int32))
+    return np.cumsum(crossings[:, :-1], axis=1, dtype=np.int32) != 0

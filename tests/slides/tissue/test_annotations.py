@@ -73,6 +73,20 @@ def test_pixels_inside_are_filled(seed, n_points, n_rings, scale):
     np.testing.assert_array_equal(mask, expected)
 
 
+def test_many_areas_are_their_union():
+    rng = np.random.default_rng(0)
+    # Some cross themselves, and most overlap others.
+    areas = [
+        Area(shapely.Polygon(rng.uniform(0, 40, (rng.integers(3, 9), 2))), ignored)
+        for ignored in rng.random(40) < 0.3
+    ]
+    alone = [(fill_areas([area._replace(is_ignored=False)], (40, 40), 1.0), area) for area in areas]
+    expected = np.any([mask for mask, area in alone if not area.is_ignored], axis=0)
+    expected &= ~np.any([mask for mask, area in alone if area.is_ignored], axis=0)
+    np.testing.assert_array_equal(fill_areas(areas, (40, 40), 1.0), expected)
+    assert 0 < expected.sum() < 1600
+
+
 def test_a_circle_is_filled():
     angles = np.linspace(0, 2 * np.pi, 500)
     ring = 40 + 30 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -194,3 +208,11 @@ def test_area_outside_the_slide(corner):
     areas = [Area(shapely.Polygon(square(28, 38, 4)), False)]
     mask = fill_areas(place_areas(areas, (0, 0), (30, 40)), (40, 30), 1.0)
     assert mask.sum() == mask[38:, 28:].sum() == 4
+
+
+@pytest.mark.parametrize("ring", [square(0, 0, 1e308), square(-40, 5, 50), square(5, -1e5, 2e5)])
+def test_area_far_larger_than_the_slide(ring):
+    with pytest.raises(
+        ValueError, match=r"\(number 1\) far larger than the slide of 30 x 40 pixels"
+    ):
+        place_areas([Area(shapely.Polygon(ring), False)], (0, 0), (30, 40))
