@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import hashlib
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+UNFINISHED = ".unfinished-"
 
 
 def timed(function, *arguments, repeats=3):
@@ -74,7 +76,35 @@ def describe(device="cpu"):
 
 
 def write_results(results, path):
-    """Write a JSON file."""
+    """Write a JSON file in one step."""
+    text = json.dumps(results, indent=2) + "\n"
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
+def write_file(path, write):
+    """Write a file in one step: whole or not at all; return its checksum."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        found = checksum(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return found
+
+
+def checksum(path):
+    """Return the SHA-256 of a file, None if there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sweep(folder):
+    """Remove what killed processes have left half-written."""
+    for path in Path(folder).rglob(f"{UNFINISHED}*"):
+        if time.time() - path.stat().st_mtime > 3600:  # nobody writes it any more
+            path.unlink(missing_ok=True)

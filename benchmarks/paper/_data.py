@@ -8,6 +8,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
+from _common import checksum, write_file
 
 from sklearn_pk.io import match_samples, read_expression, read_table
 from sklearn_pk.slides import FeatureBags, SuperTileClusterer, read_features
@@ -86,16 +87,21 @@ def identify(bag):
     return bag.name, bag.shape, str(path), stat and (stat.st_size, stat.st_mtime_ns)
 
 
+def _save(path, array):
+    with path.open("wb") as file:  # np.save would add an ending
+        np.save(file, array)
+
+
 def cluster(bags, n_clusters, path, verbose):
     """Compute super-tiles of bags once; they are cached in a file beside the results."""
     key = joblib.hash([list(map(identify, bags)), n_clusters])
     path = path.with_name(f"{path.name}-{key[:16]}.npy")
-    if not path.exists():
+    seal = path.with_suffix(".sha256")
+    if not seal.exists() or checksum(path) != seal.read_text():
         clusterer = SuperTileClusterer(n_clusters=n_clusters, random_state=0, verbose=verbose)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, clusterer.fit_transform(bags).astype(np.float32, copy=False))
-        temporary.replace(path)
+        supertiles = clusterer.fit_transform(bags).astype(np.float32, copy=False)
+        found = write_file(path, lambda temporary: _save(temporary, supertiles))
+        write_file(seal, lambda temporary: temporary.write_text(found))
     return np.load(path, mmap_mode="r")
 
 

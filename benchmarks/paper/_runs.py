@@ -2,15 +2,15 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import hashlib
 import json
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from _common import peak_mb
+from _common import checksum, peak_mb, write_file, write_results
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
@@ -203,22 +203,69 @@ class Store:
     """
     The runs in a folder: figures, predictions of the held-out samples, reports.
 
+    Files are written in one step, and a run knows the checksums of its own: one with a file that
+    is damaged or missing is not finished.
+
     Parameters
     ----------
     folder : Path
         The folder.
+    design : dict, default=None
+        Data and design of the runs. Those of another design are not finished, either.
+    say : callable, default=print
+        Called with a line for each damaged run.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, design=None, say=print):
         self.folder = Path(folder)
+        self._design = design
+        self._say = say
+        self._rows = {}
 
     def _base(self, setting, seed):
         return self.folder / "runs" / setting.name / f"seed{seed}"
 
     def row(self, setting, seed):
         """Return the results of a run, or None if it is not finished."""
-        path = self._base(setting, seed).with_suffix(".json")
-        return json.loads(path.read_text()) if path.exists() else None
+        base = self._base(setting, seed)
+        if base not in self._rows:
+            path = base.with_suffix(".json")
+            row, damaged = self._read(path) if path.exists() else (None, None)
+            if damaged:
+                self._say(
+                    f"{path}: {damaged} is damaged, missing or of other data. The run is repeated."
+                )
+            if row is None:
+                return None
+            self._rows[base] = row
+        return self._rows[base]
+
+    def _read(self, path):
+        """Return a row, or None and the file that does not hold what was written."""
+        try:
+            found = json.loads(path.read_text())
+            row, files = found["row"], found["files"]
+            if found["sha256"] != _checksum_of(row, files, self._design):
+                return None, path.name
+        except (ValueError, TypeError, KeyError):
+            return None, path.name
+        damaged = [name for name in files if checksum(path.with_name(name)) != files[name]]
+        return (None, damaged[0]) if damaged else (row, None)
+
+    def lost_truth(self, cohorts):
+        """Return the tables of truth that are damaged or missing, and remove them."""
+        known = self.folder / "truth.json"
+        try:
+            expected = json.loads(known.read_text())
+        except (OSError, ValueError):
+            expected = {}
+        lost = []
+        for cohort in cohorts:
+            path = self._truth(cohort)
+            if checksum(path) != expected.get(cohort, ""):
+                path.unlink(missing_ok=True)
+                lost.append(path.name)
+        return lost
 
     def tables(self, setting, seed, cohort="cv"):
         """Return predictions and those of the untrained model, not read yet."""
@@ -228,27 +275,40 @@ class Store:
 
     def truth(self, cohort="cv"):
         """Return the truth that all runs are compared with."""
-        return np.load(self.folder / f"{cohort}-truth.npy", mmap_mode="r")
+        return np.load(self._truth(cohort), mmap_mode="r")
 
-    def _save(self, path, array):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        with temporary.open("wb") as file:
-            np.save(file, np.asarray(array, dtype=np.float32))
-        temporary.replace(path)
+    def _truth(self, cohort):
+        return self.folder / f"{cohort}-truth.npy"
 
     def keep(self, setting, seed, row, tables, report):
         """Write a run; the results come last, so that a run with results is complete."""
         base = self._base(setting, seed)
-        for cohort, (truth, prediction, untrained) in tables.items():
-            if not (self.folder / f"{cohort}-truth.npy").exists():
-                self._save(self.folder / f"{cohort}-truth.npy", truth)
-            for what, table in (("prediction", prediction), ("untrained", untrained)):
-                self._save(base.with_name(f"{base.name}-{cohort}-{what}.npy"), table)
-        report.to_parquet(base.with_suffix(".parquet"))
-        temporary = base.with_name(f".{os.getpid()}-{base.name}.json")
-        temporary.write_text(json.dumps(row, indent=1))
-        temporary.replace(base.with_suffix(".json"))
+        files = {}
+        truths = {cohort: truth for cohort, (truth, *_) in tables.items()}
+        if self.lost_truth(truths):
+            sums = {each: _save(self._truth(each), truth) for each, truth in truths.items()}
+            write_results(sums, self.folder / "truth.json")
+        for cohort, (_, *predicted) in tables.items():
+            for what, table in zip(("prediction", "untrained"), predicted, strict=True):
+                path = base.with_name(f"{base.name}-{cohort}-{what}.npy")
+                files[path.name] = _save(path, table)
+        path = base.with_suffix(".parquet")
+        files[path.name] = write_file(path, report.to_parquet)
+        row = json.loads(json.dumps(row))
+        found = {"row": row, "files": files, "sha256": _checksum_of(row, files, self._design)}
+        write_results(found, base.with_suffix(".json"))
+
+
+def _save(path, array):
+    def write(temporary):
+        with temporary.open("wb") as file:
+            np.save(file, np.asarray(array, dtype=np.float32))
+
+    return write_file(path, write)
+
+
+def _checksum_of(*contents):
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def _figures(report, mean_report):

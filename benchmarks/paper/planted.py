@@ -14,7 +14,6 @@ results.json of --out and is not run again, so that a grid may be made of severa
 
 import argparse
 import json
-import os
 import sys
 import time
 from functools import partial
@@ -197,13 +196,6 @@ def load_rows(path, shared):
     return found["rows"]
 
 
-def save(path, results):
-    """Write results in one step, so that an interrupted call loses no more than one run."""
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    write_results(results, temporary)
-    os.replace(temporary, path)
-
-
 def run_all(arguments):
     """Run what is not in results.json yet and return all rows, those of earlier calls too."""
     path = arguments.out / "results.json"
@@ -218,7 +210,7 @@ def run_all(arguments):
             sizes = {name: shared[name] for name in SHARED[:4]}
             cohort = make_expression_cohort(made_for[1], random_state=made_for[0], **sizes)
         rows.append(measure(run, cohort, arguments))
-        save(path, describe(arguments.device) | {"shared": shared, "rows": rows})
+        write_results(describe(arguments.device) | {"shared": shared, "rows": rows}, path)
     print(f"{len(missing)} runs done, {len(rows)} in {path}")
     return rows
 

@@ -119,11 +119,13 @@ def summarize(patients, truths, runs, lambdas, reference, n_boot):
     for name, predictions in runs.items():
         pairs = list(zip(truths, predictions, strict=True))
         reports = [significance_report(truth, p[0], p[1], fdr=0.2) for truth, p in pairs]
+        counts = [int(report["significant"].sum()) for report in reports]
         inside = [np.abs(truth - p[0]) < 1.96 * p[2] for truth, p in pairs]
         rows.append(
             {
                 "setting": name,
-                "n_significant": float(np.mean([r["significant"].sum() for r in reports])),
+                "n_significant": float(np.mean(counts)),
+                "n_significant_by_seed": counts,
                 "median_r": float(np.mean([r["r"].median() for r in reports])),
                 "lambda": lambdas[name],
                 "coverage_of_95": float(np.mean(inside)),
@@ -255,6 +257,10 @@ MEANS = {"mean of free and five score networks": ("free", "five score networks")
 STOPPING = {
     "network, loss": lambda y, rest, rng: network(rng),
     "network, loss+corr": lambda y, rest, rng: network(rng, early_stopping="loss+corr"),
+    "five networks, loss": lambda y, rest, rng: network(rng, n_networks=5),
+    "five score networks, loss": lambda y, rest, rng: network(
+        rng, n_networks=5, layer="scores", prior=eigengenes(None, 50)
+    ),
     "ridge": lambda y, rest, rng: ridge(None),
 }
 

@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("agg")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _common import describe, write_results  # noqa: E402
+from _common import describe, sweep, write_results  # noqa: E402
 from _data import describe_audit, read_cohort  # noqa: E402
 from _runs import (  # noqa: E402
     N_FOLDS,
@@ -238,7 +238,12 @@ def check_manifest(folder, manifest):
     if not path.exists():
         write_results(manifest, path)
         return
-    known = json.loads(path.read_text())
+    try:
+        known = json.loads(path.read_text())
+    except ValueError as error:
+        print(f"{path} is damaged ({error}), and written again. Runs of other data are repeated.")
+        write_results(manifest, path)
+        return
     differing = [key for key in manifest if known.get(key) != manifest[key]]
     if differing:
         changed = "; ".join(
@@ -360,20 +365,27 @@ def _main(options):
         raise SystemExit(f"error: {error}") from error
     design = make_design(options, cohort)
     settings = make_settings(options.aggregators, options.priors, options.lambdas, options.controls)
-    store = Store(options.out)
     manifest = asdict(design) | cohort.fingerprint()
     if Path(design.gene_sets).is_file():
         manifest["gene_sets_content"] = joblib.hash(Path(design.gene_sets).read_bytes())
     manifest["external"] = external.fingerprint() if external else None
+    store = Store(options.out, json.loads(json.dumps(manifest)), _say)
     fit_options = {"device": options.device, "memory": str(options.out / "cache")}
     if (options.out / "manifest.json").exists() or not options.dry_run:
         check_manifest(options.out, manifest)
+    sweep(options.out)
     todo = [
         (setting, seed)
         for seed in range(options.seeds)
         for setting in settings
         if store.row(setting, seed) is None
     ]
+    lost = store.lost_truth(["cv", *(["external"] if external else [])])
+    if lost and len(todo) < len(settings) * options.seeds:
+        print(
+            f"{options.out}: {', '.join(lost)} is damaged or missing, and written again by a run."
+        )
+        todo = todo or [(settings[0], 0)]
     plan(options, cohort, design, settings, todo, fit_options)
     if options.dry_run:
         return

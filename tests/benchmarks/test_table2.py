@@ -4,6 +4,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,9 +22,9 @@ def table2(project_root, monkeypatch):
     """Return the modules of the script, by name."""
     for folder in ("benchmarks", "benchmarks/paper"):
         monkeypatch.syspath_prepend(str(project_root / folder))
-    names = ("_data", "_runs", "_tables", "table2")
+    names = ("_common", "_data", "_runs", "_tables", "table2")
     yield {name: importlib.import_module(name) for name in names}
-    for name in (*names, "_common"):
+    for name in names:
         sys.modules.pop(name, None)
 
 
@@ -99,6 +100,15 @@ def test_from_tables_to_results_and_on(run, tmp_path):
     written = {path.name for path in out.iterdir()}
     assert {"lambda_paths.png", "gains.png", "audit.csv", "manifest.json"} <= written
     assert "significant" in pd.read_parquet(out / "runs" / "mlp_none" / "seed0.parquet")
+    # What was damaged is named and done again.
+    (out / "manifest.json").write_bytes(b"\0" * 100)
+    (out / "cv-truth.npy").write_bytes(b"")
+    code, text = run(out, *more)
+    assert code is None
+    assert "manifest.json is damaged" in text
+    assert "cv-truth.npy is damaged or missing" in text
+    assert "1 of 14 runs are left" in text
+    assert (out / "table2.rst").read_text() == tables
     (tmp_path / "other.gmt").write_text("SET_G1\tx\tG2\tG3\n")
     code, _ = run(out, *more, "--gene-sets", tmp_path / "other.gmt")
     assert "gene_sets_content: " in code
@@ -201,6 +211,78 @@ def test_the_weight_of_a_fold_is_that_of_its_held_out_patients(table2, tmp_path)
     assert not truth.any()
     assert line.best_lambda() == 0.9
     assert store.row(runs.Setting("mlp", "eigen", "", 0.5), 0) is None
+
+
+def damage(path, rng):
+    """Write less or other than there was, or nothing."""
+    content = bytearray(path.read_bytes())
+    kind, start = rng.integers(4), rng.integers(len(content))
+    if kind == 0:
+        path.unlink()
+        return
+    if kind == 1:
+        del content[start:]
+    elif kind == 2:
+        content[start] ^= 1 << rng.integers(8)
+    else:
+        content[start // 2 : start + 8] = bytes(start + 8 - start // 2)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_runs_are_repeated(table2, tmp_path, seed):
+    runs, rng, lines = table2["_runs"], np.random.default_rng(seed), []
+    settings = [runs.Setting("mlp", "none"), runs.Setting("mlp", "eigen", "", 0.5)]
+    truth = rng.normal(size=(20, 3))
+    given = dict.fromkeys(["cv", "external"], (truth, truth + 1, truth + 2))
+
+    def keep(setting):
+        row = {"n_significant": 7, "median_r": 0.25}
+        runs.Store(tmp_path).keep(setting, 0, row, given, pd.DataFrame({"r": [0.5]}))
+
+    for setting in settings:
+        keep(setting)
+    files = sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file())
+    assert len(files) == 2 * 6
+    path = files[seed % len(files)]
+    damage(path, rng)
+    store = runs.Store(tmp_path, say=lines.append)
+    unfinished = [setting for setting in settings if store.row(setting, 0) is None]
+    damaged = [setting for setting in settings if setting.name == path.parent.name]
+    if (path.suffix, path.exists()) == (".json", False):  # nobody knows that it was there
+        assert not lines
+    else:
+        [line] = lines
+        assert f"{path.name} is damaged" in line
+    assert unfinished == damaged
+    path = tmp_path / f"{['cv', 'external'][seed % 2]}-truth.npy"
+    damage(path, rng)
+    assert store.lost_truth(given) == [path.name]
+    keep(*damaged)
+    store = runs.Store(tmp_path, say=pytest.fail)
+    assert all(store.row(setting, 0) for setting in settings)
+    assert not store.lost_truth(given)
+    np.testing.assert_array_equal(store.truth("external"), truth.astype(np.float32))
+    assert runs.Store(tmp_path, {"data": "other"}).row(settings[0], 0) is None
+
+
+def test_a_full_disk_leaves_nothing(table2, tmp_path):
+    common = table2["_common"]
+
+    def write(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "kept.json").write_text("whole")
+    with pytest.raises(OSError, match="No space"):
+        common.write_file(tmp_path / "kept.json", write)
+    old, young = (tmp_path / f"{common.UNFINISHED}{name}" for name in ("1-a.npy", "2-b.npy"))
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    common.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.json", young.name}
+    assert (tmp_path / "kept.json").read_text() == "whole"
 
 
 def test_the_loss_of_held_out_patients_is_that_of_predictions(table2, folder):

@@ -212,7 +212,5 @@ def test_area_outside_the_slide(corner):
 
 @pytest.mark.parametrize("ring", [square(0, 0, 1e308), square(-40, 5, 50), square(5, -1e5, 2e5)])
 def test_area_far_larger_than_the_slide(ring):
-    with pytest.raises(
-        ValueError, match=r"\(number 1\) far larger than the slide of 30"
-    ):
+    with pytest.raises(ValueError, match=r"\(number 1\) far larger than the slide of 30"):
         place_areas([Area(shapely.Polygon(ring), False)], (0, 0), (30, 40))
