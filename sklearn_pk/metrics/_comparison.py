@@ -393,7 +393,7 @@ def compare_significance(
     random_state : int, RandomState instance or None, default=None
         Seed of the draws. The result does not depend on the number of threads.
     verbose : int, default=0
-        Whether to show a progress bar on terminals.
+        Whether to show a progress bar, or lines in a log.
 
     Returns
     -------

@@ -354,7 +354,7 @@ def cross_val_significance(
         Number of folds to run in parallel, as in joblib; 1 uses this process, even on a cluster.
         The result does not depend on it.
     verbose : int, default=0
-        Whether to show a progress bar on terminals.
+        Whether to show a progress bar, or lines in a log.
 
     Returns
     -------

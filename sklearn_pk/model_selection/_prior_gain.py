@@ -223,7 +223,7 @@ def prior_gain(
         Whether to return the results, too. They hold the predictions of the trained and the
         untrained models for each sample, gene and run, but not the fitted models.
     verbose : int, default=0
-        Whether to show a progress bar on terminals.
+        Whether to show a progress bar, or lines in a log.
     **options : object
         Passed to :func:`cross_val_significance`: ``target_transformer``, ``alpha``, ``fdr``,
         ``compat``, ``null``, ``n_permutations`` and ``n_jobs``. All settings have the same

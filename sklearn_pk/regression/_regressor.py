@@ -425,8 +425,8 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         step of `prior` whose own ``random_state`` is None.
 
     verbose : int, default=0
-        Whether to show a progress bar with the losses and the mean correlation. It is shown on
-        terminals only, and not in the workers of a parallel search.
+        Whether to show a progress bar, or lines in a log, with the losses and the mean
+        correlation. They are not shown in the workers of a parallel search.
 
     Attributes
     ----------

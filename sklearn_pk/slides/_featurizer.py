@@ -118,7 +118,7 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
         would have to share its GPU. 1 is always this process.
 
     verbose : int, default=0
-        1 shows a progress bar on a terminal, with tiles per second and the bottleneck, and
+        1 shows a progress bar, or lines in a log, with tiles per second and the bottleneck, and
         writes a line at the end to standard error; 2 also writes a line per slide.
 
     Attributes

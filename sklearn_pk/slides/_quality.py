@@ -84,7 +84,7 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
     n_jobs : int, default=None
         Number of slides processed at the same time, as in joblib.
     verbose : int, default=0
-        1 shows a progress bar on a terminal.
+        1 shows a progress bar, or lines in a log.
 
     Returns
     -------

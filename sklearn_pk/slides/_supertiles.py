@@ -117,7 +117,7 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         cluster.
 
     verbose : int, default=0
-        1 shows a progress bar on a terminal.
+        1 shows a progress bar, or lines in a log.
 
     Attributes
     ----------

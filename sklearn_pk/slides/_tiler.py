@@ -514,7 +514,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Seed of the draw of tiles. Pass an int for reproducible results.
 
     verbose : int, default=0
-        1 shows a progress bar on a terminal.
+        1 shows a progress bar, or lines in a log.
 
     Attributes
     ----------

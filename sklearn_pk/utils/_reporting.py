@@ -4,29 +4,57 @@
 
 import multiprocessing
 import sys
+import time
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import numpy as np
-from tqdm.auto import tqdm
+import tqdm.asyncio
+import tqdm.auto
+import tqdm.std
 
 # Packages whose frames a warning skips.
 _INSIDE = ("sklearn_pk", "sklearn")
 _KNOWN_SCALE = ContextVar("known_scale", default=False)
 
 
+class LogLines(tqdm.std.tqdm):
+    """Progress as lines of a log: at most one in ten seconds, and one at the end."""
+
+    _INTERVAL = 10.0  # seconds
+
+    def __init__(self, *args, **kwargs):
+        self._written = time.monotonic()
+        words = (
+            "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed, {remaining} left{postfix}"
+        )
+        super().__init__(*args, bar_format=words, **kwargs)
+
+    def display(self, msg=None, pos=None):
+        """Write a line, if it is time for one."""
+        seconds = time.monotonic() - self._written
+        # An empty message is what closing writes over the bar.
+        if seconds < (1.0 if msg == "" else self._INTERVAL):
+            return
+        self._written = time.monotonic()
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+
 def progress(iterable=None, *, total=None, desc=None, verbose=0, unit="it"):
-    """Return a tqdm bar, which shows only if verbose, on a terminal and not in a worker."""
+    """Return a tqdm bar, or lines of a log where standard error is not a terminal."""
     # Bars of several workers would overwrite each other.
     is_worker = multiprocessing.parent_process() is not None
-    disable = not verbose or is_worker or not sys.stderr.isatty()
-    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=disable, leave=False)
+    is_notebook = tqdm.auto.tqdm.__module__ != tqdm.asyncio.tqdm_asyncio.__module__
+    make = tqdm.auto.tqdm if is_notebook or sys.stderr.isatty() else LogLines
+    disable = not verbose or is_worker
+    return make(iterable, total=total, desc=desc, unit=unit, disable=disable, leave=False)
 
 
 def tell(text):
     """Write a line to standard error, above the progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.std.tqdm.write(text, file=sys.stderr)
 
 
 def warn_user(text, category=UserWarning):

@@ -4,12 +4,14 @@
 
 import io
 import multiprocessing
+import re
 from contextlib import contextmanager, redirect_stderr
 
 import numpy as np
 import pytest
 
 from sklearn_pk.regression import PriorKnowledgeRegressor
+from sklearn_pk.utils import _reporting
 from sklearn_pk.utils._reporting import is_unlogged, progress
 
 
@@ -30,6 +32,21 @@ def test_bar_on_a_terminal(monkeypatch):
     with terminal(monkeypatch) as stderr:
         assert list(progress(range(3), desc="counting", verbose=1)) == [0, 1, 2]
     assert "counting" in stderr.getvalue()
+
+
+def test_lines_in_a_log(monkeypatch):
+    times = iter(range(0, 1000, 4))
+    monkeypatch.setattr(_reporting.time, "monotonic", lambda: next(times))
+    with redirect_stderr(io.StringIO()) as stderr:
+        bar = progress(range(9), desc="Encoding", verbose=1, unit="slide")
+        bar.mininterval = 0
+        for _ in bar:
+            pass
+    *lines, last = stderr.getvalue().splitlines()
+    assert 1 < len(lines) < 9
+    for line in (*lines, last):
+        assert re.fullmatch(r"Encoding: \d of 9 slide, \d\d:\d\d elapsed, .* left", line)
+    assert last.startswith("Encoding: 9 of 9")
 
 
 @pytest.mark.parametrize(("verbose", "parent"), [(0, None), (1, "the process that started it")])
