@@ -40,7 +40,7 @@ def describe_slide(row, params, reader, header_only):
         with open_slide(row.path, reader) as slide:
             # With any plausible um/px, so that the header of a slide without um/px is read too.
             info = slide_info(slide, row.path, 1.0)
-            found |= {"vendor": slide.vendor or None, "reader": slide.name}
+            found |= {"vendor": slide.vendor or None, "reader": slide.library}
             found |= {"width": info.size[0], "height": info.size[1]}
             found |= {"n_levels": len(info.level_sizes), "objective_power": info.objective_power}
             found["mpp"] = resolve_mpp(row.path, slide.properties, row.mpp)

@@ -303,7 +303,7 @@ def survey_slide(row, params, reader):
     source = choose_tissue(params["tissue"], row)
     tile_size, mpp = params["tile_size"], float(params["mpp"])
     with open_slide(row.path, reader) as slide:
-        content, reader = fingerprint(row.path), slide.name
+        content, reader = fingerprint(row.path), slide.library
         info = slide_info(slide, row.path, row.mpp)
         level, read_size, size_level0 = tile_geometry(info, tile_size, mpp)
         edge_um = read_size * info.level_downsamples[level] * info.mpp
