@@ -5,7 +5,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Hashable
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 
 from ..utils import check_expression
 from ..utils._parallel import map_in_order, map_tasks
-from ..utils._reporting import progress
+from ..utils._reporting import progress, warn_user
 from ..utils._validation import check_sample_names
 from ._grid import fraction_inside, mask_resolution, tile_geometry, tile_grid
 from ._inputs import (
@@ -49,16 +49,21 @@ from ._tissue._masks import (
     sample_mask,
 )
 from ._tissue._methods import compute_mask, low_contrast, tissue_fractions
+from ._wsi._files import is_tile_folder, slide_files, slide_state
+from ._wsi._image import ImageReader
 from ._wsi._reader import (
+    READERS,
+    SAME_RESOLUTION,
     SlideInfo,
     check_slide,
-    file_state,
     fingerprint,
     open_slide,
     read_overview,
     read_tile,
+    resolve_mpp,
     slide_info,
 )
+from ._wsi._tile_folder import read_tile_folder
 
 _CACHE_SIZE = 4096
 _cache = OrderedDict()
@@ -75,9 +80,10 @@ class TiledSlide:
     Parameters
     ----------
     path : str
-        Path of the slide file.
-    coords : ndarray of shape (n, 2), int64, default=()
-        Upper left corner (x, y) of each tile, in level-0 pixels.
+        Path of the slide file, or of the folder of tile images.
+    coords : ndarray of shape (n, 2), int64, or None, default=()
+        Upper left corner (x, y) of each tile, in level-0 pixels; None for tile images whose
+        coordinates are not known.
     tile_size : int, default=0
         Edge in pixels of the tiles that :meth:`iter_tiles` yields.
     mpp : float, default=nan
@@ -103,11 +109,13 @@ class TiledSlide:
         Pairs of name and value that describe how the slide was tiled.
     reason : str, default=""
         Why there are no tiles; empty if there are tiles.
-    reader : {"auto", "openslide", "tifffile"}, default="auto"
+    reader : {"auto", "openslide", "tifffile", "pillow", "pylibCZIrw"}, default="auto"
         Library that reads the slide. SlideTiler sets the one that it used.
     content : str, default=""
         Fingerprint of the file that was tiled. If it is not empty, :meth:`check_content` refuses
         another file under the same name.
+    files : tuple of str, default=()
+        Names of the tile images in the folder `path`, one per tile; empty for a slide file.
 
     See Also
     --------
@@ -139,11 +147,19 @@ class TiledSlide:
     reason: str = ""
     reader: str = "auto"
     content: str = ""
+    files: tuple = ()
 
     def __post_init__(self):
         """Check the coordinates."""
         object.__setattr__(self, "path", str(self.path))
+        if self.coords is None and self.files:
+            return
         object.__setattr__(self, "coords", check_coords(self.coords, self.path))
+        if self.files and len(self.files) != len(self.coords):
+            raise ValueError(
+                f"{self.path}: got {len(self.files)} files but {len(self.coords)} coords; each "
+                "tile image needs one of both."
+            )
 
     @property
     def name(self):
@@ -152,7 +168,7 @@ class TiledSlide:
 
     def __len__(self):
         """Return the number of tiles."""
-        return len(self.coords)
+        return len(self.files or self.coords)
 
     def __repr__(self):
         """Show the slide and the number of its tiles."""
@@ -214,6 +230,9 @@ class TiledSlide:
         FileNotFoundError, PermissionError, ValueError
             If the slide cannot be opened, or, within the block, read; the error names it.
         """
+        if self.files:
+            yield lambda start, stop: read_tile_images(self, self.files[start:stop])
+            return
         with open_slide(self.path, self.reader) as slide:
 
             def read(start, stop):
@@ -226,12 +245,27 @@ class TiledSlide:
             yield read
 
 
+def read_tile_images(tiled, files):
+    """Read tile images of a folder."""
+    edge = tiled.tile_size
+    tiles = np.empty((len(files), edge, edge, 3), dtype=np.uint8)
+    for tile, name in zip(tiles, files, strict=True):
+        with ImageReader(os.path.join(tiled.path, name)) as image:
+            if image.size != (edge, edge):
+                raise ValueError(
+                    f"Tile image {name!r} of the folder {tiled.path!r} has changed: it had "
+                    f"{edge} x {edge} pixels, and has {image.size[0]} x {image.size[1]}."
+                )
+            tile[:] = image.read(0, 0, 0, edge, edge)
+    return tiles
+
+
 @dataclass(frozen=True, eq=False)
 class Survey:
     """All tiles on the tissue of one slide, and how they were found."""
 
     tiled: TiledSlide
-    info: SlideInfo
+    info: SlideInfo  # None for a folder of tile images
     source: object
     mask: np.ndarray  # None: all of the slide is tiled
     overview: np.ndarray  # None where the mask is given
@@ -240,6 +274,8 @@ class Survey:
     @property
     def tissue_mm2(self):
         """Area of the mask."""
+        if self.info is None:
+            return len(self.tiled) * self.tiled.tile_edge_um**2 / 1e6
         if self.mask is None:
             return np.prod(np.array(self.info.size) * self.info.mpp) / 1e6
         return self.mask.sum() * (self.scale * self.info.mpp) ** 2 / 1e6
@@ -247,6 +283,9 @@ class Survey:
 
 def check_row(row, params, reader):
     """Check that a slide can be tiled, without searching for its tissue."""
+    if is_tile_folder(row.path):
+        survey_tile_folder(row, params)
+        return
     info = check_slide(row.path, row.mpp, reader)
     tile_geometry(info, params["tile_size"], float(params["mpp"]))
     source = choose_tissue(params["tissue"], row)
@@ -298,8 +337,51 @@ def _select_tiles(survey, min_tissue_fraction):
     return coords, "" if len(coords) else "All tiles on tissue are flat (low contrast)."
 
 
+def survey_tile_folder(row, params):
+    """Take the images of a folder for the tiles of one slide."""
+    folder, tile_size = read_tile_folder(row.path), params["tile_size"]
+    if row.tissue is not None:
+        raise ValueError(
+            f"Slide {row.path!r} is a folder of tile images, which are all taken. Leave the "
+            "column 'tissue' empty for it."
+        )
+    if folder.edge != tile_size:
+        raise ValueError(
+            f"Slide {row.path!r}: expected tile images of tile_size={tile_size} pixels, got "
+            f"{folder.edge}. Pass tile_size={folder.edge}; the encoder resizes them to its input."
+        )
+    mpp = np.nan if row.mpp is None else resolve_mpp(row.path, {}, row.mpp)
+    if abs(mpp - params["mpp"]) > SAME_RESOLUTION * params["mpp"]:
+        raise ValueError(
+            f"Slide {row.path!r}: expected tile images of mpp={params['mpp']:g} um/px, got "
+            f"{mpp:g} in the column 'mpp'. Pass mpp={mpp:g}, or make the tiles again."
+        )
+    return Survey(
+        TiledSlide(
+            path=row.path,
+            coords=folder.coords,
+            tile_size=tile_size,
+            mpp=mpp,
+            slide_mpp=mpp * folder.edge / folder.size_level0,
+            level_downsample=folder.size_level0 / folder.edge,
+            read_size=tile_size,
+            size_level0=folder.size_level0,
+            tile_edge_um=folder.edge * mpp,
+            content=fingerprint(row.path),
+            files=folder.names,
+        ),
+        info=None,
+        source=None,
+        mask=None,
+        overview=None,
+        scale=1.0,
+    )
+
+
 def survey_slide(row, params, reader):
     """Find all tiles on the tissue of one slide."""
+    if is_tile_folder(row.path):
+        return survey_tile_folder(row, params)
     source = choose_tissue(params["tissue"], row)
     tile_size, mpp = params["tile_size"], float(params["mpp"])
     with open_slide(row.path, reader) as slide:
@@ -333,18 +415,36 @@ def survey_slide(row, params, reader):
 def draw_tiles(survey, params, seed):
     """Draw at most `max_tiles` of the tiles on tissue."""
     tiled, limit = survey.tiled, params["max_tiles"]
-    coords = tiled.coords
-    if limit is not None and len(coords) > limit:
+    coords, files = tiled.coords, tiled.files
+    if limit is not None and len(tiled) > limit:
         sequence = np.random.SeedSequence([seed, int(tiled.content, 16)])
-        kept = np.random.default_rng(sequence).choice(len(coords), limit, replace=False)
-        coords = coords[np.sort(kept)]
+        kept = np.random.default_rng(sequence).choice(len(tiled), limit, replace=False)
+        kept.sort()
+        coords = None if coords is None else coords[kept]
+        files = files and tuple(files[position] for position in kept)
     params = params | {"tissue": describe_source(survey.source), "seed": seed}
-    return replace(tiled, coords=coords, params=tuple(params.items()))
+    return replace(tiled, coords=coords, files=files, params=tuple(params.items()))
 
 
 def tile_slide(row, params, seed, reader):
     """Tile one slide."""
     return draw_tiles(survey_slide(row, params, reader), params, seed)
+
+
+def warn_repeated(slides):
+    """Warn where several rows of X are files of the same slide."""
+    found = {}
+    for row in slides:
+        with suppress(OSError, ValueError):
+            files = slide_files(row.path)
+            if len(files) > 1:
+                found.setdefault(frozenset(map(os.path.realpath, files)), set()).add(row.path)
+    repeated = [sorted(paths) for paths in found.values() if len(paths) > 1]
+    if repeated:
+        warn_user(
+            f"{len(repeated)} slides are passed several times, as different files of one DICOM "
+            f"series; the first is {repeated[0][:3]!r}. Pass one of the files, or their folder."
+        )
 
 
 def result_or_error(function, *args):
@@ -360,7 +460,7 @@ def _cache_key(row, params, seed, reader):
     try:
         source = choose_tissue(params["tissue"], row)
         mask = source if callable(source) else describe_source(source)
-        state = file_state(row.path)
+        state = slide_state(row.path)
     except (OSError, ValueError):
         return None
     params = params | {"tissue": mask}
@@ -408,6 +508,10 @@ def tile_or_load(row, params, seed, reader, memory):
 def _inspect_row(row, tiled, params, seed, reader, size):
     """Make a thumbnail of one slide, with its tissue mask and its tiles."""
     survey = survey_slide(row, params, reader)
+    if survey.info is None:
+        raise ValueError(
+            f"Slide {row.path!r} is a folder of tile images: there is no overview to draw."
+        )
     if tiled is None:
         return *_make_thumbnail(survey, size), draw_tiles(survey, params, seed)
     current = describe_source(survey.source)
@@ -563,7 +667,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         "max_tiles": [Interval(Integral, 1, None, closed="left"), None],
         "overlap": [Interval(Integral, 0, None, closed="left")],
         "pad": ["boolean"],
-        "reader": [StrOptions({"auto", "openslide", "tifffile"})],
+        "reader": [StrOptions({"auto", *READERS})],
         "errors": [StrOptions({"raise", "empty"})],
         "memory": [str, HasMethods(["cache"]), os.PathLike, None],
         "n_jobs": [None, Integral],
@@ -633,6 +737,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         if y is not None:
             check_expression(y, estimator_name=type(self).__name__)
             check_sample_names(X, y)
+        warn_repeated(slides)
         params = self._tiling_params()
         results = [result_or_error(check_row, row, params, self.reader) for row in slides]
         self._report(slides, results)

@@ -127,6 +127,11 @@ def slide_files(path):
     return [path, *(each for each in series if not os.path.samefile(each, path))]
 
 
+def is_tile_folder(path):
+    """Return whether a slide is given as a folder of tile images."""
+    return os.path.isdir(path) and not _read_series(path)
+
+
 def slide_state(path):
     """Return path, size and time of modification of all files of a slide."""
     return tuple(map(file_state, slide_files(path)))

@@ -134,6 +134,8 @@ def has_raw_ycbcr(page):
 
 def find_levels(file):
     """Return the pages of the slide in a TIFF, the largest first, without masks."""
+    if not file.series:
+        raise ValueError("it holds no image, or the list of its images is cut off")
     images = [series for series in file.series if not is_mask(series.keyframe)]
     if not images:
         raise UnsupportedKind("a TIFF of masks only")

@@ -12,7 +12,6 @@ from ._files import check_dicom
 from ._tiff import DamagedTiffError, check_tiff, damaged
 
 
-
 class OpenSlideReader:
     """Pixels of a slide that OpenSlide opens."""
 

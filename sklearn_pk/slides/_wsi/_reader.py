@@ -12,7 +12,7 @@ import openslide
 from PIL import Image
 
 from ._czi import CziReader
-from ._files import file_state, slide_files, slide_state
+from ._files import file_state, is_tile_folder, slide_files, slide_state
 from ._image import ImageReader
 from ._kinds import CZI, PLAIN_IMAGES, TIFF, UnsupportedKind, check_ending
 from ._openslide import OpenSlideReader
@@ -106,6 +106,11 @@ def open_slide(path, reader="auto"):
     try:
         check_ending(path)
         first = slide_files(path)[0]
+        if is_tile_folder(path):
+            raise ValueError(
+                f"{path!r} is a folder of tile images, so there is no image of the slide. "
+                "SlideTiler takes it as a bag."
+            )
         if reader == "auto":
             reader = _choose_reader(file_state(first))
         return READERS[reader](first)
@@ -224,8 +229,13 @@ def _fingerprint(path, size, mtime_ns):
 
 def fingerprint(path):
     """Identify the content of a slide, with all its files, without reading all of it."""
-    parts = [_fingerprint(*state) for state in slide_state(path)]
+    states = slide_state(path)
+    parts = [_fingerprint(*state) for state in states]
     if len(parts) == 1:
         return parts[0]
+    if is_tile_folder(path):
+        # Their names may hold their coordinates.
+        names = [os.path.basename(state[0]) for state in states]
+        parts = [f"{name}\0{part}\0" for name, part in zip(names, parts, strict=True)]
     # Any file of a DICOM series may come first.
     return hashlib.blake2b("".join(sorted(parts)).encode(), digest_size=16).hexdigest()

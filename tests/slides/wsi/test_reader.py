@@ -21,7 +21,7 @@ from sklearn_pk.slides._wsi._reader import (
     resolve_mpp,
     slide_info,
 )
-from sklearn_pk.slides._wsi._tiff import TiffSlide
+from sklearn_pk.slides._wsi._tiff import TiffReader
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_overview_does_not_depend_on_the_blocks(small_slides, monkeypatch):
     np.testing.assert_array_equal(whole, blocks)
 
 
-@pytest.mark.parametrize("kind", [TiffSlide, OpenSlideReader])
+@pytest.mark.parametrize("kind", [TiffReader, OpenSlideReader])
 def test_overview_reads_no_large_region(cmu_slide, monkeypatch, kind):
     sizes = []
     read = kind.read
