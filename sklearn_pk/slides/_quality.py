@@ -27,6 +27,7 @@ _COLUMNS = {
     "height": "Int64",
     "n_levels": "Int64",
     "tissue_mm2": float,
+    "ink_mm2": float,
     "n_tiles": "Int64",
     "size_bytes": "Int64",
 }
@@ -53,7 +54,8 @@ def describe_slide(row, params, reader, header_only):
         check_row(row, params, reader)
         if not header_only:
             survey = survey_slide(row, params, reader)
-            found |= {"tissue_mm2": survey.tissue_mm2, "n_tiles": len(survey.tiled)}
+            found |= {"tissue_mm2": survey.tissue_mm2, "ink_mm2": survey.ink_mm2}
+            found |= {"n_tiles": len(survey.tiled)}
             reason = survey.tiled.reason
             found["reason"] = reason and f"Slide {row.path!r}: {reason}"
     except (OSError, ValueError) as error:
@@ -105,6 +107,8 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
         - ``objective_power``: magnification that the file states;
         - ``width``, ``height``: level-0 pixels; ``n_levels``: levels of the pyramid;
         - ``tissue_mm2``: area of the tissue mask in mm²;
+        - ``ink_mm2``: area with the colour of a pen, which haematoxylin and eosin do not have,
+          in mm²; look at slides with much of it;
         - ``n_tiles``: number of tiles on tissue, before at most `max_tiles` are drawn;
         - ``size_bytes``: size of the file, or of all files of the slide.
 

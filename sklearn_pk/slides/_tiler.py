@@ -39,6 +39,7 @@ from ._inputs import (
     raise_failures,
     warn_failures,
 )
+from ._tissue._ink import ink_mask
 from ._tissue._masks import (
     absolute_tissue,
     check_tissue,
@@ -270,6 +271,7 @@ class Survey:
     mask: np.ndarray  # None: all of the slide is tiled
     overview: np.ndarray  # None where the mask is given
     scale: float  # level-0 pixels per pixel of mask and overview
+    ink: np.ndarray = None  # None where the mask is given
 
     @property
     def tissue_mm2(self):
@@ -279,6 +281,13 @@ class Survey:
         if self.mask is None:
             return np.prod(np.array(self.info.size) * self.info.mpp) / 1e6
         return self.mask.sum() * (self.scale * self.info.mpp) ** 2 / 1e6
+
+    @property
+    def ink_mm2(self):
+        """Area that has the colour of a pen, NaN where no overview was read."""
+        if self.ink is None:
+            return np.nan
+        return self.ink.sum() * (self.scale * self.info.mpp) ** 2 / 1e6
 
 
 def check_row(row, params, reader):
@@ -295,15 +304,16 @@ def check_row(row, params, reader):
 
 
 def _find_mask(slide, info, source, mpp):
-    """Return the mask, the overview it was computed from, and level-0 pixels per pixel of both."""
+    """Return the mask, the overview, level-0 pixels per pixel of both, and where ink is."""
     if source is None:
-        return None, None, 1.0
+        return None, None, 1.0, None
     if is_given(source):
         scale = max(1.0, mpp / info.mpp)
         width, height = (int(np.ceil(length / scale)) for length in info.size)
-        return draw_mask(source, slide, info, (height, width), scale), None, scale
+        return draw_mask(source, slide, info, (height, width), scale), None, scale, None
     overview, scale = read_overview(slide, info, mpp)
-    return compute_mask(overview, source, info.path), overview, scale
+    ink = ink_mask(overview, scale * info.mpp)
+    return compute_mask(overview, source, info.path, ink), overview, scale, ink
 
 
 def _select_tiles(survey, min_tissue_fraction):
@@ -333,6 +343,10 @@ def _select_tiles(survey, min_tissue_fraction):
         )
     if survey.overview is None:
         return coords, ""
+    if not callable(survey.source):
+        coords = coords[tissue_fractions(survey.ink, coords / scale, size / scale) <= 0.5]
+        if not len(coords):
+            return coords, "All tiles on tissue are mostly ink of a pen."
     coords = coords[~low_contrast(survey.overview, coords / scale, size / scale)]
     return coords, "" if len(coords) else "All tiles on tissue are flat (low contrast)."
 
