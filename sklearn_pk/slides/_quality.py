@@ -37,6 +37,8 @@ def describe_slide(row, params, reader, header_only):
     """Return the row of the report on one slide."""
     found = {"slide": row.path, "reason": ""}
     with suppress(OSError, ValueError):
+        if os.path.isfile(row.path):
+            found["size_bytes"] = os.path.getsize(row.path)
         found["size_bytes"] = sum(map(os.path.getsize, slide_files(row.path)))
     try:
         if is_tile_folder(row.path):

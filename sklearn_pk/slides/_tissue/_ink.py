@@ -50,6 +50,7 @@ def ink_mask(rgb, mpp):
     ink = is_large[labels]
     if not ink.any():
         return np.zeros(rgb.shape[:2], dtype=bool)
+    ink |= ndimage.binary_closing(ink, structure=_NEIGHBORS)
     # The border of a stroke is a mixture with what is beside it.
     near = ndimage.binary_dilation(ink, structure=_NEIGHBORS)
     ink, near = (_enlarge(each, factor, rgb.shape) for each in (ink | (near & mixed), near))

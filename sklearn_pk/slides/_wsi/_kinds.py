@@ -18,8 +18,8 @@ BFCONVERT = "bfconvert -series 0 -tilex 512 -tiley 512 -compression JPEG-2000 {}
 NO_STAIN = "Without the colours of H&E there is nothing to convert."
 _PHOTOMETRIC, _EXTRA = tifffile.PHOTOMETRIC, tifffile.EXTRASAMPLE
 _GREY = (_PHOTOMETRIC.MINISBLACK, _PHOTOMETRIC.MINISWHITE)
-# JPEG and JPEG 2000, whose decoders return RGB.
-_TO_RGB = (6, 7, 33003, 33004, 33005, 34712, 34892)
+# JPEG and JPEG 2000, but not the YCbCr variant of Aperio: their decoders return RGB.
+_TO_RGB = (6, 7, 33004, 33005, 34712, 34892)
 _OTHERS = {
     ".isyntax": ("an iSyntax file of Philips", "isyntax-to-tiff {} OUT.tif"),
     ".vsi": ("a VSI file of Olympus", BFCONVERT),

@@ -70,7 +70,7 @@ class TiffReader:
         if not self._pages or self._pages[0] is not levels[0]:
             raise NotInTilesError("its pixels are not stored in tiles")
         if has_raw_ycbcr(levels[0]):
-            raise ValueError("its YCbCr pixels are not compressed as JPEG")
+            raise ValueError("its pixels are YCbCr, which only OpenSlide converts")
         self._to_rgb = [find_conversion(page) for page in self._pages]
         for page in self._pages:
             _check_tiles(page)

@@ -131,28 +131,6 @@ def test_ome_tiff_in_pixels_has_no_resolution(tmp_path, tissue_rgb):
     assert check_slide(path, mpp=0.5).mpp == 0.5
 
 
-def write_plain(path, pixels, **kwargs):
-    tifffile.imwrite(path, pixels, **({"tile": (64, 64), "photometric": "rgb"} | kwargs))
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"tile": None}, "not stored in tiles"),
-        ({"dtype": np.uint16}, "samples of uint16"),
-        ({"photometric": "minisblack"}, "expected 8-bit RGB"),
-    ],
-)
-def test_tiff_that_tifffile_refuses(tmp_path, tissue_rgb, change, text):
-    pixels = tissue_rgb[:200, :200].astype(change.pop("dtype", np.uint8))
-    if "photometric" in change:
-        pixels = pixels[..., 0]
-    path = write_plain(tmp_path / "a.tiff", pixels, **change)
-    with pytest.raises(ValueError, match=rf"a\.tiff.*{text}"):
-        open_slide(path, "tifffile")
-
-
 def test_cut_file_is_named(tmp_path, cmu_slide):
     path = tmp_path / "cut.svs"
     path.write_bytes(Path(cmu_slide).read_bytes()[:-400_000])
