@@ -10,6 +10,7 @@ from ._kinds import BFCONVERT, UnsupportedKind
 
 # Levels are halves of the level above, until both edges are smaller.
 _SMALLEST = 1024
+_PROBE = 512
 
 
 class CziReader:
@@ -44,11 +45,21 @@ class CziReader:
         self._corner, self.size = (left, top), (right - left, bottom - top)
         self._plane = {axis: start for axis, (start, _) in box.items()}
         n_levels = max(1, 1 + int(np.ceil(np.log2(max(self.size) / _SMALLEST))))
+        if self._lacks_pyramid():
+            n_levels = 1
         self.level_downsamples = tuple(float(1 << level) for level in range(n_levels))
         self.level_sizes = tuple(
             tuple(length >> level for length in self.size) for level in range(n_levels)
         )
         self.properties = _read_scaling(self._file.metadata)
+
+    def _lacks_pyramid(self):
+        # Without one, libCZI makes levels by taking every second pixel, which is no resampling.
+        corner = (self.size[0] // 4, self.size[1] // 4)
+        width, height = (min(length // 4, _PROBE) for length in self.size)
+        fine = self.read(*corner, 0, 2 * width, 2 * height)
+        coarse = self.read(*corner, 1, width, height)
+        return any(np.array_equal(coarse, fine[y::2, x::2]) for x in (0, 1) for y in (0, 1))
 
     def __enter__(self):
         """Return the slide itself."""
