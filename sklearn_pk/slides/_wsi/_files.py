@@ -4,6 +4,7 @@
 
 import configparser
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from ._tile_folder import find_tile_files
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _TAGS = [
     tag_for_keyword(name)
-    for name in ("SOPClassUID", "SeriesInstanceUID", "SamplesPerPixel", "BitsAllocated")
+    for name in ("ImageType", "SeriesInstanceUID", "SamplesPerPixel", "BitsAllocated")
 ]
 # The transfer syntaxes that OpenSlide decodes: no compression, JPEG and JPEG 2000.
 _SYNTAXES = {f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".4.50", ".4.90", ".4.91")}
@@ -29,7 +30,7 @@ _BAD_DICOM = (InvalidDicomError, EOFError, ValueError, LookupError, TypeError, A
 class DicomHeader(NamedTuple):
     """What matters of the header of a DICOM file."""
 
-    series: str
+    series: str  # None for files that belong to no series, such as DICOMDIR
     unsupported: tuple  # arguments of UnsupportedKind, empty for what OpenSlide reads
 
 
@@ -54,6 +55,10 @@ def _read_dicom(path, size, mtime_ns):
                 stop_when=lambda tag, vr, length: tag >> 16 > 0x28,
                 specific_tags=_TAGS,
             )
+            sop_class = header.file_meta.MediaStorageSOPClassUID
+            if sop_class != _WHOLE_SLIDE:
+                kind = (f"a DICOM file of another kind ({sop_class.name})", None)
+                return DicomHeader(header.get("SeriesInstanceUID"), kind)
             return DicomHeader(str(header["SeriesInstanceUID"].value), _find_kind(header))
         except _BAD_DICOM as error:
             raise ValueError(
@@ -63,11 +68,11 @@ def _read_dicom(path, size, mtime_ns):
 
 
 def _find_kind(header):
-    """Describe a DICOM file that OpenSlide does not read."""
-    sop_class, syntax = header.get("SOPClassUID"), header.file_meta.TransferSyntaxUID
+    """Describe the levels of a DICOM slide that OpenSlide does not read."""
+    syntax = header.file_meta.TransferSyntaxUID
     samples, bits = header.get("SamplesPerPixel", 3), header.get("BitsAllocated", 8)
-    if sop_class != _WHOLE_SLIDE:
-        return (f"a DICOM file of another kind ({getattr(sop_class, 'name', sop_class)})",)
+    if "VOLUME" not in header.get("ImageType", ["VOLUME"]):
+        return ()  # labels and overviews are not read
     if (samples, bits) != (3, 8):
         return (f"a DICOM file of {samples} samples of {bits} bits per pixel", None)
     if syntax not in _SYNTAXES:
@@ -76,13 +81,17 @@ def _find_kind(header):
     return ()
 
 
-def _read_series(folder):
-    """Return series -> the DICOM files of a folder."""
+def _read_series(folder, skipped=()):
+    """Return series -> the DICOM files of a folder; skip files with these errors."""
     series = {}
-    for path in sorted(entry.path for entry in os.scandir(folder) if entry.is_file()):
-        header = _read_dicom(*file_state(path))
-        if header is not None:
-            series.setdefault(header.series, []).append(path)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        with suppress(*skipped):
+            if not entry.is_file():
+                continue
+            status = entry.stat()
+            header = _read_dicom(entry.path, status.st_size, status.st_mtime_ns)
+            if header is not None and header.series is not None:
+                series.setdefault(header.series, []).append(entry.path)
     return series
 
 
@@ -116,14 +125,21 @@ def slide_files(path):
         return _files_of_folder(path)
     ending, folder = os.path.splitext(path)[1].lower(), Path(path).with_suffix("")
     # MIRAX stores its pixels in a folder next to the file.
-    if ending == ".mrxs" and folder.is_dir():
+    if ending == ".mrxs":
+        if not folder.is_dir():
+            raise ValueError(
+                f"MIRAX slide {path!r} has no pixels: they are in a folder {folder.name!r} next to "
+                "it, which is missing. Copy it there."
+            )
         return [path, *sorted(str(part) for part in folder.iterdir() if part.is_file())]
     if ending in (".vms", ".vmu"):
         return [path, *_named_files(path)]
     header = _read_dicom(*file_state(path))
-    if header is None:
+    if header is None or header.series is None:
         return [path]
-    series = _read_series(os.path.dirname(path) or ".")[header.series]
+    # Other slides in the folder may be damaged.
+    others = _read_series(os.path.dirname(path) or ".", skipped=(OSError, ValueError))
+    series = others.get(header.series, [])
     return [path, *(each for each in series if not os.path.samefile(each, path))]
 
 
@@ -138,7 +154,10 @@ def slide_state(path):
 
 
 def check_dicom(path):
-    """Refuse a DICOM file that OpenSlide does not read."""
-    header = _read_dicom(*file_state(path))
-    if header is not None and header.unsupported:
-        raise UnsupportedKind(*header.unsupported)
+    """Refuse a DICOM slide that OpenSlide does not read."""
+    if _read_dicom(*file_state(path)) is None:
+        return
+    for each in slide_files(path):
+        header = _read_dicom(*file_state(each))
+        if header.unsupported:
+            raise UnsupportedKind(*header.unsupported)

@@ -104,6 +104,9 @@ def _open_image(path):
 
 def _describe_image(path):
     """Return format, size and um/px of an image; refuse pixels that are not 8-bit RGB."""
+    if path.lower().endswith(".mrxs"):
+        advice = "Pass reader='auto'."
+        raise UnsupportedKind("a MIRAX slide, and this file holds only its preview", advice=advice)
     with _open_image(path) as image:
         if image.mode == "CMYK":
             raise UnsupportedKind("an image of printing inks (CMYK)", TO_SRGB)

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import shlex
+from functools import partial
 
 import numpy as np
 import tifffile
@@ -60,15 +61,17 @@ def check_ending(path):
             raise UnsupportedKind(*found)
 
 
-def compose(rgba):
+def compose(rgba, *, premultiplied=False):
     """Compose RGBA pixels over white."""
-    alpha = rgba[..., 3:].astype(np.uint16)
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def _compose_premultiplied(rgba):
-    rgb = rgba[..., :3].astype(np.uint16) + 255 - rgba[..., 3:]
-    return np.minimum(rgb, 255).astype(np.uint8)
+    rgb = np.empty((*rgba.shape[:2], 3), dtype=np.uint8)
+    # Row by row, which bounds the memory.
+    for target, row in zip(rgb, rgba, strict=True):
+        color, alpha = row[:, :3].astype(np.uint16), row[:, 3:].astype(np.uint16)
+        if premultiplied:
+            target[:] = np.minimum(color + 255 - alpha, 255)
+        else:
+            target[:] = (color * alpha + 255 * (255 - alpha) + 127) // 255
+    return rgb
 
 
 def _keep(rgb):
@@ -90,7 +93,9 @@ def find_conversion(page):
     if color in _GREY:
         raise _bands(samples)
     if color == _PHOTOMETRIC.PALETTE and page.dtype == np.uint8 and samples == 1:
-        table = (np.asarray(page.colormap) >> 8).astype(np.uint8).T
+        table = np.asarray(page.colormap).T
+        # Some programs write colours of 8 bits instead of 16.
+        table = (table if table.max() < 256 else table >> 8).astype(np.uint8)
         return lambda pixels: table[pixels[..., 0]]
     if color == _PHOTOMETRIC.SEPARATED:
         advice = "Add --input-profile cmyk if it has no ICC profile."
@@ -111,7 +116,7 @@ def _find_alpha(samples, extra):
     if samples == 4 and extra == (_EXTRA.UNASSALPHA,):
         return compose
     if samples == 4 and extra == (_EXTRA.ASSOCALPHA,):
-        return _compose_premultiplied
+        return partial(compose, premultiplied=True)
     raise _bands(samples)
 
 

@@ -32,9 +32,9 @@ class OpenSlideReader:
             )
         if not self.vendor:
             raise ValueError(
-                f"Not a slide that OpenSlide or tifffile can read: {path!r}. Expected a whole "
-                "slide image such as SVS, tiled pyramidal TIFF, NDPI, MRXS or DICOM, or a PNG or "
-                "JPEG image, complete to its last byte."
+                f"Not a slide that OpenSlide can read: {path!r}. Expected a whole slide image "
+                "such as SVS, tiled pyramidal TIFF, NDPI, MRXS or DICOM, complete to its last "
+                "byte; with reader='auto' also PNG, JPEG or any TIFF of 8-bit RGB."
             )
         with self._name_slide():
             self._slide = openslide.OpenSlide(path)

@@ -61,7 +61,8 @@ def _choose_reader(state):
     path = state[0]
     with open(path, "rb") as file:
         start = file.read(len(CZI))
-    if start.startswith(PLAIN_IMAGES):
+    # The file of a MIRAX slide is a JPEG with its preview.
+    if start.startswith(PLAIN_IMAGES) and not path.lower().endswith(".mrxs"):
         return "pillow"
     if start == CZI:
         return "openslide" if _openslide_reads(path) else "pylibCZIrw"

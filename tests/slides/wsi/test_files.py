@@ -2,7 +2,9 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import itertools
 import shutil
+import struct
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -17,6 +20,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGLSLossless,
+    MediaStorageDirectoryStorage,
     RLELossless,
     VLWholeSlideMicroscopyImageStorage,
     generate_uid,
@@ -29,15 +33,24 @@ from sklearn_pk.slides._wsi._reader import check_slide, fingerprint, open_slide
 EDGE = 64
 
 
-def write_level(path, rgb, series, *, factor=1, syntax=JPEGBaseline8Bit, **changes):
+def write_level(
+    path,
+    rgb,
+    series,
+    *,
+    factor=1,
+    syntax=JPEGBaseline8Bit,
+    sop_class=VLWholeSlideMicroscopyImageStorage,
+    **changes,
+):
     """Write one level of a DICOM slide of 0.5 um/px."""
     rgb = rgb[::factor, ::factor]
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
-    meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
+    meta.MediaStorageSOPClassUID = sop_class
     meta.MediaStorageSOPInstanceUID = generate_uid()
     file = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-    file.SOPClassUID = VLWholeSlideMicroscopyImageStorage
+    file.SOPClassUID = sop_class
     file.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     file.Modality, file.SeriesInstanceUID, file.StudyInstanceUID = "SM", series, series
     file.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE" if factor == 1 else "RESAMPLED"]
@@ -75,6 +88,17 @@ def write_level(path, rgb, series, *, factor=1, syntax=JPEGBaseline8Bit, **chang
     return str(path)
 
 
+def write_index(path):
+    """Write the table of contents of a folder of DICOM files."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    file.FileSetID, file.DirectoryRecordSequence = "SLIDES", []
+    file.save_as(path, enforce_file_format=True)
+
+
 def encode_jpeg(frame):
     buffer = BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=95)
@@ -87,9 +111,7 @@ def series(tmp_path, tissue_rgb):
     folder, uid = tmp_path / "series", generate_uid()
     folder.mkdir()
     rgb = tissue_rgb[:256, :320]
-    return [
-        write_level(folder / f"{factor}.dcm", rgb, uid, factor=factor) for factor in (1, 2)
-    ]
+    return [write_level(folder / f"{factor}.dcm", rgb, uid, factor=factor) for factor in (1, 2)]
 
 
 def test_any_file_of_a_series_is_the_slide(series, tissue_rgb):
@@ -132,6 +154,27 @@ def test_all_files_of_a_series_count(series, tissue_rgb):
     assert fingerprint(series[0]) != before
 
 
+def test_other_files_of_a_series_and_its_folder(series, tissue_rgb):
+    """What is no level does not matter; a level that is not read does."""
+    folder, small = Path(series[0]).parent, tissue_rgb[:64, :64]
+    uid = dcmread(series[0]).SeriesInstanceUID
+    label = {"ImageType": ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]}
+    write_level(folder / "label.dcm", small, uid, **label, syntax=ExplicitVRLittleEndian)
+    write_index(folder / "DICOMDIR")
+    damaged = Path(write_level(folder / "damaged.dcm", small, generate_uid()))
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    assert check_slide(series[0]).size == (320, 256)
+    with pytest.raises(ValueError, match=r"damaged\.dcm"):
+        open_slide(str(folder))
+    damaged.unlink()
+    assert check_slide(str(folder)).size == (320, 256)
+    with pytest.raises(ValueError, match=r"DICOMDIR.*another kind \(Media Storage Directory"):
+        open_slide(str(folder / "DICOMDIR"))
+    write_level(folder / "third.dcm", small, uid, syntax=JPEGLSLossless)
+    with pytest.raises(ValueError, match="compressed as JPEG-LS"):
+        open_slide(series[0])
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -139,7 +182,7 @@ def test_all_files_of_a_series_count(series, tissue_rgb):
         ({"syntax": RLELossless}, "compressed as RLE.*gdcmconv --raw"),
         ({"BitsAllocated": 16}, "3 samples of 16 bits"),
         ({"SamplesPerPixel": 1}, "1 samples of 8 bits"),
-        ({"SOPClassUID": CTImageStorage}, r"another kind \(CT Image Storage\)"),
+        ({"sop_class": CTImageStorage}, r"another kind \(CT Image Storage\)"),
     ],
 )
 def test_dicom_that_is_not_read(tmp_path, tissue_rgb, changes, text):
@@ -159,6 +202,75 @@ def test_plain_and_damaged_dicom(tmp_path, tissue_rgb):
         Path(path).write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"a\.dcm"):
             check_slide(path)
+
+
+HOLES = [(0, 0), (1, 0), (0, 1), (1, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)]
+
+
+def write_mirax(folder, rgb, holes=HOLES):
+    """Write a MIRAX slide of two levels, whose images at `holes` were not scanned."""
+    path, parts = folder / "a.mrxs", folder / "a"
+    parts.mkdir()
+    Image.fromarray(rgb[::8, ::8]).save(path, "JPEG")
+    n_rows, n_columns = (length // EDGE for length in rgb.shape[:2])
+    data, ini, index = bytearray(16), [], b"01.02UID" + struct.pack("<4i", 16, 0, 24, 0)
+    for level, step in enumerate((1, 2)):
+        small, entries = np.asarray(Image.fromarray(rgb).reduce(step)), []
+        for row, column in itertools.product(range(0, n_rows, step), range(0, n_columns, step)):
+            inside = itertools.product(range(column, column + step), range(row, row + step))
+            if set(inside) <= set(holes):
+                continue
+            y, x = (at // step * EDGE for at in (row, column))
+            tile, buffer = np.full((EDGE, EDGE, 3), 255, dtype=np.uint8), BytesIO()
+            part = small[y : y + EDGE, x : x + EDGE]
+            tile[: part.shape[0], : part.shape[1]] = part
+            Image.fromarray(tile).save(buffer, "PNG")
+            entries += [row * n_columns + column, len(data), buffer.tell(), 0]
+            data += buffer.getvalue()
+        ini.append(
+            f"[LEVEL_{level}]\nOVERLAP_X=0\nOVERLAP_Y=0\nMICROMETER_PER_PIXEL_X={0.5 * step}\n"
+            f"MICROMETER_PER_PIXEL_Y={0.5 * step}\nIMAGE_FORMAT=PNG\n"
+            f"IMAGE_FILL_COLOR_BGR=16777215\nDIGITIZER_WIDTH={EDGE}\nDIGITIZER_HEIGHT={EDGE}\n"
+            f"IMAGE_CONCAT_FACTOR={level}\n"
+        )
+        # The second level is found by the second of two pointers.
+        if level == 1:
+            index = index[:20] + struct.pack("<i", len(index)) + index[24:]
+        page = [0, len(index) + 8, len(entries) // 4, 0, *entries]
+        index += struct.pack(f"<{len(page)}i", *page)
+    names = ["HIER_0_NAME=Slide zoom level", "HIER_0_COUNT=2", "INDEXFILE=Index.dat"]
+    names += [f"HIER_0_VAL_{level}_SECTION=LEVEL_{level}" for level in (0, 1)]
+    general = ["SLIDE_VERSION=01.02", "SLIDE_ID=UID", "OBJECTIVE_MAGNIFICATION=20"]
+    general += [f"IMAGENUMBER_X={n_columns}", f"IMAGENUMBER_Y={n_rows}"]
+    lines = ["[GENERAL]", *general, "[HIERARCHICAL]", "HIER_COUNT=1", "NONHIER_COUNT=0", *names]
+    lines += ["[DATAFILE]", "FILE_COUNT=1", "FILE_0=Data0000.dat", *ini]
+    (parts / "Slidedat.ini").write_text("\n".join(lines))
+    (parts / "Index.dat").write_bytes(index)
+    (parts / "Data0000.dat").write_bytes(data)
+    return str(path)
+
+
+def test_mirax(tmp_path, tissue_rgb):
+    rgb = tissue_rgb[:256, :320]
+    path, expected = write_mirax(tmp_path, rgb), rgb.copy()
+    for column, row in HOLES:
+        expected[row * EDGE : (row + 1) * EDGE, column * EDGE : (column + 1) * EDGE] = 255
+    with open_slide(path) as slide:
+        # Not the preview, which the file itself is.
+        assert (slide.library, slide.level_sizes) == ("openslide", ((320, 256), (160, 128)))
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 320, 256), expected)
+        assert slide.properties["openslide.bounds-width"] == "256"
+    assert check_slide(path).mpp == 0.5
+    [tiled] = SlideTiler(tile_size=EDGE, tissue=None).fit_transform([path])
+    tiles = dict(zip(map(tuple, tiled.coords.tolist()), tiled.iter_tiles(), strict=True))
+    assert tiles[192, 128].min() == 255
+    np.testing.assert_array_equal(tiles[128, 64], rgb[64:128, 128:192])
+    with pytest.raises(ValueError, match="only its preview.*reader='auto'"):
+        open_slide(path, "pillow")
+    shutil.rmtree(tmp_path / "a")
+    for use in (open_slide, fingerprint):
+        with pytest.raises(ValueError, match=r"a\.mrxs' has no pixels.*folder 'a' next to it"):
+            use(path)
 
 
 def test_all_files_of_mirax_and_vms_count(tmp_path):

@@ -40,7 +40,9 @@ def test_plain_image(tmp_path, rgb, ending):
     assert check_slide(path, mpp=0.5).mpp == 0.5
 
 
-@pytest.mark.parametrize("box", [(-5, -7, 20, 30), (220, 190, 20, 30), (400, 0, 9, 9), (3, 4, 5, 6)])
+@pytest.mark.parametrize(
+    "box", [(-5, -7, 20, 30), (220, 190, 20, 30), (400, 0, 9, 9), (3, 4, 5, 6)]
+)
 def test_rectangles_are_filled_with_white(tmp_path, rgb, box):
     path = str(tmp_path / "a.png")
     Image.fromarray(rgb).save(path)

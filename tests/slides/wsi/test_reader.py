@@ -28,7 +28,7 @@ from sklearn_pk.slides._wsi._tiff import TiffReader
     ("name", "error", "text"),
     [
         ("missing", FileNotFoundError, "Slide not found"),
-        ("text", ValueError, "Not a slide that OpenSlide or tifffile can read"),
+        ("text", ValueError, "Not a slide that OpenSlide can read"),
         ("zero", ValueError, "0 bytes"),
         ("truncated", ValueError, "Not a slide|truncated"),
         ("no_mpp", ValueError, "found None.*'slide' and 'mpp'"),

@@ -83,14 +83,20 @@ def test_without_coordinates(tmp_path, tiles, names):
 
 @pytest.mark.parametrize(
     ("separator", "columns", "prefix"),
-    [(",", "file x y", ""), (";", "X Y Filename", "tiles/"), ("\t", "image_path x_coord y_coord", "")],
+    [
+        (",", "file x y", ""),
+        (";", "X Y Filename", "tiles/"),
+        ("\t", "image_path x_coord y_coord", ""),
+    ],
 )
 def test_coordinates_in_a_table(tmp_path, tiles, separator, columns, prefix):
     names = [f"{letter}.png" for letter in "abcd"]
     folder = write(tmp_path / "S1", tiles, names)
     columns = columns.split()
     table = pd.DataFrame(CORNERS, columns=[name for name in columns if name[0] in "xyXY"])
-    table.insert(0, *[name for name in columns if name[0] not in "xyXY"], [prefix + n for n in names])
+    table.insert(
+        0, *[name for name in columns if name[0] not in "xyXY"], [prefix + n for n in names]
+    )
     table[::-1].to_csv(f"{folder}/tiles.csv", sep=separator, index=False)
     (tmp_path / "S1" / "notes.txt").write_text("some text,\n\nof others")
     [tiled] = tile([folder])
@@ -119,7 +125,9 @@ def test_wrong_tables(tmp_path, tiles, rows, text):
 
 
 def test_folders_that_are_no_bag(tmp_path, tiles, tissue_rgb, small_slides):
-    uneven = write(tmp_path / "uneven", [*tiles, tissue_rgb[:64, :65]], [f"{n}.png" for n in range(5)])
+    uneven = write(
+        tmp_path / "uneven", [*tiles, tissue_rgb[:64, :65]], [f"{n}.png" for n in range(5)]
+    )
     large = write(tmp_path / "large", [tissue_rgb[:128, :128]] * 2, ["a.png", "b.png"])
     grey = write(tmp_path / "grey", [tissue_rgb[:64, :64, 0]], ["a.png"])
     empty = write(tmp_path / "empty", [], [])
