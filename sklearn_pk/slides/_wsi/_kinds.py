@@ -150,7 +150,7 @@ def find_levels(file):
         n_large = sum(4 * size > sizes[0] for size in sizes)
         if n_large > 1 and any(each.keyframe.samplesperpixel >= 3 for each in images[1:]):
             raise UnsupportedKind(f"a TIFF of {n_large} large images", BFCONVERT)
-    return [level.keyframe for level in images[0].levels]
+    return [level.keyframe for level in images[0].levels if not is_mask(level.keyframe)]
 
 
 def _check_planes(series):

@@ -74,8 +74,11 @@ def test_planar_alpha_and_palette(tmp_path, rgb, tile):
     path = write(tmp_path / "alpha.tif", planes, **options)
     np.testing.assert_array_equal(read_whole(path), over_white(rgb, alpha))
     table = np.random.default_rng(0).integers(0, 256, (3, 256), dtype=np.uint16)
-    path = write(tmp_path / "a.tif", rgb[..., 0], "palette", colormap=table * 257, tile=tile)
-    np.testing.assert_array_equal(read_whole(path), table.T[rgb[..., 0]])
+    for factor in (257, 1):
+        options = {"colormap": table * factor, "tile": tile}
+        path = write(tmp_path / "a.tif", rgb[..., 0], "palette", **options)
+        for reader in ("auto", "tifffile"):
+            np.testing.assert_array_equal(read_whole(path, reader), table.T[rgb[..., 0]])
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "webp"])
@@ -224,6 +227,17 @@ def test_mask_pages_are_no_levels(tmp_path, rgb, kind, order):
             np.testing.assert_array_equal(slide.read(0, 0, 1, 115, 100), rgb[::2, ::2])
     with pytest.raises(ValueError, match="such as masks.*reader='auto'"):
         open_slide(path, "openslide")
+
+
+@pytest.mark.parametrize("ending", ["tif", "ome.tif"])
+def test_masks_among_the_levels_of_an_image(tmp_path, rgb, ending):
+    path, options = str(tmp_path / f"a.{ending}"), {"tile": (64, 64)}
+    with tifffile.TiffWriter(path) as file:
+        file.write(rgb, photometric="rgb", subifds=2, metadata={"axes": "YXS"}, **options)
+        file.write(rgb[::2, ::2], photometric="rgb", subfiletype=1, **options)
+        file.write(rgb[..., 0] > 99, photometric=4, subfiletype=4, **options)
+    with open_slide(path) as slide:
+        assert slide.level_sizes == ((230, 200), (115, 100))
 
 
 def test_grey_pages_among_levels(tmp_path, rgb):
