@@ -109,8 +109,8 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
         - ``objective_power``: magnification that the file states;
         - ``width``, ``height``: level-0 pixels; ``n_levels``: levels of the pyramid;
         - ``tissue_mm2``: area of the tissue mask in mm²;
-        - ``ink_mm2``: area with the colour of a pen, which haematoxylin and eosin do not have,
-          in mm²; look at slides with much of it;
+        - ``ink_mm2``: area in mm² with the colour of ink, which the tissue masks leave out; look
+          at slides with much of it. NaN if the mask is given or `header_only` is True;
         - ``n_tiles``: number of tiles on tissue, before at most `max_tiles` are drawn;
         - ``size_bytes``: size of the file, or of all files of the slide.
 

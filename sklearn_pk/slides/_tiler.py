@@ -113,8 +113,8 @@ class TiledSlide:
     reader : {"auto", "openslide", "tifffile", "pillow", "pylibCZIrw"}, default="auto"
         Library that reads the slide. SlideTiler sets the one that it used.
     content : str, default=""
-        Fingerprint of the file that was tiled. If it is not empty, :meth:`check_content` refuses
-        another file under the same name.
+        Fingerprint of the files of the slide that was tiled. If it is not empty,
+        :meth:`check_content` refuses other files under the same name.
     files : tuple of str, default=()
         Names of the tile images in the folder `path`, one per tile; empty for a slide file.
 
@@ -164,8 +164,9 @@ class TiledSlide:
 
     @property
     def name(self):
-        """Name of the slide: its file name without the extension."""
-        return Path(self.path).stem
+        """Name of the slide: its file name without the extension, or its folder name."""
+        path = Path(self.path)
+        return path.name if path.is_dir() else path.stem
 
     def __len__(self):
         """Return the number of tiles."""
@@ -577,10 +578,10 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         How tissue is found:
 
         - "otsu": Otsu's thresholds of colour and saturation, as published [1]_;
-        - "saturation": more saturated than the background. For slides with ink or dark pigment,
-          which shift Otsu's thresholds so that pale tissue is lost. The ink itself is tiled too;
-        - "entropy": texture of any colour. For pale or grey tissue, and to exclude the
-          inside of pen strokes. Regions out of focus are lost;
+        - "saturation": more saturated than the background. For slides with dark pigment, which
+          shifts Otsu's thresholds so that pale tissue is lost;
+        - "entropy": texture of any colour. For pale or grey tissue. Regions out of focus are
+          lost;
         - a function from RGB pixels (height, width, 3), uint8, to a mask (height, width), bool.
           It must depend only on its input, since results are cached;
         - a mask (height, width) of bool or whole numbers over the whole slide, at any
@@ -591,14 +592,17 @@ class SlideTiler(TransformerMixin, BaseEstimator):
           ``S1.png`` for ``S1.svs``;
         - None for no mask: all tiles are kept.
 
-        Methods and functions work on an overview of 8 um/px or finer. The optional column
-        ``tissue`` of X replaces this parameter for single slides.
+        Methods and functions work on an overview of 8 um/px or finer. The methods leave out the
+        ink of pens: areas of at least 2000 um² with a colour that haematoxylin and eosin do not
+        have, such as black, blue, green, yellow, brown or bright red. Purple and pink ink is not
+        recognised. The optional column ``tissue`` of X replaces this parameter for single
+        slides.
 
     min_tissue_fraction : float, default=0.2
         A tile is kept if more than this fraction of it is tissue. If tissue is found by a
         method or a function, flat tiles are left out too: those whose 1st and 99th percentiles
         of luminance on the overview differ by less than 5 % of the range. With a given mask,
-        they are kept.
+        they are kept. Tiles on tissue that is found by a method are at most half ink.
 
     max_tiles : int or None, default=4000
         Largest number of tiles per slide. If there are more, this many are drawn at random. The
@@ -611,9 +615,11 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Whether tiles may extend beyond the right and the lower border, padded with white, so
         that they cover the whole slide. For `min_tissue_fraction`, padding is not tissue.
 
-    reader : {"auto", "openslide", "tifffile"}, default="auto"
-        Library that reads the slides. "auto" takes tifffile, which is faster, for tiled TIFF
-        files of 8-bit RGB of which it returns the same pixels as OpenSlide.
+    reader : {"auto", "openslide", "tifffile", "pillow", "pylibCZIrw"}, default="auto"
+        Library that reads the slides. "auto" takes tifffile for TIFF files of which it returns
+        the same pixels as OpenSlide, since it is faster, and for those that OpenSlide does not
+        read; Pillow for PNG, JPEG, BMP and WebP; pylibCZIrw for CZI; and OpenSlide for all
+        others.
 
     errors : {"raise", "empty"}, default="raise"
         What to do with slides that cannot be used: raise one error that names all of them, or
@@ -728,8 +734,10 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : list of path-like, Series, or DataFrame with the column ``slide``
-            Slides. The optional column ``mpp`` (um/px) replaces what the file states, and the
-            optional column ``tissue`` replaces the parameter; NaN and None replace nothing.
+            Slides: files, folders of one DICOM series, or folders of tile images; the user guide
+            lists :ref:`the kinds <slide_files>`. The optional column ``mpp`` (um/px) replaces
+            what the file states, and the optional column ``tissue`` replaces the parameter; NaN
+            and None replace nothing.
         y : array-like or DataFrame of shape (n_slides,) or (n_slides, n_genes), default=None
             Expression. It is only checked, so that a pipeline refuses a table that does not
             match the slides before it encodes them.

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from contextlib import ExitStack, contextmanager
+from itertools import product
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from ._kinds import BFCONVERT, UnsupportedKind
 
 # Levels are halves of the level above, until both edges are smaller.
 _SMALLEST = 1024
-_PROBE = 512
+_PROBE = 256
 
 
 class CziReader:
@@ -55,11 +56,15 @@ class CziReader:
 
     def _lacks_pyramid(self):
         # Without one, libCZI makes levels by taking every second pixel, which is no resampling.
-        corner = (self.size[0] // 4, self.size[1] // 4)
-        width, height = (min(length // 4, _PROBE) for length in self.size)
-        fine = self.read(*corner, 0, 2 * width, 2 * height)
-        coarse = self.read(*corner, 1, width, height)
-        return any(np.array_equal(coarse, fine[y::2, x::2]) for x in (0, 1) for y in (0, 1))
+        width, height = (max(1, min(length // 8, _PROBE)) for length in self.size)
+        for part in product((2, 1, 3), repeat=2):
+            corner = [length * at // 4 for length, at in zip(self.size, part, strict=True)]
+            fine = self.read(*corner, 0, 2 * width, 2 * height)
+            if (fine == fine[0, 0]).all():
+                continue  # nothing to see
+            coarse = self.read(*corner, 1, width, height)
+            return any(np.array_equal(coarse, fine[y::2, x::2]) for x in (0, 1) for y in (0, 1))
+        return True
 
     def __enter__(self):
         """Return the slide itself."""

@@ -25,8 +25,9 @@ from ._kinds import (
 )
 from ._tiff import BAD_TIFF, count_planes, name_damage, read_properties
 
-# 384 MiB of RGB.
+# 384 MiB of RGB, and up to 1 GiB while it is decoded.
 MAX_PIXELS = 1 << 27
+_BAND = 256
 BAD_IMAGE = (*BAD_TIFF, SyntaxError, zlib.error, Image.DecompressionBombError)
 # Other formats of Pillow are no images of tissue, or start programs (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -134,9 +135,14 @@ def _check_png_depth(path):
 
 def _read_image(path):
     with _open_image(path) as image:
-        if image.mode == "RGB" and "transparency" not in image.info:
-            return np.asarray(image)
-        return compose(np.asarray(image.convert("RGBA")))
+        is_opaque = image.mode == "RGB" and "transparency" not in image.info
+        width, height = image.size
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        # Band by band, which bounds the memory.
+        for top in range(0, height, _BAND):
+            band = image.crop((0, top, width, min(top + _BAND, height)))
+            pixels[top : top + _BAND] = band if is_opaque else compose(band.convert("RGBA"))
+        return pixels
 
 
 def _describe_tiff(path):

@@ -63,6 +63,7 @@ def check_ending(path):
 
 def compose(rgba, *, premultiplied=False):
     """Compose RGBA pixels over white."""
+    rgba = np.asarray(rgba)
     rgb = np.empty((*rgba.shape[:2], 3), dtype=np.uint8)
     # Row by row, which bounds the memory.
     for target, row in zip(rgb, rgba, strict=True):
