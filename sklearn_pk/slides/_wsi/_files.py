@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 
-from ._kinds import UnsupportedKind
+from ._kinds import BFCONVERT, NO_STAIN, TO_EIGHT_BITS, UnsupportedKind
 from ._tile_folder import find_tile_files
 
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -73,8 +73,11 @@ def _find_kind(header):
     samples, bits = header.get("SamplesPerPixel", 3), header.get("BitsAllocated", 8)
     if "VOLUME" not in header.get("ImageType", ["VOLUME"]):
         return ()  # labels and overviews are not read
-    if (samples, bits) != (3, 8):
-        return (f"a DICOM file of {samples} samples of {bits} bits per pixel", None)
+    if samples != 3:
+        return (f"a DICOM file of {samples} samples of {bits} bits per pixel", None, NO_STAIN)
+    if bits != 8:
+        command = f"{BFCONVERT} && {TO_EIGHT_BITS.format('OUT.ome.tiff')}"
+        return (f"a DICOM file of 3 samples of {bits} bits per pixel", command)
     if syntax not in _SYNTAXES:
         command = "dcmdjpls" if syntax in _JPEG_LS else "gdcmconv --raw"
         return (f"a DICOM file compressed as {syntax.name}", f"{command} {{}} OUT.dcm")

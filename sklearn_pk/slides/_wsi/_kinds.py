@@ -15,7 +15,12 @@ _OUT = "'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
 TO_TILES = f"vips copy {{}} {_OUT}"
 TO_EIGHT_BITS = f"vips msb {{}} {_OUT}"
 TO_SRGB = f"vips icc_transform {{}} {_OUT} srgb"
-BFCONVERT = "bfconvert -series 0 -tilex 512 -tiley 512 -compression JPEG-2000 {} OUT.ome.tiff"
+# Without this, vips would make grey of bands whose meaning is not stated.
+_AS_RGB = f"&& vips copy BANDS.v {_OUT} --interpretation srgb"
+BFCONVERT = (
+    "bfconvert -series 0 -z 0 -timepoint 0 -tilex 512 -tiley 512 -pyramid-resolutions 6 "
+    "-pyramid-scale 2 -compression JPEG-2000 {} OUT.ome.tiff"
+)
 NO_STAIN = "Without the colours of H&E there is nothing to convert."
 _PHOTOMETRIC, _EXTRA = tifffile.PHOTOMETRIC, tifffile.EXTRASAMPLE
 _GREY = (_PHOTOMETRIC.MINISBLACK, _PHOTOMETRIC.MINISWHITE)
@@ -122,7 +127,7 @@ def _find_alpha(samples, extra):
 
 
 def _bands(samples):
-    command = f"vips extract_band {{}} {_OUT} 0 --n 3"
+    command = f"vips extract_band {{}} BANDS.v 0 --n 3 {_AS_RGB}"
     advice = "If the first three bands are red, green and blue, extract them."
     found = f"a TIFF of {samples} bands that are neither RGB nor RGB and alpha"
     return UnsupportedKind(found, command, advice)
@@ -163,7 +168,7 @@ def _check_planes(series):
         n_channels = series.shape[axes.index("C")]
         raise UnsupportedKind(
             f"a TIFF of {n_channels} separate channels (axes {axes})",
-            f"vips bandjoin '{{0}}[page=0] {{0}}[page=1] {{0}}[page=2]' {_OUT}",
+            f"vips bandjoin '{{0}}[page=0] {{0}}[page=1] {{0}}[page=2]' BANDS.v {_AS_RGB}",
             "If the channels are red, green and blue, join them.",
         )
     shape = " x ".join(map(str, series.shape))

@@ -16,7 +16,7 @@ from ._kinds import UnsupportedKind
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _TABLES = (".csv", ".tsv", ".txt")
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".qptiff")
-_FILE_COLUMNS = ("file", "filename", "file_name", "image", "image_path", "tile", "name", "path")
+_AXIS_COLUMNS = ("{}", "{}_coord", "coord_{}", "{}_pos", "pos_{}", "{}_level0", "{}0")
 # Labelled; as histolab names both corners; the last two numbers, x before y.
 _LABELLED = re.compile(r"x[=_-]?(-?\d+)[\W_]+y[=_-]?(-?\d+)", re.IGNORECASE)
 _CORNERS = re.compile(r"level\d+_(\d+)-(\d+)-\d+-\d+$")
@@ -74,7 +74,7 @@ def read_tile_folder(folder):
             "Slides are listed one by one."
         )
     names = tuple(map(os.path.basename, images))
-    table = _find_table(folder, [path for path in files if not _is_image(path)])
+    table = _find_table(folder, [path for path in files if not _is_image(path)], names)
     if table is not None:
         return TileFolder(names, _coords_of_table(folder, *table, names), width, width)
     stated = {int(found[1]) for name in names if (found := _WIDTH.search(name))}
@@ -82,19 +82,21 @@ def read_tile_folder(folder):
     return TileFolder(names, coords_of_names(names, width), width, size_level0)
 
 
-def _find_table(folder, paths):
+def _find_table(folder, paths, names):
     """Return the path of the table of coordinates, and its columns file, x and y."""
-    found = []
+    found, known = [], {*names, *(Path(name).stem for name in names)}
     for path in paths:
         try:
             table = pd.read_csv(path, sep=None, engine="python", dtype=str)
         except (ValueError, pd.errors.ParserError):
             continue  # some other text
         columns = {str(name).strip().lower(): name for name in table.columns}
-        chosen = [next((columns[name] for name in _FILE_COLUMNS if name in columns), None)]
-        chosen += [columns.get(axis, columns.get(f"{axis}_coord")) for axis in "xy"]
-        if None not in chosen:
-            found.append((path, table[chosen]))
+        possible = [[name.format(axis) for name in _AXIS_COLUMNS] for axis in "xy"]
+        axes = [next((columns[n] for n in each if n in columns), None) for each in possible]
+        # The column of file names has any name.
+        n_known = table.map(_file_name).isin(known).sum()
+        if None not in axes and n_known.max():
+            found.append((path, table[[n_known.idxmax(), *axes]]))
     if len(found) > 1:
         names = [os.path.basename(path) for path, _ in found]
         raise ValueError(
@@ -103,9 +105,13 @@ def _find_table(folder, paths):
     return found[0] if found else None
 
 
+def _file_name(text):
+    return re.split(r"[/\\]", str(text))[-1]
+
+
 def _coords_of_table(folder, path, table, names):
     owner = f"Folder {folder!r}: its table {os.path.basename(path)!r}"
-    files = [re.split(r"[/\\]", str(name))[-1] for name in table.iloc[:, 0]]
+    files = list(map(_file_name, table.iloc[:, 0]))
     rows = {name: row for row, name in enumerate(files)}
     found = [rows.get(name, rows.get(Path(name).stem)) for name in names]
     if None in found or len(rows) < len(files):

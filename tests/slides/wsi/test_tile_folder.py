@@ -82,21 +82,20 @@ def test_without_coordinates(tmp_path, tiles, names):
 
 
 @pytest.mark.parametrize(
-    ("separator", "columns", "prefix"),
+    ("separator", "file", "axes", "prefix"),
     [
-        (",", "file x y", ""),
-        (";", "X Y Filename", "tiles/"),
-        ("\t", "image_path x_coord y_coord", ""),
+        (",", "file", ("x", "y"), ""),
+        (";", "Filename", ("X", "Y"), "tiles/"),
+        ("\t", "anything", ("x_coord", "y_coord"), "C:\\slides\\"),
+        (",", "patch", ("coord_x", "coord_y"), "S1/"),
     ],
 )
-def test_coordinates_in_a_table(tmp_path, tiles, separator, columns, prefix):
+def test_coordinates_in_a_table(tmp_path, tiles, separator, file, axes, prefix):
     names = [f"{letter}.png" for letter in "abcd"]
     folder = write(tmp_path / "S1", tiles, names)
-    columns = columns.split()
-    table = pd.DataFrame(CORNERS, columns=[name for name in columns if name[0] in "xyXY"])
-    table.insert(
-        0, *[name for name in columns if name[0] not in "xyXY"], [prefix + n for n in names]
-    )
+    table = pd.DataFrame(CORNERS, columns=axes)
+    table.insert(0, "slide", "S1")
+    table[file] = [prefix + name for name in names]
     table[::-1].to_csv(f"{folder}/tiles.csv", sep=separator, index=False)
     (tmp_path / "S1" / "notes.txt").write_text("some text,\n\nof others")
     [tiled] = tile([folder])
