@@ -23,7 +23,7 @@ from ._kinds import (
     find_levels,
     has_raw_ycbcr,
 )
-from ._tiff import BAD_TIFF, count_planes, name_damage, read_properties
+from ._tiff import BAD_TIFF, check_ends, count_planes, name_damage, read_properties
 
 # 384 MiB of RGB, and up to 1 GiB while it is decoded.
 MAX_PIXELS = 1 << 27
@@ -152,6 +152,8 @@ def _describe_tiff(path):
         if has_raw_ycbcr(page):
             kind = "a TIFF of YCbCr pixels that are not compressed as JPEG"
             raise UnsupportedKind(kind, TO_TILES)
+        if 0 in page.databytecounts:
+            raise UnsupportedKind("a TIFF in strips, some of which are left out", TO_TILES)
         size = (page.imagewidth, page.imagelength)
         return "generic-tiff", size, read_properties(file, page)
 
@@ -159,6 +161,7 @@ def _describe_tiff(path):
 def _read_tiff(path):
     with tifffile.TiffFile(path) as file:
         page = find_levels(file)[0]
+        check_ends(page, file)
         pixels = page.asarray(maxworkers=1)
         if count_planes(page) > 1:
             pixels = np.moveaxis(pixels, 0, -1)

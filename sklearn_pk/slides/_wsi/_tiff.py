@@ -74,7 +74,7 @@ class TiffReader:
         self._to_rgb = [find_conversion(page) for page in self._pages]
         for page in self._pages:
             _check_tiles(page)
-            _check_ends(page, file)
+            check_ends(page, file)
         _check_last_page(file)
         self.level_sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
         self.size = self.level_sizes[0]
@@ -210,7 +210,7 @@ def count_planes(page):
     return 1 if page.planarconfig == tifffile.PLANARCONFIG.CONTIG else page.samplesperpixel
 
 
-def _check_ends(page, file):
+def check_ends(page, file):
     """Refuse a page whose pixels are cut off."""
     ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.int64)
     if ends.max() > file.filehandle.size:
@@ -268,7 +268,7 @@ def check_tiff(path, vendor):
                 find_conversion(file.series[0].keyframe)
                 return True
             for page in pages:
-                _check_ends(page, file)
+                check_ends(page, file)
             levels = find_levels(file)
             for page in levels:
                 find_conversion(page)

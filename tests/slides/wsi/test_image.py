@@ -157,6 +157,22 @@ def test_damaged_images(tmp_path, rgb, ending):
         check_slide(str(path), mpp=0.5)
 
 
+def test_cut_and_missing_strips(tmp_path, rgb):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, rgb, photometric="rgb", rowsperstrip=16, compression="jpeg")
+    content = path.read_bytes()
+    # Most of the last strip is there, and could be decoded.
+    path.write_bytes(content[:-9])
+    with pytest.raises(ValueError, match=r"damaged or truncated.*a\.tif"):
+        check_slide(str(path), mpp=0.5)
+    path.write_bytes(content)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        counts = list(file.pages[0].databytecounts)
+        file.pages[0].tags["StripByteCounts"].overwrite([0, *counts[1:]])
+    with pytest.raises(ValueError, match="some of which are left out"):
+        open_slide(path)
+
+
 def test_readers_of_other_files(tmp_path, rgb):
     path = tmp_path / "a.png"
     Image.fromarray(rgb).save(path)
