@@ -11,9 +11,11 @@ import tifffile
 PLAIN_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CZI = b"ZISRAWFILE"
-_OUT = "'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
-TO_TILES = f"vips copy {{}} {_OUT}"
-TO_EIGHT_BITS = f"vips msb {{}} {_OUT}"
+_OUT = "'OUT.tif[tile,pyramid,bigtiff,compression=jpeg,Q=90]'"
+# JPEG has no alpha: transparent pixels would become black.
+_OUT_ALPHA = "'OUT.tif[tile,pyramid,bigtiff,compression=deflate]'"
+TO_TILES = f"vips copy {{}} {_OUT_ALPHA}"
+TO_EIGHT_BITS = f"vips msb {{}} {_OUT_ALPHA}"
 TO_SRGB = f"vips icc_transform {{}} {_OUT} srgb"
 # Without this, vips would make grey of bands whose meaning is not stated.
 _AS_RGB = f"&& vips copy BANDS.v {_OUT} --interpretation srgb"
@@ -90,7 +92,8 @@ def find_conversion(page):
     if page.compression not in tifffile.TIFF.DECOMPRESSORS:
         name = getattr(page.compression, "name", page.compression)
         raise UnsupportedKind(f"a TIFF with the compression {name}", TO_TILES)
-    if page.dtype is not None and page.dtype.kind == "f":
+    is_float = page.dtype is not None and page.dtype.kind == "f"
+    if is_float and color in (_PHOTOMETRIC.RGB, *_GREY):
         command = f"vips linear {{}} {_OUT} 255 0 --uchar"
         advice = "Values from 0 to 1 become 0 to 255."
         raise UnsupportedKind(f"a TIFF of floating point ({page.dtype})", command, advice)

@@ -123,6 +123,7 @@ REFUSED = {
     "float16": (np.dstack([GREY] * 3).astype(np.float16), "rgb", {}, "float16"),
     "CMYK": (np.dstack([GREY] * 4), "separated", {}, r"\(CMYK\).*vips icc_transform"),
     "CIELAB": (np.dstack([GREY] * 3), "cielab", {}, "CIELAB"),
+    "float Lab": (np.dstack([GREY] * 3).astype(np.float32), "cielab", {}, "CIELAB.*colourspace"),
     "ICCLAB": (np.dstack([GREY] * 3), "icclab", {}, "ICCLAB"),
 }
 
