@@ -13,15 +13,22 @@ _MIN_UM2 = 2000
 _NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
-def absorbance(rgb):
-    """Compute how much of red, green and blue is absorbed (natural logarithm)."""
-    table = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
-    return np.moveaxis(table[rgb], 2, 0)
+# How much of a channel is absorbed (natural logarithm).
+_ABSORBANCE = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
+_BACKGROUND = 0.2
 
 
 def has_ink_color(rgb):
     """Find pixels with the colour of ink, and those that can be ink mixed with background."""
-    red, green, blue = absorbance(rgb)
+    channels = np.moveaxis(rgb, 2, 0)
+    # The rest of an overview is background, which would take most of the time.
+    dark = np.logical_or.reduce([_ABSORBANCE[each] > _BACKGROUND for each in channels])
+    found = np.zeros((2, *dark.shape), dtype=bool)
+    found[:, dark] = _classify(*(_ABSORBANCE[each[dark]] for each in channels))
+    return found
+
+
+def _classify(red, green, blue):
     largest = np.maximum(np.maximum(red, green), blue)
     smallest = np.minimum(np.minimum(red, green), blue)
     # Of less, the hue is not certain. Both stains absorb green most; haematoxylin absorbs red up
@@ -36,7 +43,7 @@ def has_ink_color(rgb):
     neutral_red = (blue > 0.82 * green) & (red < 0.3 * green)
     ink = blue_or_green | yellow | black | ((green > 1.4) & (pure_red | neutral_red))
     mixed = (red > green) | (blue > 0.8 * green) | (smallest > 0.6 * largest)
-    return ink, (largest > 0.2) & mixed
+    return ink, mixed
 
 
 def ink_mask(rgb, mpp):
