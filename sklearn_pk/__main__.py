@@ -5,6 +5,7 @@
 import argparse
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -165,11 +166,27 @@ def _find_slides(paths):
         found = [path]
         if path.is_dir():
             files = sorted(each for each in path.rglob("*") if each.is_file())
-            found = [each for each in files if each.suffix.lower() in _SLIDES.split()]
+            files = [each for each in files if each.suffix.lower() in _SLIDES.split()]
+            found = _one_file_per_slide(files)
             if not found:
                 raise ValueError(f"{path}: found no slides, which are files ending with {_SLIDES}.")
         tables.append(pd.DataFrame({"slide": [str(each) for each in found]}))
     return pd.concat(tables, ignore_index=True)
+
+
+def _one_file_per_slide(files):
+    """Leave out the other files of a DICOM series."""
+    from .slides._wsi._files import slide_files
+
+    found, others = [], set()
+    for file in files:
+        if str(file) in others:
+            continue
+        found.append(file)
+        if file.suffix.lower() == ".dcm":
+            with suppress(OSError, ValueError):  # the slide is named when it is opened
+                others |= set(slide_files(file))
+    return found
 
 
 def _tiler(options, **parameters):
@@ -191,7 +208,9 @@ def _check(options):
     report = check_slides(
         _find_slides(options.slides), tiler=_tiler(options), n_jobs=options.n_jobs, verbose=1
     )
-    shown = report[["slide", "ok", "vendor", "mpp", "width", "height", "tissue_mm2", "n_tiles"]]
+    shown = report[
+        ["slide", "ok", "vendor", "mpp", "width", "height", "tissue_mm2", "ink_mm2", "n_tiles"]
+    ]
     print(shown.to_string(index=False))
     for reason in report.reason[~report.ok]:
         print(f"- {reason}")

@@ -12,7 +12,7 @@ from importlinter import cli
 
 import sklearn_pk
 
-SUBPACKAGES = [info.name for info in pkgutil.iter_modules(sklearn_pk.__path__)]
+SUBPACKAGES = [info.name for info in pkgutil.iter_modules(sklearn_pk.__path__) if info.ispkg]
 
 
 def imported_by(statement):

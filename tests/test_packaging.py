@@ -32,6 +32,7 @@ REQUIRED = {
     "openslide-python",
     "pandas",
     "pillow",
+    "pydicom",
     "pyarrow",
     "safetensors",
     "scikit-learn",
@@ -117,7 +118,7 @@ def test_metadata(metadata):
     assert metadata["Version"] == sklearn_pk.__version__
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra")) >= {"anndata", "dask", "docs", "test"}
+    assert set(metadata.get_all("Provides-Extra")) >= {"anndata", "czi", "dask", "docs", "test"}
 
 
 def test_dependencies(metadata):

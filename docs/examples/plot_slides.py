@@ -84,8 +84,8 @@ plt.show()
 # %%
 # One slide
 # ---------
-# Otsu's threshold, as published, and ``tissue="entropy"``, which uses texture, finds pale tissue
-# and ignores ink. Look at slides for which two settings differ.
+# Otsu's threshold, as published, and ``tissue="entropy"``, which uses texture and finds pale
+# tissue. Look at slides for which two settings differ.
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 6.4), layout="constrained")
 for ax, tissue in zip(axes, ["otsu", "entropy"], strict=True):

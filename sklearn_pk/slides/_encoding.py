@@ -79,7 +79,7 @@ class SlideEncoder:
             return FeatureBag(features, slide=label(slide, position), **origin)
         return FeatureBag(
             features,
-            slide.coords[: len(features)],
+            None if slide.coords is None else slide.coords[: len(features)],
             slide.path,
             slide.size_level0,
             slide.tile_edge_um,

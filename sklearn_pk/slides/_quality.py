@@ -11,7 +11,8 @@ from sklearn.utils._param_validation import validate_params
 
 from ..utils._parallel import LostWorkerError, map_tasks
 from ..utils._reporting import progress
-from ._tiler import SlideTiler, check_row, survey_slide
+from ._tiler import SlideTiler, check_row, survey_slide, warn_repeated
+from ._wsi._files import is_tile_folder, slide_files
 from ._wsi._reader import open_slide, resolve_mpp, slide_info
 
 _COLUMNS = {
@@ -26,6 +27,7 @@ _COLUMNS = {
     "height": "Int64",
     "n_levels": "Int64",
     "tissue_mm2": float,
+    "ink_mm2": float,
     "n_tiles": "Int64",
     "size_bytes": "Int64",
 }
@@ -34,20 +36,28 @@ _COLUMNS = {
 def describe_slide(row, params, reader, header_only):
     """Return the row of the report on one slide."""
     found = {"slide": row.path, "reason": ""}
-    with suppress(OSError):
-        found["size_bytes"] = os.path.getsize(row.path)
+    with suppress(OSError, ValueError):
+        if os.path.isfile(row.path):
+            found["size_bytes"] = os.path.getsize(row.path)
+        found["size_bytes"] = sum(map(os.path.getsize, slide_files(row.path)))
     try:
+        if is_tile_folder(row.path):
+            tiled = survey_slide(row, params, reader).tiled
+            found |= {"vendor": "tile images", "reader": "pillow", "mpp": tiled.slide_mpp}
+            found |= {"n_tiles": len(tiled), "ok": True}
+            return found
         with open_slide(row.path, reader) as slide:
             # With any plausible um/px, so that the header of a slide without um/px is read too.
             info = slide_info(slide, row.path, 1.0)
-            found |= {"vendor": slide.vendor or None, "reader": slide.name}
+            found |= {"vendor": slide.vendor or None, "reader": slide.library}
             found |= {"width": info.size[0], "height": info.size[1]}
             found |= {"n_levels": len(info.level_sizes), "objective_power": info.objective_power}
             found["mpp"] = resolve_mpp(row.path, slide.properties, row.mpp)
         check_row(row, params, reader)
         if not header_only:
             survey = survey_slide(row, params, reader)
-            found |= {"tissue_mm2": survey.tissue_mm2, "n_tiles": len(survey.tiled)}
+            found |= {"tissue_mm2": survey.tissue_mm2, "ink_mm2": survey.ink_mm2}
+            found |= {"n_tiles": len(survey.tiled)}
             reason = survey.tiled.reason
             found["reason"] = reason and f"Slide {row.path!r}: {reason}"
     except (OSError, ValueError) as error:
@@ -99,8 +109,10 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
         - ``objective_power``: magnification that the file states;
         - ``width``, ``height``: level-0 pixels; ``n_levels``: levels of the pyramid;
         - ``tissue_mm2``: area of the tissue mask in mm²;
+        - ``ink_mm2``: area in mm² with the colour of ink, which the tissue masks leave out; look
+          at slides with much of it. NaN if the mask is given or `header_only` is True;
         - ``n_tiles``: number of tiles on tissue, before at most `max_tiles` are drawn;
-        - ``size_bytes``: size of the file.
+        - ``size_bytes``: size of the file, or of all files of the slide.
 
         Values that are not known are missing.
 
@@ -131,6 +143,7 @@ def check_slides(X, *, tiler=None, header_only=False, n_jobs=None, verbose=0):
     tiler = SlideTiler() if tiler is None else tiler
     tiler._validate_params()
     slides, params = tiler._check_slides(X), tiler._tiling_params()
+    warn_repeated(slides)
     tasks = [(*tiler._make_absolute(row, params), tiler.reader, header_only) for row in slides]
     results = map_tasks(describe_slide, tasks, n_jobs=n_jobs, name=lambda at: slides[at].path)
     options = {"total": len(tasks), "desc": "Checking", "unit": "slide", "verbose": verbose}

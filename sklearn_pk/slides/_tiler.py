@@ -5,7 +5,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Hashable
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 
 from ..utils import check_expression
 from ..utils._parallel import map_in_order, map_tasks
-from ..utils._reporting import progress
+from ..utils._reporting import progress, warn_user
 from ..utils._validation import check_sample_names
 from ._grid import fraction_inside, mask_resolution, tile_geometry, tile_grid
 from ._inputs import (
@@ -39,6 +39,7 @@ from ._inputs import (
     raise_failures,
     warn_failures,
 )
+from ._tissue._ink import ink_mask
 from ._tissue._masks import (
     absolute_tissue,
     check_tissue,
@@ -49,16 +50,21 @@ from ._tissue._masks import (
     sample_mask,
 )
 from ._tissue._methods import compute_mask, low_contrast, tissue_fractions
+from ._wsi._files import is_tile_folder, slide_files, slide_state
+from ._wsi._image import ImageReader
 from ._wsi._reader import (
+    READERS,
+    SAME_RESOLUTION,
     SlideInfo,
     check_slide,
-    file_state,
     fingerprint,
     open_slide,
     read_overview,
     read_tile,
+    resolve_mpp,
     slide_info,
 )
+from ._wsi._tile_folder import read_tile_folder
 
 _CACHE_SIZE = 4096
 _cache = OrderedDict()
@@ -75,9 +81,10 @@ class TiledSlide:
     Parameters
     ----------
     path : str
-        Path of the slide file.
-    coords : ndarray of shape (n, 2), int64, default=()
-        Upper left corner (x, y) of each tile, in level-0 pixels.
+        Path of the slide file, or of the folder of tile images.
+    coords : ndarray of shape (n, 2), int64, or None, default=()
+        Upper left corner (x, y) of each tile, in level-0 pixels; None for tile images whose
+        coordinates are not known.
     tile_size : int, default=0
         Edge in pixels of the tiles that :meth:`iter_tiles` yields.
     mpp : float, default=nan
@@ -103,11 +110,13 @@ class TiledSlide:
         Pairs of name and value that describe how the slide was tiled.
     reason : str, default=""
         Why there are no tiles; empty if there are tiles.
-    reader : {"auto", "openslide", "tifffile"}, default="auto"
+    reader : {"auto", "openslide", "tifffile", "pillow", "pylibCZIrw"}, default="auto"
         Library that reads the slide. SlideTiler sets the one that it used.
     content : str, default=""
-        Fingerprint of the file that was tiled. If it is not empty, :meth:`check_content` refuses
-        another file under the same name.
+        Fingerprint of the files of the slide that was tiled. If it is not empty,
+        :meth:`check_content` refuses other files under the same name.
+    files : tuple of str, default=()
+        Names of the tile images in the folder `path`, one per tile; empty for a slide file.
 
     See Also
     --------
@@ -139,20 +148,29 @@ class TiledSlide:
     reason: str = ""
     reader: str = "auto"
     content: str = ""
+    files: tuple = ()
 
     def __post_init__(self):
         """Check the coordinates."""
         object.__setattr__(self, "path", str(self.path))
+        if self.coords is None and self.files:
+            return
         object.__setattr__(self, "coords", check_coords(self.coords, self.path))
+        if self.files and len(self.files) != len(self.coords):
+            raise ValueError(
+                f"{self.path}: got {len(self.files)} files but {len(self.coords)} coords; each "
+                "tile image needs one of both."
+            )
 
     @property
     def name(self):
-        """Name of the slide: its file name without the extension."""
-        return Path(self.path).stem
+        """Name of the slide: its file name without the extension, or its folder name."""
+        path = Path(self.path)
+        return path.name if path.is_dir() else path.stem
 
     def __len__(self):
         """Return the number of tiles."""
-        return len(self.coords)
+        return len(self.files or self.coords)
 
     def __repr__(self):
         """Show the slide and the number of its tiles."""
@@ -214,6 +232,9 @@ class TiledSlide:
         FileNotFoundError, PermissionError, ValueError
             If the slide cannot be opened, or, within the block, read; the error names it.
         """
+        if self.files:
+            yield lambda start, stop: read_tile_images(self, self.files[start:stop])
+            return
         with open_slide(self.path, self.reader) as slide:
 
             def read(start, stop):
@@ -226,27 +247,55 @@ class TiledSlide:
             yield read
 
 
+def read_tile_images(tiled, files):
+    """Read tile images of a folder."""
+    edge = tiled.tile_size
+    tiles = np.empty((len(files), edge, edge, 3), dtype=np.uint8)
+    for tile, name in zip(tiles, files, strict=True):
+        with ImageReader(os.path.join(tiled.path, name)) as image:
+            if image.size != (edge, edge):
+                raise ValueError(
+                    f"Tile image {name!r} of the folder {tiled.path!r} has changed: it had "
+                    f"{edge} x {edge} pixels, and has {image.size[0]} x {image.size[1]}."
+                )
+            tile[:] = image.read(0, 0, 0, edge, edge)
+    return tiles
+
+
 @dataclass(frozen=True, eq=False)
 class Survey:
     """All tiles on the tissue of one slide, and how they were found."""
 
     tiled: TiledSlide
-    info: SlideInfo
+    info: SlideInfo  # None for a folder of tile images
     source: object
     mask: np.ndarray  # None: all of the slide is tiled
     overview: np.ndarray  # None where the mask is given
     scale: float  # level-0 pixels per pixel of mask and overview
+    ink: np.ndarray = None  # None where the mask is given
 
     @property
     def tissue_mm2(self):
         """Area of the mask."""
+        if self.info is None:
+            return len(self.tiled) * self.tiled.tile_edge_um**2 / 1e6
         if self.mask is None:
             return np.prod(np.array(self.info.size) * self.info.mpp) / 1e6
         return self.mask.sum() * (self.scale * self.info.mpp) ** 2 / 1e6
 
+    @property
+    def ink_mm2(self):
+        """Area that has the colour of a pen, NaN where no overview was read."""
+        if self.ink is None:
+            return np.nan
+        return self.ink.sum() * (self.scale * self.info.mpp) ** 2 / 1e6
+
 
 def check_row(row, params, reader):
     """Check that a slide can be tiled, without searching for its tissue."""
+    if is_tile_folder(row.path):
+        survey_tile_folder(row, params)
+        return
     info = check_slide(row.path, row.mpp, reader)
     tile_geometry(info, params["tile_size"], float(params["mpp"]))
     source = choose_tissue(params["tissue"], row)
@@ -256,15 +305,16 @@ def check_row(row, params, reader):
 
 
 def _find_mask(slide, info, source, mpp):
-    """Return the mask, the overview it was computed from, and level-0 pixels per pixel of both."""
+    """Return the mask, the overview, level-0 pixels per pixel of both, and where ink is."""
     if source is None:
-        return None, None, 1.0
+        return None, None, 1.0, None
     if is_given(source):
         scale = max(1.0, mpp / info.mpp)
         width, height = (int(np.ceil(length / scale)) for length in info.size)
-        return draw_mask(source, slide, info, (height, width), scale), None, scale
+        return draw_mask(source, slide, info, (height, width), scale), None, scale, None
     overview, scale = read_overview(slide, info, mpp)
-    return compute_mask(overview, source, info.path), overview, scale
+    ink = ink_mask(overview, scale * info.mpp)
+    return compute_mask(overview, source, info.path, ink), overview, scale, ink
 
 
 def _select_tiles(survey, min_tissue_fraction):
@@ -294,16 +344,63 @@ def _select_tiles(survey, min_tissue_fraction):
         )
     if survey.overview is None:
         return coords, ""
+    if not callable(survey.source):
+        coords = coords[tissue_fractions(survey.ink, coords / scale, size / scale) <= 0.5]
+        if not len(coords):
+            return coords, "All tiles on tissue are mostly ink of a pen."
     coords = coords[~low_contrast(survey.overview, coords / scale, size / scale)]
     return coords, "" if len(coords) else "All tiles on tissue are flat (low contrast)."
 
 
+def survey_tile_folder(row, params):
+    """Take the images of a folder for the tiles of one slide."""
+    folder, tile_size = read_tile_folder(row.path), params["tile_size"]
+    if row.tissue is not None:
+        raise ValueError(
+            f"Slide {row.path!r} is a folder of tile images, which are all taken. Leave the "
+            "column 'tissue' empty for it."
+        )
+    if folder.edge != tile_size:
+        raise ValueError(
+            f"Slide {row.path!r}: expected tile images of tile_size={tile_size} pixels, got "
+            f"{folder.edge}. Pass tile_size={folder.edge}; the encoder resizes them to its input."
+        )
+    mpp = np.nan if row.mpp is None else resolve_mpp(row.path, {}, row.mpp)
+    if abs(mpp - params["mpp"]) > SAME_RESOLUTION * params["mpp"]:
+        raise ValueError(
+            f"Slide {row.path!r}: expected tile images of mpp={params['mpp']:g} um/px, got "
+            f"{mpp:g} in the column 'mpp'. Pass mpp={mpp:g}, or make the tiles again."
+        )
+    return Survey(
+        TiledSlide(
+            path=row.path,
+            coords=folder.coords,
+            tile_size=tile_size,
+            mpp=mpp,
+            slide_mpp=mpp * folder.edge / folder.size_level0,
+            level_downsample=folder.size_level0 / folder.edge,
+            read_size=tile_size,
+            size_level0=folder.size_level0,
+            tile_edge_um=folder.edge * mpp,
+            content=fingerprint(row.path),
+            files=folder.names,
+        ),
+        info=None,
+        source=None,
+        mask=None,
+        overview=None,
+        scale=1.0,
+    )
+
+
 def survey_slide(row, params, reader):
     """Find all tiles on the tissue of one slide."""
+    if is_tile_folder(row.path):
+        return survey_tile_folder(row, params)
     source = choose_tissue(params["tissue"], row)
     tile_size, mpp = params["tile_size"], float(params["mpp"])
     with open_slide(row.path, reader) as slide:
-        content, reader = fingerprint(row.path), slide.name
+        content, reader = fingerprint(row.path), slide.library
         info = slide_info(slide, row.path, row.mpp)
         level, read_size, size_level0 = tile_geometry(info, tile_size, mpp)
         edge_um = read_size * info.level_downsamples[level] * info.mpp
@@ -333,18 +430,36 @@ def survey_slide(row, params, reader):
 def draw_tiles(survey, params, seed):
     """Draw at most `max_tiles` of the tiles on tissue."""
     tiled, limit = survey.tiled, params["max_tiles"]
-    coords = tiled.coords
-    if limit is not None and len(coords) > limit:
+    coords, files = tiled.coords, tiled.files
+    if limit is not None and len(tiled) > limit:
         sequence = np.random.SeedSequence([seed, int(tiled.content, 16)])
-        kept = np.random.default_rng(sequence).choice(len(coords), limit, replace=False)
-        coords = coords[np.sort(kept)]
+        kept = np.random.default_rng(sequence).choice(len(tiled), limit, replace=False)
+        kept.sort()
+        coords = None if coords is None else coords[kept]
+        files = files and tuple(files[position] for position in kept)
     params = params | {"tissue": describe_source(survey.source), "seed": seed}
-    return replace(tiled, coords=coords, params=tuple(params.items()))
+    return replace(tiled, coords=coords, files=files, params=tuple(params.items()))
 
 
 def tile_slide(row, params, seed, reader):
     """Tile one slide."""
     return draw_tiles(survey_slide(row, params, reader), params, seed)
+
+
+def warn_repeated(slides):
+    """Warn where several rows of X are files of the same slide."""
+    found = {}
+    for row in slides:
+        with suppress(OSError, ValueError):
+            files = slide_files(row.path)
+            if len(files) > 1:
+                found.setdefault(frozenset(map(os.path.realpath, files)), set()).add(row.path)
+    repeated = [sorted(paths) for paths in found.values() if len(paths) > 1]
+    if repeated:
+        warn_user(
+            f"{len(repeated)} slides are passed several times, as different files of one DICOM "
+            f"series; the first is {repeated[0][:3]!r}. Pass one of the files, or their folder."
+        )
 
 
 def result_or_error(function, *args):
@@ -360,7 +475,7 @@ def _cache_key(row, params, seed, reader):
     try:
         source = choose_tissue(params["tissue"], row)
         mask = source if callable(source) else describe_source(source)
-        state = file_state(row.path)
+        state = slide_state(row.path)
     except (OSError, ValueError):
         return None
     params = params | {"tissue": mask}
@@ -408,6 +523,10 @@ def tile_or_load(row, params, seed, reader, memory):
 def _inspect_row(row, tiled, params, seed, reader, size):
     """Make a thumbnail of one slide, with its tissue mask and its tiles."""
     survey = survey_slide(row, params, reader)
+    if survey.info is None:
+        raise ValueError(
+            f"Slide {row.path!r} is a folder of tile images: there is no overview to draw."
+        )
     if tiled is None:
         return *_make_thumbnail(survey, size), draw_tiles(survey, params, seed)
     current = describe_source(survey.source)
@@ -459,10 +578,10 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         How tissue is found:
 
         - "otsu": Otsu's thresholds of colour and saturation, as published [1]_;
-        - "saturation": more saturated than the background. For slides with ink or dark pigment,
-          which shift Otsu's thresholds so that pale tissue is lost. The ink itself is tiled too;
-        - "entropy": texture of any colour. For pale or grey tissue, and to exclude the
-          inside of pen strokes. Regions out of focus are lost;
+        - "saturation": more saturated than the background. For slides with dark pigment, which
+          shifts Otsu's thresholds so that pale tissue is lost;
+        - "entropy": texture of any colour. For pale or grey tissue. Regions out of focus are
+          lost;
         - a function from RGB pixels (height, width, 3), uint8, to a mask (height, width), bool.
           It must depend only on its input, since results are cached;
         - a mask (height, width) of bool or whole numbers over the whole slide, at any
@@ -473,14 +592,17 @@ class SlideTiler(TransformerMixin, BaseEstimator):
           ``S1.png`` for ``S1.svs``;
         - None for no mask: all tiles are kept.
 
-        Methods and functions work on an overview of 8 um/px or finer. The optional column
-        ``tissue`` of X replaces this parameter for single slides.
+        Methods and functions work on an overview of 8 um/px or finer. The methods leave out the
+        ink of pens: areas of at least 2000 um² with a colour that haematoxylin and eosin do not
+        have, such as black, blue, green, yellow, brown or bright red. Purple and pink ink is not
+        recognised. The optional column ``tissue`` of X replaces this parameter for single
+        slides.
 
     min_tissue_fraction : float, default=0.2
         A tile is kept if more than this fraction of it is tissue. If tissue is found by a
         method or a function, flat tiles are left out too: those whose 1st and 99th percentiles
         of luminance on the overview differ by less than 5 % of the range. With a given mask,
-        they are kept.
+        they are kept. Tiles on tissue that is found by a method are at most half ink.
 
     max_tiles : int or None, default=4000
         Largest number of tiles per slide. If there are more, this many are drawn at random. The
@@ -493,9 +615,11 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Whether tiles may extend beyond the right and the lower border, padded with white, so
         that they cover the whole slide. For `min_tissue_fraction`, padding is not tissue.
 
-    reader : {"auto", "openslide", "tifffile"}, default="auto"
-        Library that reads the slides. "auto" takes tifffile, which is faster, for tiled TIFF
-        files of 8-bit RGB of which it returns the same pixels as OpenSlide.
+    reader : {"auto", "openslide", "tifffile", "pillow", "pylibCZIrw"}, default="auto"
+        Library that reads the slides. "auto" takes tifffile for TIFF files of which it returns
+        the same pixels as OpenSlide, since it is faster, and for those that OpenSlide does not
+        read; Pillow for PNG, JPEG, BMP and WebP; pylibCZIrw for CZI; and OpenSlide for all
+        others.
 
     errors : {"raise", "empty"}, default="raise"
         What to do with slides that cannot be used: raise one error that names all of them, or
@@ -563,7 +687,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         "max_tiles": [Interval(Integral, 1, None, closed="left"), None],
         "overlap": [Interval(Integral, 0, None, closed="left")],
         "pad": ["boolean"],
-        "reader": [StrOptions({"auto", "openslide", "tifffile"})],
+        "reader": [StrOptions({"auto", *READERS})],
         "errors": [StrOptions({"raise", "empty"})],
         "memory": [str, HasMethods(["cache"]), os.PathLike, None],
         "n_jobs": [None, Integral],
@@ -610,8 +734,10 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : list of path-like, Series, or DataFrame with the column ``slide``
-            Slides. The optional column ``mpp`` (um/px) replaces what the file states, and the
-            optional column ``tissue`` replaces the parameter; NaN and None replace nothing.
+            Slides: files, folders of one DICOM series, or folders of tile images; the user guide
+            lists :ref:`the kinds <slide_files>`. The optional column ``mpp`` (um/px) replaces
+            what the file states, and the optional column ``tissue`` replaces the parameter; NaN
+            and None replace nothing.
         y : array-like or DataFrame of shape (n_slides,) or (n_slides, n_genes), default=None
             Expression. It is only checked, so that a pipeline refuses a table that does not
             match the slides before it encodes them.
@@ -633,6 +759,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         if y is not None:
             check_expression(y, estimator_name=type(self).__name__)
             check_sample_names(X, y)
+        warn_repeated(slides)
         params = self._tiling_params()
         results = [result_or_error(check_row, row, params, self.reader) for row in slides]
         self._report(slides, results)

@@ -26,6 +26,7 @@ COLUMNS = [
     "height",
     "n_levels",
     "tissue_mm2",
+    "ink_mm2",
     "n_tiles",
     "size_bytes",
 ]
@@ -42,6 +43,7 @@ def test_real_slide(cmu_slide):
     assert row.size_bytes == os.path.getsize(cmu_slide)
     [tiled] = SlideTiler(max_tiles=None).fit_transform([cmu_slide])
     assert row.n_tiles == len(tiled) == 45
+    assert row.ink_mm2 == 0
     _, mask, downsample, _ = SlideTiler().inspect_slide(cmu_slide)
     assert row.tissue_mm2 == pytest.approx(mask.sum() * (downsample * 0.499e-3) ** 2, rel=0.02)
 
@@ -71,7 +73,7 @@ def test_bad_slides_lose_no_other(bad_slides, cmu_slide, white_slide, n_jobs):
     assert report.width[["missing", "text"]].isna().all()
     assert report.n_tiles["white"] == 0
     assert report.n_tiles.isna().sum() == 7
-    assert report.size_bytes.isna().tolist() == [name == "missing" for name in report.index]
+    assert report.index[report.size_bytes.isna()].tolist() == ["missing", "folder"]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -108,7 +110,7 @@ def test_types_do_not_depend_on_what_is_missing(cmu_slide):
         assert report.ok.dtype == bool
         integers = report[["width", "height", "n_levels", "n_tiles", "size_bytes"]]
         assert set(integers.dtypes.astype(str)) == {"Int64"}
-        floats = report[["mpp", "objective_power", "tissue_mm2"]]
+        floats = report[["mpp", "objective_power", "tissue_mm2", "ink_mm2"]]
         assert set(floats.dtypes.astype(str)) == {"float64"}
 
 

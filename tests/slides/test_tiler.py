@@ -226,7 +226,7 @@ def test_reader_is_used(cmu_slide, bad_slides):
     with pytest.raises(ValueError, match="tifffile"):
         SlideTiler(reader="tifffile").fit([bad_slides["text"]])
     with pytest.raises(ValueError, match="'reader' parameter"):
-        SlideTiler(reader="pillow").fit([cmu_slide])
+        SlideTiler(reader="opencv").fit([cmu_slide])
 
 
 def test_tissue_options(small_slides):

@@ -41,7 +41,10 @@ def store_key(slide, encoder_key):
             resolution += (slide.reader,)
         content = slide.content or fingerprint(slide.path)
         digest.update(f"{content}\0{geometry}\0{resolution}\0".encode())
-        digest.update(np.ascontiguousarray(slide.coords).tobytes())
+        if slide.coords is not None:
+            digest.update(np.ascontiguousarray(slide.coords).tobytes())
+        if slide.files:
+            digest.update(repr(slide.files).encode())
     else:
         digest.update(f"{slide.shape}\0".encode())
         digest.update(np.ascontiguousarray(slide))

@@ -122,10 +122,23 @@ def entropy_mask(rgb):
 METHODS = {"otsu": otsu_mask, "saturation": saturation_mask, "entropy": entropy_mask}
 
 
-def compute_mask(rgb, tissue, slide):
-    """Mask the tissue of an overview by a method or a function."""
+def paint_over(rgb, ink):
+    """Replace ink by pixels of the background, so that it shifts no threshold."""
+    others = rgb[~ink]
+    if not ink.any() or not len(others):
+        return rgb
+    light = luminance(others[np.newaxis])[0].astype(np.uint8)
+    background = others[light >= min(otsu_threshold(light) + 1, light.max())]
+    painted = rgb.copy()
+    painted[ink] = np.resize(background, (np.count_nonzero(ink), 3))
+    return painted
+
+
+def compute_mask(rgb, tissue, slide, ink):
+    """Mask the tissue of an overview by a method, which leaves out ink, or by a function."""
     if not callable(tissue):
-        return METHODS[tissue](rgb)
+        # Ink would shift the thresholds, and closing would fill strokes across tissue.
+        return METHODS[tissue](paint_over(rgb, ink)) & ~ink
     mask = np.asarray(tissue(rgb))
     if mask.shape != rgb.shape[:2]:
         raise ValueError(

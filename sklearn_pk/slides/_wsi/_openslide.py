@@ -8,27 +8,40 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from ._tiff import check_tiff_header
+from ._files import check_dicom
+from ._tiff import DamagedTiffError, check_tiff, damaged
 
 
 class OpenSlideReader:
     """Pixels of a slide that OpenSlide opens."""
 
-    name = "openslide"
+    library = "openslide"
 
     def __init__(self, path):
         self._path = path
+        self.vendor = openslide.OpenSlide.detect_format(path) or ""
+        check_dicom(path)
         try:
-            check_tiff_header(path)
-        except ValueError as error:
-            raise self._damaged(error) from error
+            only_levels = check_tiff(path, self.vendor)
+        except DamagedTiffError as error:
+            raise ValueError(damaged(path, error)) from error
+        if not only_levels:
+            raise ValueError(
+                f"OpenSlide takes other pages of {path!r}, such as masks, for levels of the slide. "
+                "Pass reader='auto' or 'tifffile'."
+            )
+        if not self.vendor:
+            raise ValueError(
+                f"Not a slide that OpenSlide can read: {path!r}. Expected a whole slide image "
+                "such as SVS, tiled pyramidal TIFF, NDPI, MRXS or DICOM, complete to its last "
+                "byte; with reader='auto' also PNG, JPEG or any TIFF of 8-bit RGB."
+            )
         with self._name_slide():
             self._slide = openslide.OpenSlide(path)
             self.size = self._slide.dimensions
             self.level_sizes = self._slide.level_dimensions
             self.level_downsamples = self._slide.level_downsamples
             self.properties = self._slide.properties
-        self.vendor = self.properties.get("openslide.vendor", "")
 
     def __enter__(self):
         """Return the slide itself."""
@@ -40,22 +53,14 @@ class OpenSlideReader:
 
     @contextmanager
     def _name_slide(self):
-        path = self._path
         try:
             yield
-        except openslide.OpenSlideUnsupportedFormatError as error:
-            raise ValueError(
-                f"Not a slide that OpenSlide or tifffile can read: {path!r}. Expected a whole "
-                "slide image such as SVS, tiled pyramidal TIFF, NDPI, MRXS or DICOM, complete to "
-                "its last byte."
-            ) from error
         except openslide.OpenSlideError as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error):
-        return ValueError(
-            f"Slide is damaged or truncated: {self._path!r} ({error}). Copy or download it again."
-        )
+            raise ValueError(
+                f"OpenSlide cannot read the slide {self._path!r} ({error}). Compare its size or "
+                "checksum with the source. If it is incomplete, copy or download it again; if "
+                "not, OpenSlide does not support this kind of file, so convert it to a tiled TIFF."
+            ) from error
 
     def read(self, x, y, level, width, height):
         """Read a rectangle of one level; (x, y) is its corner in level-0 pixels."""

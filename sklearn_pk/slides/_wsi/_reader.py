@@ -1,4 +1,4 @@
-"""Open slides with OpenSlide or tifffile: levels, um/px, tiles, overview and fingerprint."""
+"""Open slides with whichever library reads them: levels, um/px, tiles, overview, fingerprint."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -6,13 +6,17 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
+import openslide
 from PIL import Image
 
+from ._czi import CziReader
+from ._files import file_state, is_tile_folder, slide_files, slide_state
+from ._image import ImageReader
+from ._kinds import CZI, PLAIN_IMAGES, TIFF, UnsupportedKind, check_ending
 from ._openslide import OpenSlideReader
-from ._tiff import TiffSlide, stated_mpp, to_float
+from ._tiff import FAST_VENDORS, NotInTilesError, TiffReader, stated_mpp, to_float
 
 MPP_RANGE = (0.1, 2.0)
 # A level this close to the requested resolution is not resampled: a change of a fraction of a
@@ -35,37 +39,93 @@ class SlideInfo:
     objective_power: float
 
 
-@lru_cache(maxsize=65536)
-def _prefer_tifffile(state):
-    """Return whether tifffile may read a slide; determined once for each content of the file."""
-    path = state[0]
+def _open_tiff(path):
+    """Open a TIFF with tifffile, in tiles where it has tiles."""
     try:
-        tiff = TiffSlide(path)
+        return TiffReader(path)
+    except NotInTilesError:
+        return ImageReader(path)
+
+
+READERS = {
+    "openslide": OpenSlideReader,
+    "tifffile": _open_tiff,
+    "pillow": ImageReader,
+    "pylibCZIrw": CziReader,
+}
+
+
+@lru_cache(maxsize=65536)
+def _choose_reader(state):
+    """Choose the library that reads a slide; determined once for each content of the file."""
+    path = state[0]
+    with open(path, "rb") as file:
+        start = file.read(len(CZI))
+    # The file of a MIRAX slide is a JPEG with its preview.
+    if start.startswith(PLAIN_IMAGES) and not path.lower().endswith(".mrxs"):
+        return "pillow"
+    if start == CZI:
+        return "openslide" if _openslide_reads(path) else "pylibCZIrw"
+    return _choose_for_tiff(path) if start.startswith(TIFF) else "openslide"
+
+
+def _openslide_reads(path):
+    try:
+        with OpenSlideReader(path) as slide:
+            level = len(slide.level_sizes) - 1
+            slide.read(0, 0, level, *slide.level_sizes[level])
     except ValueError:
         return False
+    return True
+
+
+def _choose_for_tiff(path):
+    """Choose tifffile where it returns the same pixels as OpenSlide, or is the only one."""
+    try:
+        tiff = _open_tiff(path)
+    except UnsupportedKind:
+        # What tifffile takes for several images may be the format of a vendor.
+        if openslide.OpenSlide.detect_format(path) in {None, *FAST_VENDORS}:
+            raise
+        return "openslide"
+    except ValueError:
+        return "openslide"
     with tiff:
         try:
             slide = OpenSlideReader(path)
         except ValueError:
-            return True
+            return "tifffile"
         with slide:
-            return tiff.agrees_with(slide)
+            is_same = isinstance(tiff, TiffReader) and tiff.agrees_with(slide)
+            return "tifffile" if is_same else "openslide"
 
 
 def open_slide(path, reader="auto"):
     """Open a slide; every error names it."""
     path = os.fspath(path)
+    _check_access(path)
+    try:
+        check_ending(path)
+        first = slide_files(path)[0]
+        if is_tile_folder(path):
+            raise ValueError(
+                f"{path!r} is a folder of tile images, so there is no image of the slide. "
+                "SlideTiler takes it as a bag."
+            )
+        if reader == "auto":
+            reader = _choose_reader(file_state(first))
+        return READERS[reader](first)
+    except UnsupportedKind as error:
+        raise ValueError(error.name(path)) from error
+
+
+def _check_access(path):
     if not os.path.exists(path):
         raise FileNotFoundError(f"Slide not found: {path!r}. Check the path.")
-    if os.path.isdir(path):
-        raise ValueError(f"Expected a slide file, got a folder: {path!r}.")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"Slide may not be read: {path!r}. Check its permissions.")
-    if os.path.getsize(path) == 0:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise ValueError(f"Slide is empty (0 bytes): {path!r}. Copy or download it again.")
-    if reader == "tifffile" or (reader == "auto" and _prefer_tifffile(file_state(path))):
-        return TiffSlide(path)
-    return OpenSlideReader(path)
 
 
 def resolve_mpp(path, properties, override=None):
@@ -155,13 +215,6 @@ def read_overview(slide, info, mpp):
     return overview, factor * downsample
 
 
-def file_state(path):
-    """Return the resolved path, size and time of modification of a file."""
-    path = os.path.realpath(path)
-    status = os.stat(path)
-    return path, status.st_size, status.st_mtime_ns
-
-
 @lru_cache(maxsize=65536)
 def _fingerprint(path, size, mtime_ns):
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
@@ -172,14 +225,18 @@ def _fingerprint(path, size, mtime_ns):
             for position in np.linspace(0, size - _MIB, 5, dtype=np.int64).tolist():
                 file.seek(position)
                 digest.update(file.read(_MIB))
-    # MIRAX stores its pixels in a folder next to the file.
-    folder = Path(path).with_suffix("")
-    if path.lower().endswith(".mrxs") and folder.is_dir():
-        for part in sorted(folder.iterdir()):
-            digest.update(f"{part.name}:{part.stat().st_size}".encode())
     return digest.hexdigest()
 
 
 def fingerprint(path):
-    """Identify the content of a slide without reading all of it."""
-    return _fingerprint(*file_state(path))
+    """Identify the content of a slide, with all its files, without reading all of it."""
+    states = slide_state(path)
+    parts = [_fingerprint(*state) for state in states]
+    if len(parts) == 1:
+        return parts[0]
+    if is_tile_folder(path):
+        # Their names may hold their coordinates.
+        names = [os.path.basename(state[0]) for state in states]
+        parts = [f"{name}\0{part}\0" for name, part in zip(names, parts, strict=True)]
+    # Any file of a DICOM series may come first.
+    return hashlib.blake2b("".join(sorted(parts)).encode(), digest_size=16).hexdigest()

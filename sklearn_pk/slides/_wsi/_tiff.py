@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
+from ._kinds import UnsupportedKind, find_conversion, find_levels, has_raw_ycbcr
+
 # What tifffile and imagecodecs raise on damaged files and on files that are not TIFF.
 BAD_TIFF = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError),
@@ -24,7 +26,7 @@ _CACHE_BYTES = 64 << 20
 _MAX_TILE_BYTES = 64 << 20
 _PROBE = 256
 # Other scanners leave tiles out, let them overlap or write several files.
-_FAST_VENDORS = {"aperio", "generic-tiff"}
+FAST_VENDORS = {"aperio", "generic-tiff"}
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 # Without a handler its messages would be printed; what matters is raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -43,36 +45,37 @@ def stated_mpp(properties):
     return [to_float(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
 
 
-class TiffSlide:
-    """Pixels of a TIFF or SVS file whose levels are 8-bit RGB or YCbCr in tiles."""
+class NotInTilesError(ValueError):
+    """A TIFF that cannot be read in parts."""
 
-    name = "tifffile"
+
+class TiffReader:
+    """Pixels of a TIFF or SVS file whose levels are 8-bit RGB in tiles."""
+
+    library = "tifffile"
 
     def __init__(self, path):
         self._path = path
         self._decoded = OrderedDict()
         self._decoded_bytes = 0
-        with ExitStack() as stack, self._name_slide("Not a tiled TIFF that tifffile can read"):
+        with ExitStack() as stack, _name_header(path):
             self._file = stack.enter_context(tifffile.TiffFile(path))
             self._read_header()
             self._close = stack.pop_all().close
 
     def _read_header(self):
         file = self._file
-        levels = [level.keyframe for level in file.series[0].levels]
+        levels = find_levels(file)
         self._pages = [page for page in levels if page.is_tiled]
         if not self._pages or self._pages[0] is not levels[0]:
-            raise ValueError("its pixels are not stored in tiles")
+            raise NotInTilesError("its pixels are not stored in tiles")
+        if has_raw_ycbcr(levels[0]):
+            raise ValueError("its pixels are YCbCr, which only OpenSlide converts")
+        self._to_rgb = [find_conversion(page) for page in self._pages]
         for page in self._pages:
-            _check_level(page, file.filehandle.size)
-        # tifffile stops without an error where the next image is cut off.
-        file.filehandle.seek(file.pages.next_page_offset)
-        link = file.filehandle.read(file.tiff.offsetsize)
-        (following,) = struct.unpack(file.tiff.offsetformat, link)
-        if following:
-            raise ValueError(
-                f"the file ends at byte {file.filehandle.size}, its next image is at {following}"
-            )
+            _check_tiles(page)
+            check_ends(page, file)
+        _check_last_page(file)
         self.level_sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
         self.size = self.level_sizes[0]
         # As OpenSlide computes them.
@@ -80,7 +83,7 @@ class TiffSlide:
             (self.size[0] / width + self.size[1] / height) / 2 for width, height in self.level_sizes
         )
         self.vendor = "aperio" if file.is_svs else "generic-tiff"
-        self.properties = _read_properties(file, self._pages[0])
+        self.properties = read_properties(file, self._pages[0])
 
     def __enter__(self):
         """Return the slide itself."""
@@ -90,36 +93,34 @@ class TiffSlide:
         """Close the file."""
         self._close()
 
-    @contextmanager
-    def _name_slide(self, problem):
-        try:
-            yield
-        except BAD_TIFF as error:
-            raise ValueError(
-                f"{problem}: {self._path!r} ({error}). Copy or download it again."
-            ) from error
-
     def _tile(self, level, index):
-        """Return the pixels of one tile of the file, None where it is left out."""
+        """Return the RGB pixels of one tile of the file, None where it is left out."""
         key = (level, index)
         if key in self._decoded:
             self._decoded.move_to_end(key)
             return self._decoded[key]
         page = self._pages[level]
-        count = page.databytecounts[index]
-        if not count:
+        # Each plane of a planar image has its own tiles.
+        n_planes = count_planes(page)
+        n_tiles = len(page.databytecounts) // n_planes
+        indices = [index + plane * n_tiles for plane in range(n_planes)]
+        if not all(page.databytecounts[each] for each in indices):
             return None
-        with self._name_slide("Slide is damaged or truncated"):
-            file = self._file.filehandle
-            file.seek(page.dataoffsets[index])
-            # Before decode is looked up: tifffile reads tags from the same file when it needs them.
-            data = file.read(count)
-            tile = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
+        with name_damage(self._path):
+            planes = [self._decode(page, each) for each in indices]
+        tile = self._to_rgb[level](planes[0] if n_planes == 1 else np.concatenate(planes, axis=-1))
         self._decoded[key] = tile
         self._decoded_bytes += tile.nbytes
         while self._decoded_bytes > _CACHE_BYTES:
             self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
         return tile
+
+    def _decode(self, page, index):
+        file = self._file.filehandle
+        file.seek(page.dataoffsets[index])
+        # Before decode is looked up: tifffile reads tags from the same file when it needs them.
+        data = file.read(page.databytecounts[index])
+        return page.decode(data, index, jpegtables=page.jpegtables)[0][0]
 
     def read(self, x, y, level, width, height):
         """Read a rectangle of one level; (x, y) is its corner in level-0 pixels."""
@@ -139,7 +140,7 @@ class TiffSlide:
     def agrees_with(self, slide):
         """Return whether OpenSlide finds the same levels, um/px and pixels."""
         is_sparse = any(0 in page.databytecounts for page in self._pages)
-        if is_sparse or slide.vendor not in _FAST_VENDORS or not self._same_header(slide):
+        if is_sparse or slide.vendor not in FAST_VENDORS or not self._same_header(slide):
             return False
         with suppress(ValueError):
             return all(self._same_pixels(slide, level) for level in range(len(slide.level_sizes)))
@@ -175,56 +176,112 @@ def _overlaps(start, length, edge, limit):
     return overlaps
 
 
-def _check_level(page, file_size):
-    """Refuse a level that is not 8-bit RGB in tiles, or that is cut off."""
-    is_color = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-    is_chunky = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-    if not is_color or page.samplesperpixel != 3 or not is_chunky or page.dtype != np.uint8:
+@contextmanager
+def _name_header(path):
+    try:
+        yield
+    except (UnsupportedKind, NotInTilesError):
+        raise
+    except DamagedTiffError as error:
+        raise ValueError(damaged(path, error)) from error
+    except BAD_TIFF as error:
         raise ValueError(
-            f"expected 8-bit RGB, got {page.samplesperpixel} samples of {page.dtype} per pixel"
-        )
-    _check_tiles(page)
+            f"Not a TIFF that tifffile can read: {path!r} ({error}). Expected a tiled TIFF or SVS "
+            "file, complete to its last byte."
+        ) from error
+
+
+@contextmanager
+def name_damage(path, errors=BAD_TIFF):
+    """Say of errors while pixels are decoded that the slide is damaged."""
+    try:
+        yield
+    except errors as error:
+        raise ValueError(damaged(path, error)) from error
+
+
+def damaged(path, error):
+    """Return the text of the error for a damaged slide."""
+    return f"Slide is damaged or truncated: {path!r} ({error}). Copy or download it again."
+
+
+def count_planes(page):
+    """Return the number of parts that hold one channel each."""
+    return 1 if page.planarconfig == tifffile.PLANARCONFIG.CONTIG else page.samplesperpixel
+
+
+def check_ends(page, file):
+    """Refuse a page whose pixels are cut off."""
     ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.int64)
-    if ends.max() > file_size:
-        raise ValueError(f"the file ends at byte {file_size}, its last tile at {ends.max()}")
+    if ends.max() > file.filehandle.size:
+        raise DamagedTiffError(
+            f"the file ends at byte {file.filehandle.size}, its last tile at {ends.max()}"
+        )
 
 
-class _HeaderError(ValueError):
-    """A header that declares tiles which cannot exist."""
+def _check_last_page(file):
+    # tifffile stops without an error where the next image is cut off.
+    file.filehandle.seek(file.pages.next_page_offset)
+    link = file.filehandle.read(file.tiff.offsetsize)
+    (following,) = struct.unpack(file.tiff.offsetformat, link)
+    if following:
+        raise DamagedTiffError(
+            f"the file ends at byte {file.filehandle.size}, its next image is at {following}"
+        )
+
+
+class DamagedTiffError(ValueError):
+    """A header that declares pixels which do not exist."""
 
 
 def _check_tiles(page):
     width, height = page.imagewidth, page.imagelength
     tile_width, tile_height = page.tilewidth, page.tilelength
     if not all((width, height, tile_width, tile_height)):
-        raise _HeaderError(
+        raise DamagedTiffError(
             f"{width} x {height} pixels in tiles of {tile_width} x {tile_height} are declared"
         )
     if 4 * tile_width * tile_height > _MAX_TILE_BYTES:
-        raise _HeaderError(f"tiles of {tile_width} x {tile_height} pixels are too large")
+        raise DamagedTiffError(f"tiles of {tile_width} x {tile_height} pixels are too large")
     tags = [page.tags.get(name) for name in ("TileOffsets", "TileByteCounts")]
     n_listed = min(0 if tag is None else tag.count for tag in tags)
-    expected = -(-width // tile_width) * -(-height // tile_height)
+    expected = -(-width // tile_width) * -(-height // tile_height) * count_planes(page)
     if n_listed < expected:
-        raise _HeaderError(f"{n_listed} tiles are listed, expected {expected}")
+        raise DamagedTiffError(f"{n_listed} tiles are listed, expected {expected}")
 
 
-def check_tiff_header(path):
-    """Refuse a damaged TIFF header before OpenSlide reads it."""
-    # OpenSlide ends the process where it gets no memory for a tile, and reads tiles that are not
-    # listed as white.
+def check_tiff(path, vendor):
+    """
+    Refuse a TIFF before OpenSlide reads it.
+
+    Return whether all pages that OpenSlide takes for levels are levels.
+    """
+    # OpenSlide ends the process where it gets no memory for a tile, reads tiles that are not
+    # listed as white, and makes RGB of any pixels.
     try:
         with tifffile.TiffFile(path) as file:
-            for page in file.pages:
-                if page.is_tiled:
-                    _check_tiles(page)
-    except _HeaderError:
+            pages = [page for page in file.pages if page.is_tiled]
+            for page in pages:
+                _check_tiles(page)
+            if vendor not in FAST_VENDORS:
+                # The pages of other vendors have an order of their own.
+                find_conversion(file.series[0].keyframe)
+                return True
+            for page in pages:
+                check_ends(page, file)
+            levels = find_levels(file)
+            for page in levels:
+                find_conversion(page)
+            offsets = {page.offset for page in levels}
+            used = [file.pages[0], *(page for page in pages if page.is_reduced)]
+            return all(page.offset in offsets for page in used)
+    except (DamagedTiffError, UnsupportedKind):
         raise
     except BAD_TIFF:
-        return  # Not a TIFF, or OpenSlide reports what is wrong with it.
+        return True  # Not a TIFF, or OpenSlide reports what is wrong with it.
 
 
-def _read_properties(file, page):
+def read_properties(file, page):
     """Find the um/px and the magnification, under the names that OpenSlide gives them."""
     properties = {}
     if file.is_svs:
