@@ -14,6 +14,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import sklearn_pk
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # gallery_order
 # Examples and autodoc need no model hub and no window.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -75,6 +76,7 @@ sphinx_gallery_conf = {
     "reference_url": {"sklearn_pk": None},
     "backreferences_dir": None,
     "abort_on_example_error": True,
+    "within_subsection_order": "gallery_order.GalleryOrder",
     "show_memory": False,
 }
 
