@@ -156,7 +156,7 @@ def identify(name):
 
 
 def _texts(column):
-    """Return a column as stripped text; numbers without a fraction without it."""
+    """Return a column as a list of stripped text; numbers without a fraction without it."""
 
     def text(value):
         if isinstance(value, float):
@@ -168,11 +168,11 @@ def _texts(column):
             else text
         )
 
-    return column.map(text)
+    return [text(value) for value in column.tolist()]
 
 
 def read_links(links):
-    """Return a table of text with the columns slide, sample, patient and tissue, joined by row."""
+    """Return the texts of slide, sample, patient and tissue of each row, as dicts of tuples."""
     table = _to_table(links)
     keys = [re.sub(r"^(cases_(\d_)?)?(samples_(\d_)?)?", "", column_key(n)) for n in table.columns]
     table = table.set_axis(range(len(keys)), axis=1)
@@ -194,11 +194,15 @@ def read_links(links):
             "samples or patients (such as sample_id, 'Sample ID', case_id, PATIENT), got the "
             f"columns {name_some(keys)}. Rename them, or pass a dict of slide to sample."
         )
-    table = table.apply(_texts)
-    return {
-        role: table[columns].agg(tuple, axis=1) if columns else None
-        for role, columns in chosen.items()
-    }
+    texts = {at: _texts(table[at]) for columns in chosen.values() for at in columns}
+    return [
+        {
+            role: tuple(texts[at][row] for at in columns)
+            for role, columns in chosen.items()
+            if columns
+        }
+        for row in range(len(table))
+    ]
 
 
 def _to_table(links):
@@ -261,13 +265,11 @@ class Links:
     """The links by the names of slides, samples and patients."""
 
     def __init__(self, links):
-        self._rows, self._named, self._patients = [], {}, {}
+        self._named, self._patients = {}, {}
         self.used = False
         if links is None:
             return
-        columns = read_links(links)
-        for at in range(len(next(each for each in columns.values() if each is not None))):
-            row = {role: column.iloc[at] for role, column in columns.items() if column is not None}
+        for row in read_links(links):
             self._add(row)
 
     def _add(self, row):
@@ -313,6 +315,8 @@ class Links:
     def describe(self, name):
         """Return the identity of a name, by itself and by the links."""
         found = identify(name)
+        if not self:
+            return found
         # The name, the folder of a download, TCGA-...-DX1 for TCGA-...-DX1.UUID, P1-A for P1-A_HE.
         keys = [*_keys(name), *_keys(PurePath(str(name)).parent.name), *prefixes(found.key)]
         for key in keys:
