@@ -19,6 +19,16 @@ from sklearn.utils._param_validation import StrOptions, validate_params
 
 from ..prior._gene_sets import load_aliases, load_edges, strip_version
 from ..utils import check_expression
+from ..utils._annotation import (
+    CLINICAL,
+    ENTREZ_COLUMNS,
+    GENE_COLUMNS,
+    ID_COLUMNS,
+    PATIENT_COLUMNS,
+    SAMPLE_COLUMNS,
+    SYMBOL_COLUMNS,
+    column_key,
+)
 from ..utils._reporting import progress, warn_user
 from ..utils._validation import name_some
 from ._tables import (
@@ -51,60 +61,6 @@ DATE = re.compile(
     r"|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d\.\d+E\+\d\d",  # 2310009E13 is a gene of mice
     re.IGNORECASE,
 )
-# Names of columns, in lower case and with underscores, that annotate genes or name samples.
-ID_COLUMNS = (
-    *("gene_id", "ensembl_id", "ensembl_gene_id", "ensembl", "geneid", "gene_ids", "ensemblid"),
-    *("feature_id", "name", "id"),
-)
-SYMBOL_COLUMNS = (
-    *("hugo_symbol", "gene_name", "symbol", "gene_symbol", "hgnc_symbol", "external_gene_name"),
-    *("genesymbol", "gene_short_name", "feature_name", "gene_names", "description", "gene"),
-    "genes",
-)
-ENTREZ_COLUMNS = ("entrez_gene_id", "entrez_id", "entrezgene", "entrezgene_id", "entrez", "ncbi_id")
-GENE_COLUMNS = {
-    *ID_COLUMNS, *SYMBOL_COLUMNS, *ENTREZ_COLUMNS,
-    *("gene_type", "gene_biotype", "biotype", "type", "source", "phase", "score", "level", "tag"),
-    *("chromosome", "chromosome_name", "chr", "chrom", "seqnames", "start", "end", "width"),
-    *("strand",),
-    *("start_position", "end_position", "length", "gene_length", "bp_length", "feature_length"),
-    *("hgnc_id", "havana_gene", "transcript_id", "transcript_ids", "cytoband", "locus", "probe"),
-    *("attrib_name", "hybridization_ref", "composite_element_ref", "cpg", "refseq", "unigene"),
-    *("id_ref", "probe_id", "transcript_length", "exon_length", "effective_length", "n_exons"),
-    *("gc", "gc_content", "percentage_gene_gc_content", "chromstart", "chromend", "band", "map"),
-    *("basemean", "logfc", "log2foldchange", "lfcse", "stat", "pvalue", "p_value", "p_val", "padj"),
-    *("fdr", "q_value", "qvalue", "adj_p_val", "aveexpr", "mean", "median", "sd", "variance"),
-    *("accession", "uniprot", "protein_id", "ncbigeneid", "description", "gene_description"),
-    *("database_id", "authority", "organism", "chromosome_location", "gene_status", "version"),
-}  # fmt: skip
-SAMPLE_COLUMNS = {
-    *("sample", "samples", "sample_id", "slide", "slides", "slide_id", "wsi_file_name", "patient"),
-    *("patients", "patient_id", "case", "case_id", "barcode", "modelid", "depmap_id", "profileid"),
-    *("tcga_id", "sample_barcode", "aliquot", "individual", "submitter_id", "bcr_patient_barcode"),
-    *("sampleid", "patientid", "caseid", "slide_name", "case_submitter_id", "barcodes", "subject"),
-    *("sequencingid", "modelconditionid", "isdefaultentryformodel", "isdefaultentryformc"),
-}
-# What is known of patients and samples, but is not expression.
-CLINICAL = {
-    *("age", "age_at_diagnosis", "sex", "gender", "race", "ethnicity", "bmi", "height", "weight"),
-    *("os", "os_time", "os_event", "os_status", "os_months", "dss", "dss_time", "dfi", "dfi_time"),
-    *("pfi", "pfi_time", "pfs", "pfs_time", "dfs", "dfs_time", "rfs", "rfs_time", "efs", "event"),
-    *("time", "status", "vital_status", "days_to_death", "days_to_last_follow_up", "survival"),
-    *("stage", "grade", "t_stage", "n_stage", "m_stage", "tumor_stage", "tumor_size", "subtype"),
-    *("purity", "tumor_purity", "ploidy", "tmb", "msi", "batch", "plate", "center", "site", "rin"),
-    *("cluster", "class", "label", "response", "treatment", "group", "project", "project_id"),
-    *("er_status", "pr_status", "her2_status", "years_to_birth", "overall_survival", "pam50"),
-    *("sample_type", "sample_type_id", "tissue_type", "tumor_type", "cancer_type", "tissue"),
-    *("library_size", "n_genes", "n_counts", "total_counts", "size_factor", "size_factors"),
-}
-PATIENT_COLUMNS = (
-    "patient_id",
-    "patient",
-    "case_id",
-    "case",
-    "bcr_patient_barcode",
-    "submitter_id",
-)
 # Rows of counters, and the columns of the files of STAR.
 NOT_GENES = re.compile(r"N_(unmapped|multimapping|noFeature|ambiguous)|__\w+|(?i:total|sum)")
 STAR_COLUMNS = [
@@ -131,12 +87,12 @@ class Layout(NamedTuple):
 
 
 def _starts(*names):
-    return lambda table: _key(table.header[0]) in names
+    return lambda table: column_key(table.header[0]) in names
 
 
 def _symbols_first(table, column):
     """Bring symbols to the front: Entrez identifiers are annotation."""
-    keys = [_key(name) for name in table.header]
+    keys = [column_key(name) for name in table.header]
     if "hugo_symbol" not in keys[1:]:
         return table
     at = keys.index("hugo_symbol")
@@ -208,10 +164,6 @@ LAYOUTS = (
 )
 
 
-def _key(name):
-    return re.sub(r"[\s.\-]+", "_", str(name).strip().lower()).strip("_").replace("(s)", "s")
-
-
 class Audit(list):
     """What was left out, merged or changed while reading: one row each."""
 
@@ -272,11 +224,11 @@ def _vote(rows, columns, label):
         votes.add("rows" if known[0] > known[1] else "columns")
     elif abs(_is_symbol(rows) - _is_symbol(columns)) > 0.5:
         votes.add("rows" if _is_symbol(rows) > _is_symbol(columns) else "columns")
-    if _key(label) in GENE_COLUMNS - {"name", "id"}:
+    if column_key(label) in GENE_COLUMNS - {"name", "id"}:
         votes.add("rows")
-    elif _key(label) in SAMPLE_COLUMNS and (
+    elif column_key(label) in SAMPLE_COLUMNS and (
         # Xena also writes "sample" above genes.
-        _key(label) not in ("sample", "samples") or _fraction(SYMBOL, columns) > 0.5
+        column_key(label) not in ("sample", "samples") or _fraction(SYMBOL, columns) > 0.5
     ):
         votes.add("columns")
     # Ten thousand of anything are genes, if there are few of the other.
@@ -317,7 +269,7 @@ NUMBERS = {"", "unnamed:_0", "index", "id", "row", "row_id", "rownames", "row_na
 
 def _find_names(table, path):
     """Return the column that names the rows: the first, unless it holds numbers."""
-    frame, keys = table.frame, [_key(name) for name in table.header]
+    frame, keys = table.frame, [column_key(name) for name in table.header]
     texts = table.texts()
     samples = [
         at for at in texts if _fraction(SAMPLE, frame[at].tolist()) > 0.9 and frame[at].is_unique
@@ -364,7 +316,7 @@ def _drop_unnamed(table, first, path):
     """Leave out columns without a name and without values, and numbers of rows."""
     kept = []
     for at, name in enumerate(table.header):
-        if at == first or _key(name) not in NUMBERS:
+        if at == first or column_key(name) not in NUMBERS:
             kept.append(at)
             continue
         column = table.frame[at]
@@ -413,7 +365,7 @@ def _notes_of_genes(table, path):
     known = {
         at
         for at, name in enumerate(header)
-        if at and _key(name) in GENE_COLUMNS and not SAMPLE.fullmatch(name)
+        if at and column_key(name) in GENE_COLUMNS and not SAMPLE.fullmatch(name)
     }
     check_numbers(table, texts - known, path)
     lost = [header[at] for at in sorted(texts) if SAMPLE.fullmatch(header[at])]
@@ -461,7 +413,9 @@ def _notes_of_samples(table, path):
     """Return the columns that annotate samples, where other columns are genes."""
     header = table.header
     texts = set(table.texts())
-    known = {at for at, name in enumerate(header) if at and _key(name) in SAMPLE_COLUMNS | CLINICAL}
+    known = {
+        at for at, name in enumerate(header) if at and column_key(name) in SAMPLE_COLUMNS | CLINICAL
+    }
     check_numbers(table, texts - known, path)
     rest = [at for at in range(1, len(header)) if at not in texts | known]
     genes = [header[at] for at in rest]
@@ -502,7 +456,7 @@ def _split_axes(table, layout, genes_in, path, audit):
             f"{'sample' if genes_in == 'rows' else 'gene'}."
         )
     audit.add("columns that are annotation", [header[at] for at in noted])
-    if genes_in == "rows" and len(kept) > 1 and {_key(header[at]) for at in kept} <= MEASURES:
+    if genes_in == "rows" and len(kept) > 1 and {column_key(header[at]) for at in kept} <= MEASURES:
         raise ValueError(
             f"{str(path)!r}: expected several samples, found one, with the columns "
             f"{name_some(header[at] for at in kept)}. Pass the folder of a download from GDC, or "
@@ -519,7 +473,7 @@ def _split_axes(table, layout, genes_in, path, audit):
     notes = pd.concat([frame[[0]].set_axis([header[0]], axis=1), notes], axis=1)
     is_clinical = np.zeros(len(names), dtype=bool)
     if _is_gene(names) < 1:
-        is_clinical[:] = [_key(name) in CLINICAL for name in names]
+        is_clinical[:] = [column_key(name) in CLINICAL for name in names]
     audit.add("rows that annotate samples", names[is_clinical])
     sheet = pd.DataFrame(values[is_clinical].T, columns=names[is_clinical])
     notes = notes[~is_clinical].reset_index(drop=True)
@@ -607,7 +561,7 @@ def _warn_of_dates(ids, path):
 def _annotate(names, notes):
     """Return identifiers of genes, one row each: id, symbol, entrez, ensembl and the notes."""
     genes = pd.DataFrame({"id": pd.Series(names, dtype=object)})
-    columns = {_key(name): notes[name].map(_text) for name in notes.columns[::-1]}
+    columns = {column_key(name): notes[name].map(_text) for name in notes.columns[::-1]}
     pairs = [PAIR.fullmatch(name) for name in names]
     genes["symbol"] = genes["entrez_id"] = genes["ensembl_id"] = ""
     if sum(pair is not None for pair in pairs) > len(names) / 2:
@@ -846,7 +800,7 @@ def _names_of(frame, keys, pattern):
     if _counts(pd.Series(names)):
         for name, column in frame.items():
             texts = column.map(str)
-            known = _key(name) in keys or _fraction(pattern, texts.tolist()) > 0.9
+            known = column_key(name) in keys or _fraction(pattern, texts.tolist()) > 0.9
             if known and column.dtype.kind not in "fiub" and texts.is_unique:
                 return texts.tolist()
     return names
@@ -883,7 +837,7 @@ def _sheet_of_text(path):
     return sheet.rename(columns={**names, kind: "type"})
 
 
-def _sheet_of_json(path):
+def sheet_of_json(path):
     """Return the same from the metadata of a cart, or None."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -909,10 +863,10 @@ def _sheet_of_json(path):
     return pd.DataFrame(rows)
 
 
-def _find_sheet(folder):
+def find_sheet(folder):
     """Return a table of the files of a download of GDC: file name, sample, case and type."""
     readers = {".tsv": _sheet_of_text, ".txt": _sheet_of_text, ".csv": _sheet_of_text}
-    readers[".json"] = _sheet_of_json
+    readers[".json"] = sheet_of_json
     for path in sorted(folder.rglob("*")):
         read = readers.get(path.suffix.lower())
         if read is None or STAR_FILE.search(path.name) or not path.is_file():
@@ -933,7 +887,7 @@ STAR_FILE = re.compile(r"star_gene_counts\.tsv(\.gz)?$")
 
 def _find_files(folder, audit):
     """Return the sheet, restricted to files that are there, with their paths."""
-    sheet, sheet_path = _find_sheet(folder)
+    sheet, sheet_path = find_sheet(folder)
     paths = {}
     for path in sorted(folder.rglob("*")):
         if STAR_FILE.search(path.name):
@@ -1240,7 +1194,7 @@ def _patients(sheet):
     """Return the patients of samples, of the first column that names them."""
     for key in PATIENT_COLUMNS:
         for name in sheet.columns:
-            if _key(name) == key:
+            if column_key(name) == key:
                 values = sheet[name].astype(object)
                 values = values.where(values.notna() & (values.astype(str) != ""))
                 return values.map(str, na_action="ignore").rename("patient")

@@ -2,7 +2,6 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
-import difflib
 import json
 import os
 import uuid
@@ -26,7 +25,7 @@ from ..plotting._style import held_out
 from ..slides import FeatureBag, TiledSlide
 from ..utils._files import written_whole
 from ..utils._reporting import warn_user
-from ..utils._validation import name_some
+from ..utils._validation import did_you_mean, name_some
 from ._viewer import write_deep_zoom, write_viewer
 
 # Longer side of the overview, in pixels.
@@ -290,12 +289,9 @@ def _choose_genes(table, genes):
     genes = [genes] if isinstance(genes, str) else list(map(str, genes))
     unknown = [gene for gene in genes if gene not in table.columns]
     if unknown:
-        upper = {gene.upper(): gene for gene in reversed(table.columns)}
-        close = difflib.get_close_matches(unknown[0].upper(), upper, n=3)
-        hint = f" Did you mean {' or '.join(repr(upper[each]) for each in close)}?" if close else ""
         raise ValueError(
             f"genes: {name_some(unknown)} not found among the {table.shape[1]} genes of "
-            f"predictions.{hint}"
+            f"predictions.{did_you_mean(unknown, table.columns)}"
         )
     return table[genes]
 

@@ -50,7 +50,7 @@ _CHUNK = 1 << 20
 # Columns above which a table is read row by row.
 _WIDE = 3000
 # Errors of pandas, numpy and pyarrow for damaged files or other formats.
-_BAD_FILE = (
+BAD_FILE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
     *(AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     *(struct.error, tokenize.TokenError, ArrowException),
@@ -257,6 +257,11 @@ def _encoding(lines):
     except UnicodeDecodeError:
         return "cp1252"
     return "utf-8"
+
+
+def decode_text(content):
+    """Return the text of bytes in any common encoding."""
+    return content.decode(_encoding([content])).lstrip("\ufeff")
 
 
 def _rows(lines, separator):
@@ -645,7 +650,7 @@ def read_raw(path):
             f"{str(path)!r} cannot be read as {kind}: {found}. Correct the file, or download it "
             "again."
         ) from error
-    except _BAD_FILE as error:
+    except BAD_FILE as error:
         if str(path) in str(error):
             raise
         expected = "" if str(error) else f"expected {_FORMATS}"

@@ -6,5 +6,13 @@ from ._barcodes import patient_ids
 from ._cross_val import cross_val_significance
 from ._prior_gain import prior_gain
 from ._result import CrossValSignificance
+from ._sites import SiteGroupKFold, site_ids
 
-__all__ = ["CrossValSignificance", "cross_val_significance", "patient_ids", "prior_gain"]
+__all__ = [
+    "CrossValSignificance",
+    "SiteGroupKFold",
+    "cross_val_significance",
+    "patient_ids",
+    "prior_gain",
+    "site_ids",
+]

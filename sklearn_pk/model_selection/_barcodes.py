@@ -6,13 +6,13 @@ from pathlib import PurePath
 
 import numpy as np
 
-from ..utils._validation import TCGA_PATIENT, name_of_item, name_some
+from ..utils._validation import name_of_item, name_some, split_barcode
 
 
 def _patient_of(barcode):
     name = name_of_item(barcode)
-    found = None if name is None else TCGA_PATIENT.match(PurePath(name).name)
-    return None if found is None else found.group().upper()
+    stem = "" if name is None else PurePath(name).name.strip()
+    return split_barcode(stem)[1] if stem[:4].upper() == "TCGA" else None
 
 
 def patient_ids(barcodes):

@@ -35,10 +35,11 @@ from ..metrics._significance import (
     resolve_fdr,
 )
 from ..utils import check_expression, check_groups
+from ..utils._annotation import warn_of_doubts
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
 from ..utils._patients import PatientAverager
-from ..utils._reporting import progress, scale_is_known, warn_of_unlogged
+from ..utils._reporting import progress, without_warnings_of_data
 from ..utils._validation import check_sample_names
 from ._permuted import analytic_std, make_smoothers, smoothed_runs, with_chosen_settings
 from ._result import CrossValSignificance, as_table
@@ -96,7 +97,7 @@ def _fit_and_predict(X, y, values, is_1d, groups, pass_groups, estimator, transf
     scaled, transformer = _scale(transformer, values, groups, train)
     fit_params = {"groups": groups[train]} if pass_groups else {}
     start = time.perf_counter()
-    with scale_is_known():
+    with without_warnings_of_data():
         estimator.fit(_safe_indexing(X, train), _take(scaled, train, y, is_1d), **fit_params)
     fitted = time.perf_counter()
     prediction, untrained = predict_with_untrained(estimator, _safe_indexing(X, test))
@@ -407,12 +408,11 @@ def cross_val_significance(
     check_parameters(estimator)
     check_sample_names(X, y)
     values, gene_names, is_1d = check_expression(y, estimator_name="cross_val_significance")
-    if target_transformer is None:
-        warn_of_unlogged(values)
-    groups = None if groups is None else check_groups(groups, y)
+    samples = y.index if hasattr(y, "iloc") else None
+    warn_of_doubts(values, gene_names, samples, look_at_scale=target_transformer is None)
+    groups = None if groups is None else check_groups(groups, y, X)
     folds = make_folds(cv, X, y, groups)
-    if groups is None:
-        warn_of_repeats(folds, values)
+    warn_of_repeats(folds, values, groups)
     n_permutations = check_permutations(null, n_permutations)
     repeated = groups is not None and len(np.unique(groups)) < len(y)
     by_patient = repeated and compat is None
@@ -462,4 +462,5 @@ def cross_val_significance(
             with no_alarm_about_memory(), closing(runs):
                 null_data = model.from_runs(bar)
     criteria = {"alpha": alpha, "fdr": resolve_fdr(fdr, compat), "compat": compat, "null": null}
-    return _gather(results, folds, tables, groups, by_patient, model, null_data, criteria)
+    with without_warnings_of_data():
+        return _gather(results, folds, tables, groups, by_patient, model, null_data, criteria)

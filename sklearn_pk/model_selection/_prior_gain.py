@@ -13,8 +13,9 @@ from sklearn.utils._param_validation import HasMethods, Interval, validate_param
 from sklearn.utils.metaestimators import _BaseComposition
 
 from ..utils import check_expression, check_groups
+from ..utils._annotation import warn_of_doubts
 from ..utils._folds import make_folds
-from ..utils._reporting import progress
+from ..utils._reporting import progress, without_warnings_of_data
 from ..utils._validation import check_sample_names
 from ._cross_val import check_parameters, cross_val_significance
 
@@ -273,7 +274,9 @@ def prior_gain(
     controls = _check_controls(controls, prior)
     check_sample_names(X, y)
     values, gene_names, _ = check_expression(y, estimator_name="prior_gain")
-    groups = None if groups is None else check_groups(groups, y)
+    samples, is_scaled = y.index if hasattr(y, "iloc") else None, "target_transformer" in options
+    warn_of_doubts(values, gene_names, samples, look_at_scale=not is_scaled)
+    groups = None if groups is None else check_groups(groups, y, X)
     folds = make_folds(cv, X, y, groups)
     seeds = check_random_state(random_state).randint(2**31 - 1, size=n_seeds).tolist()
     settings = ["none", "prior", *controls]
@@ -284,9 +287,10 @@ def prior_gain(
     for setting, seed in progress(runs, desc="Runs", verbose=verbose):
         params = {name: _make_prior(prior, setting, gene_names, seed), seed_name: seed}
         model = clone(estimator).set_params(**params)
-        result = cross_val_significance(
-            model, X, y, groups=groups, cv=folds, random_state=seed, **options
-        )
+        with without_warnings_of_data():
+            result = cross_val_significance(
+                model, X, y, groups=groups, cv=folds, random_state=seed, **options
+            )
         rows.append(_describe(setting, seed, result))
         if return_results:
             result.estimators = []

@@ -13,7 +13,7 @@ from ..metrics import significance_report
 from ..metrics._correlation import row_names
 from ..metrics._scorer import predict_with_untrained
 from ..utils import check_expression
-from ..utils._validation import check_sample_names, name_some
+from ..utils._validation import check_sample_names, did_you_mean, name_some
 
 
 def as_table(prediction):
@@ -324,6 +324,7 @@ class CrossValSignificance:
             raise ValueError(
                 f"y has none of the {len(genes)} genes of the models: it has genes such as "
                 f"{gene_names[0]!r}, the models have genes such as {genes[0]!r}."
+                f"{did_you_mean(genes, gene_names)}"
             )
         if len(missing):
             warnings.warn(

@@ -17,6 +17,7 @@ from scipy import sparse
 from scipy.cluster.hierarchy import leaves_list, linkage
 from sklearn.pipeline import Pipeline
 
+from ..utils._validation import did_you_mean
 from ._slide import color_limits, draw_color_bar, fit_title
 from ._style import GREY, OKABE_ITO, set_axes
 
@@ -392,7 +393,7 @@ def _find_position(gene, names):
     if gene not in names:
         raise ValueError(
             f"gene must be one of the {len(names)} genes of the graph, such as "
-            f"{names[:3].tolist()}, got {gene!r}."
+            f"{names[:3].tolist()}, got {gene!r}.{did_you_mean([gene], names)}"
         )
     return names.get_loc(gene)
 

@@ -10,6 +10,7 @@ from scipy import optimize, special, stats
 from ..metrics import significance_report
 from ..metrics._correlation import pearson_pvalue
 from ..metrics._scorer import predict_with_untrained
+from ..utils._validation import did_you_mean
 from ._style import GREY, OKABE_ITO, RASTERIZED, check_table, set_axes
 
 _COLUMNS = ("r", "p", "p_fdr", "r_baseline", "steiger_p", "steiger_fdr", "significant", "reason")
@@ -367,7 +368,7 @@ class SignificanceDisplay:
         if unknown:
             raise ValueError(
                 f"highlight must contain genes of the report, got {unknown}; its first genes are "
-                f"{self.report.index[:3].tolist()}."
+                f"{self.report.index[:3].tolist()}.{did_you_mean(unknown, self.report.index)}"
             )
         return self.report.index.isin(names)
 

@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from ..slides._wsi import _reader
 from ..utils._reporting import warn_user
-from ..utils._validation import same_sample
+from ..utils._validation import did_you_mean, same_sample
 from ._style import OKABE_ITO
 
 TILE_COLOR = OKABE_ITO[0]
@@ -104,7 +104,7 @@ def common_limits(tables, gene):
         if gene not in table.columns:
             raise ValueError(
                 f"reference: the table of the slide {name_of_slide(table)!r} lacks the gene "
-                f"{gene!r}."
+                f"{gene!r}.{did_you_mean([gene], table.columns)}"
             )
     return color_limits(np.concatenate([table[gene] for table in tables]), None, None, **MAP_LIMITS)
 

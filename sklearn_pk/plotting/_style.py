@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..utils._validation import name_some
+from ..utils._validation import did_you_mean, name_some
 
 # Okabe and Ito (2008), safe for colour-blind readers; without yellow, invisible in thin lines.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -48,7 +48,7 @@ def find_gene(gene, names, n_genes):
         if position.size == 0:
             raise ValueError(
                 f"gene must be one of the {n_genes} columns, got {gene!r}; the first columns are "
-                f"{names[:3].tolist()}."
+                f"{names[:3].tolist()}.{did_you_mean([gene], names)}"
             )
         return position[0], gene
     if isinstance(gene, Integral) and -n_genes <= gene < n_genes:

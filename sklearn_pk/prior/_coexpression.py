@@ -16,16 +16,20 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..utils import check_groups
+from ..utils._annotation import check_samples
 from ..utils._device import pick_device
 from ..utils._frames import freeze_frames, thaw_frames
-from ..utils._patients import PatientAverager, infer_groups
-from ..utils._validation import check_finite
+from ..utils._patients import PatientAverager, infer_groups, warn_of_equal
+from ..utils._reporting import warn_user
+from ..utils._validation import check_finite, did_you_mean
 from ._expression_sources import normalize_sources
 from ._gene_sets import edges_to_graph, load_aliases, load_edges, pairs_to_graph, upper_pairs
 from ._pearson_graph import correlated_pairs, prepare_rows
 
 # Attempted swaps per edge, enough to make its new position independent of the old one.
 _ROUNDS = 20
+# Below this fraction of its genes or of those of X, external knowledge is warned about.
+_FEW_MATCHED = 0.1
 
 
 def _check_order(groups, columns):
@@ -321,11 +325,14 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
         names = self._gene_names(X, needed=self.source != "internal")
         columns = getattr(X, "columns", None)
         X = self._check_values(X, names, reset=True)
+        check_samples(X, names, columns)
         internal, self._averager = self.source != "external", None
         self._patients = None if columns is None else np.asarray(columns, dtype=object)
         if groups is not None:
             _check_order(groups, columns)
-            groups = check_groups(np.asarray(groups), X.T)
+            samples = None if columns is None else list(columns)
+            groups = check_groups(np.asarray(groups), X.T, samples)
+            warn_of_equal(X.T, groups)
             self._averager = PatientAverager(groups)
             self._patients = self._averager.patients
         elif internal:
@@ -559,11 +566,19 @@ class CoexpressionGraph(TransformerMixin, BaseEstimator, auto_wrap_output_keys=N
             raise ValueError(
                 f"external has no edges, or none with an r above threshold={self.threshold!r}."
             )
-        if len(self.unmatched_genes_) == len(genes):
+        n_matched, n_most = len(genes) - len(self.unmatched_genes_), min(len(genes), len(names))
+        if 0 < n_matched < _FEW_MATCHED * n_most:
+            warn_user(
+                f"external: only {n_matched} of its {len(genes)} genes (such as {genes[0]!r}) are "
+                f"among the {len(names)} genes of X (such as {names[0]!r}). Both need the same "
+                "kind of identifiers; pass a table in `aliases` to translate them."
+            )
+        if not n_matched:
             raise ValueError(
                 f"external: none of its genes (such as {genes[0]!r}) is among the {len(names)} "
                 f"genes of X (such as {names[0]!r}). Both need the same kind of identifiers (HGNC "
                 "symbols for the shipped collection). Pass a table in `aliases` to translate them."
+                f"{did_you_mean(genes, names)}"
             )
 
     def __getstate__(self):

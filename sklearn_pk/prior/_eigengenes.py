@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..utils._annotation import check_samples
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._linalg import principal_axes
 from ._expression_sources import normalize_sources
@@ -239,6 +240,8 @@ class EigengeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         X = validate_data(
             self, X, dtype=[np.float64, np.float32], ensure_min_features=1 + reset, reset=reset
         )
+        if reset:
+            check_samples(X, names, patients)
         return normalize_sources(X, names, patients, self, self.normalize)
 
     def _project(self, Z):

@@ -12,7 +12,7 @@ from ..utils import check_expression
 from ..utils._linalg import centre_rows
 from ..utils._patients import patient_key
 from ..utils._reporting import warn_user
-from ..utils._validation import name_some
+from ..utils._validation import did_you_mean, name_some
 
 # Rows per block, which bounds the memory of float64 copies.
 _ROWS = 1024
@@ -92,6 +92,7 @@ def align_expression(expression, X, gene_names, patients):
                 if transposed
                 else "Both need the same kind of gene identifiers."
             )
+            + did_you_mean(gene_names, names)
         )
     if len(values) < 3:
         raise ValueError(f"expression needs at least 3 patients, got {len(values)}.")

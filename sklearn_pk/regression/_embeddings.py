@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_memory
 
 from ..utils._linalg import unit_scale
 from ..utils._patients import PatientAverager, patient_key
-from ..utils._reporting import warn_user
-from ..utils._validation import name_some, sample_names_of
+from ..utils._reporting import warn_user, without_warnings_of_data
+from ..utils._validation import did_you_mean, name_some, sample_names_of
 
 # Below this fraction of the genes, a prior is warned about: it is hardly more than zeros.
 _FEW_KNOWN = 0.1
@@ -79,7 +79,8 @@ def seed_prior(prior, seed):
 def learn_embeddings(prior, expression):
     """Fit a clone of a prior on expression and return its gene embeddings."""
     fitted = clone(prior)
-    embeddings = fitted.fit_transform(expression)
+    with without_warnings_of_data():  # the same as of y
+        embeddings = fitted.fit_transform(expression)
     if sparse.issparse(embeddings):
         raise TypeError(
             f"prior: {prior!r} returned a sparse matrix of shape {embeddings.shape}, that is a "
@@ -111,7 +112,7 @@ def align_embeddings(prior, n_genes, gene_names):
     if not n_known:
         raise ValueError(
             f"prior: none of its genes (such as {prior.index[0]!r}) is among those of y (such "
-            f"as {gene_names[0]!r})."
+            f"as {gene_names[0]!r}).{did_you_mean(prior.index, gene_names)}"
         )
     if n_known < _FEW_KNOWN * n_genes:
         warn_user(

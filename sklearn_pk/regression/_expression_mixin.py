@@ -12,6 +12,7 @@ from ..utils import check_expression
 from ..utils._validation import (
     check_gene_order,
     check_sample_names,
+    did_you_mean,
     name_some,
     sample_names_of,
 )
@@ -27,7 +28,7 @@ def positions_of_genes(genes, names, n_genes):
     if unknown:
         raise KeyError(
             f"genes: {name_some(unknown)} not found among the {n_genes} genes of fit, such as "
-            f"{name_some(known[:1])}."
+            f"{name_some(known[:1])}.{did_you_mean(unknown, known)}"
         )
     return positions
 

@@ -17,12 +17,13 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..utils import check_expression, check_groups, validate_bags
+from ..utils._annotation import warn_of_doubts
 from ..utils._bags import is_bag_input, label_of_bag
 from ..utils._device import pick_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
-from ..utils._patients import infer_groups
-from ..utils._reporting import warn_of_unlogged, warn_user
+from ..utils._patients import infer_groups, warn_of_equal
+from ..utils._reporting import warn_user
 from ..utils._validation import (
     check_sample_names,
     name_of_item,
@@ -96,9 +97,10 @@ def check_training_data(estimator, X, y, groups):
         groups = infer_groups(values)
         _warn_of_repeats(len(groups) - groups.max() - 1)
     else:
-        groups = check_groups(groups, y)
+        groups = check_groups(groups, y, X)
+        warn_of_equal(values, groups)
     _warn_of_constant_genes(values, gene_names)
-    warn_of_unlogged(values)
+    warn_of_doubts(values, gene_names, y.index if hasattr(y, "iloc") else None)
     offset = _find_offset(values)
     return TrainingData(
         bags=bags,

@@ -15,11 +15,12 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..utils import check_expression, check_groups
+from ..utils._annotation import warn_of_doubts
 from ..utils._bags import label_of_bag
 from ..utils._linalg import principal_axes
 from ..utils._out_of_memory import Halving
-from ..utils._patients import PatientAverager, infer_groups
-from ..utils._reporting import warn_of_unlogged, warn_user
+from ..utils._patients import PatientAverager, infer_groups, warn_of_equal
+from ..utils._reporting import warn_user
 from ..utils._validation import check_sample_names, name_of_item, sample_names_of
 from ._aggregators import masked_mean
 from ._embeddings import learn_prior, refuse_known_patients
@@ -439,10 +440,14 @@ class PriorKnowledgeRidge(ExpressionMixin, MultiOutputMixin, RegressorMixin, Bas
             If there are fewer than three patients, or a value is NaN or infinite.
         """
         values, gene_names, self._y_is_1d = check_expression(y, estimator_name="fit")
-        warn_of_unlogged(values)
+        warn_of_doubts(values, gene_names, y.index if hasattr(y, "iloc") else None)
         check_sample_names(X, y)
+        if groups is None:
+            groups = infer_groups(values)
+        else:
+            groups = check_groups(groups, y, X)
+            warn_of_equal(values, groups)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        groups = infer_groups(values) if groups is None else check_groups(groups, y)
         if len(np.unique(groups)) < 3:
             raise ValueError(
                 f"PriorKnowledgeRidge leaves each patient out once, which needs at least 3 "

@@ -8,7 +8,8 @@ from numbers import Integral
 import numpy as np
 from sklearn.model_selection import GroupKFold, check_cv
 
-from ._patients import infer_groups
+from ._patients import infer_groups, is_varied
+from ._reporting import warn_user, without_warnings_of_data
 from ._validation import name_some
 
 _DEFAULT_FOLDS = 5
@@ -62,17 +63,20 @@ def _check_tested_once(times_tested):
         )
 
 
-def warn_of_repeats(folds, values):
+def warn_of_repeats(folds, values, groups):
     """Warn if folds separate samples of identical expression, slides of the same patient."""
     units = infer_groups(values)
-    n_split = sum(np.isin(units[test], units[train]).sum() for train, test in folds)
+    counted = np.ones(len(values), dtype=bool) if groups is None else is_varied(values)
+    n_split = sum((np.isin(units[b], units[a]) & counted[b]).sum() for a, b in folds)
     if n_split:
-        warnings.warn(
+        advice = (
+            "Pass groups=, the patient of each sample, to cross_val_significance."
+            if groups is None
+            else "By groups, they are different patients: correct groups, or y."
+        )
+        warn_user(
             f"{n_split} held-out samples have the same expression as a training sample, as slides "
-            "of the same patient do, so the result is too good. Pass groups=, the patient of each "
-            "sample, to cross_val_significance.",
-            UserWarning,
-            stacklevel=4,
+            f"of the same patient do, so the result is too good. {advice}"
         )
 
 
@@ -89,7 +93,8 @@ def make_folds(cv, X, y, groups, *, pooled=True):
     with warnings.catch_warnings():
         # KFold warns that it ignores groups; leaks are checked below.
         warnings.filterwarnings("ignore", message="The groups parameter is ignored")
-        folds = [(np.asarray(a), np.asarray(b)) for a, b in cv.split(X, y, groups)]
+        with without_warnings_of_data():
+            folds = [(np.asarray(a), np.asarray(b)) for a, b in cv.split(X, y, groups)]
     folds = [
         tuple(np.flatnonzero(part) if part.dtype == bool else part for part in fold)
         for fold in folds

@@ -9,14 +9,13 @@ import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import numpy as np
 import tqdm.asyncio
 import tqdm.auto
 import tqdm.std
 
 # Packages whose frames a warning skips.
 _INSIDE = ("sklearn_pk", "sklearn")
-_KNOWN_SCALE = ContextVar("known_scale", default=False)
+_CALLERS_WARN = ContextVar("callers_warn", default=False)
 
 
 class LogLines(tqdm.std.tqdm):
@@ -65,32 +64,16 @@ def warn_user(text, category=UserWarning):
     warnings.warn(text, category, stacklevel=level)
 
 
+def callers_warn():
+    """Return whether the caller of an estimator has examined y and groups."""
+    return _CALLERS_WARN.get()
+
+
 @contextmanager
-def scale_is_known():
-    """Let estimators not warn of expression that is not logged: their caller did, or scaled it."""
-    token = _KNOWN_SCALE.set(True)
+def without_warnings_of_data():
+    """Let estimators not warn of y and groups, which their caller has examined or scaled."""
+    token = _CALLERS_WARN.set(True)
     try:
         yield
     finally:
-        _KNOWN_SCALE.reset(token)
-
-
-def is_unlogged(values):
-    """Return whether expression looks as if it was not logged: large, skewed, not centred."""
-    some = values[:: max(1, len(values) // 200)]
-    highest = some.max()
-    if highest < 100 or some.min() < -0.05 * highest:
-        return False
-    return bool(highest > (3 if highest >= 1000 else 20) * np.median(some[some > 0]))
-
-
-def warn_of_unlogged(values):
-    """Warn of expression that is not logged, unless the caller of the estimator knows."""
-    # Without numbers, Python shows equal warnings of all folds once.
-    if not _KNOWN_SCALE.get() and is_unlogged(values):
-        warn_user(
-            "y looks like counts, TPM or FPKM that are not logged: its largest values are "
-            "hundreds or thousands, far above the median. A few samples and genes then decide the "
-            "fit and the correlations. Pass np.log2(y + 1), or read the table with "
-            "read_expression(path, transform='log2p1')."
-        )
+        _CALLERS_WARN.reset(token)

@@ -2,7 +2,9 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import difflib
 import re
+import unicodedata
 from pathlib import PurePath
 
 import numpy as np
@@ -10,7 +12,12 @@ import pandas as pd
 from scipy import sparse
 from sklearn.utils.validation import _num_samples
 
-TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])", re.IGNORECASE)
+# Patients of public cohorts. A name may go on after a separator.
+_BARCODE = re.compile(
+    r"(?<![A-Z0-9])(?:(?P<TCGA>TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})|(?P<TARGET>TARGET-\d{2}-[A-Z0-9]{6})"
+    r"|(?P<HCMI>HCM-[A-Z0-9]{4}-\d{4}-C\d{2})|(?P<CPTAC>C3[LN]-\d{5})|(?P<GTEx>GTEX-[A-Z0-9]{4,5}))"
+    r"(?![A-Z0-9])"
+)
 _MAX_NAMED = 5
 # Its square is still a float32.
 _MAX_EXPRESSION = 1e18
@@ -27,6 +34,40 @@ def name_some(items, *, total=None):
 
 def _plain(item):
     return item.item() if isinstance(item, np.generic) else item
+
+
+def did_you_mean(names, known):
+    """Return a sentence with what names that were not found may mean, or ""."""
+    # Letters in other cases and versions of Ensembl identifiers are what differs most.
+    similar = {_plain_gene(name): name for name in reversed(list(known)) if isinstance(name, str)}
+    meant = {}
+    for name in [name for name in names if isinstance(name, str)][:_MAX_NAMED]:
+        plain = _plain_gene(name)
+        close = [plain] if plain in similar else difflib.get_close_matches(plain, similar, n=3)
+        if close:
+            meant[name] = " or ".join(repr(similar[each]) for each in close)
+    shown = list(meant.values())
+    if len(meant) > 1:
+        shown = [f"{close} for {name!r}" for name, close in meant.items()]
+    return f" Did you mean {', '.join(shown)}?" if shown else ""
+
+
+def _plain_gene(name):
+    return re.sub(r"\.\d+$", "", name.strip()).upper()
+
+
+def plain_name(name):
+    """Return a name in lower case, normalised and with dashes for other separators."""
+    text = unicodedata.normalize("NFKC", str(name)).strip().casefold()
+    return re.sub(r"[-_.\s\u2010-\u2015]+", "-", text).strip("-")
+
+
+def split_barcode(name):
+    """Return the public cohort of a name, its patient, and what follows; None without one."""
+    found = _BARCODE.search(plain_name(name).upper())
+    if found is None:
+        return None, None, ""
+    return found.lastgroup, found.group(), found.string[found.end() :].strip("-")
 
 
 def _names_of_columns(columns, input_name):
@@ -257,9 +298,12 @@ def same_sample(x_name, y_name):
     if x_name == y_name:
         return True
     x_path, y_path = PurePath(x_name), PurePath(y_name)
-    x_patient, y_patient = TCGA_PATIENT.search(x_path.name), TCGA_PATIENT.search(y_path.name)
-    if x_patient and y_patient:
-        return x_patient.group().upper() == y_patient.group().upper()
+    x_code, y_code = split_barcode(x_path.name), split_barcode(y_path.name)
+    if x_code[1] and y_code[1]:
+        # A donor of GTEx has many tissues.
+        x_tissue, y_tissue = (rest.partition("-")[0] for *_, rest in (x_code, y_code))
+        is_other = x_code[0] == "GTEx" and x_tissue and y_tissue and x_tissue != y_tissue
+        return x_code[1] == y_code[1] and not is_other
     tail = "/".join(x_path.parts[-2:])
     return bool(y_name) and (_contains(tail, y_name) or _contains(y_name, x_path.stem))
 

@@ -2,11 +2,14 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import json
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_pk.io import match_samples
+from sklearn_pk.io import match_samples, read_expression
 from sklearn_pk.slides import FeatureBag, FeatureBags
 from sklearn_pk.utils._validation import check_sample_names
 
@@ -143,3 +146,229 @@ def test_invalid_input():
         match_samples(samples(["z"]), expression)
     with pytest.raises(ValueError, match="NaN.*'B'"):
         match_samples(samples(["a"]), expression.mask(expression == expression.loc["a", "B"]))
+
+
+BARCODE = "TCGA-3C-AALI-01Z-00-DX1"
+UUID = [f"{i}b49b408-7798-4fe1-9060-7329951da2b{i}" for i in range(6)]
+GDC_SHEET = pd.DataFrame(
+    {
+        "File ID": UUID[:4],
+        "File Name": ["TCGA-3C-AALI-01Z-00-DX1.F6.svs", "C3L-00004-21.svs", "C3L-00004-26.svs"]
+        + [f"{UUID[5]}.rna_seq.augmented_star_gene_counts.tsv"],
+        "Case ID": ["TCGA-3C-AALI", "C3L-00004", "C3L-00004", "C3L-00004"],
+        "Sample ID": ["TCGA-3C-AALI-01Z", "C3L-00004-01", "C3L-00004-06", "C3L-00004-06"],
+        "Tissue Type": ["Tumor", "Tumor", "Normal", "Normal"],
+        "Tumor Descriptor": ["Primary", "Primary", "Not Applicable", "Not Applicable"],
+        "Specimen Type": ["Unknown", "Solid Tissue", "Solid Tissue", "Solid Tissue"],
+    }
+)
+STAMP = pd.DataFrame({"PATIENT": ["P1", "P2"], "FILENAME": ["H19-1.h5", "H19-2.h5"]})
+CLAM = pd.DataFrame({"case_id": ["P1", "P2"], "slide_id": ["H19-1", "H19-2"], "label": ["x", "y"]})
+TYPES = pd.DataFrame(
+    {
+        "Slide_ID": ["C3N-01", "C3N-02", "S3", "S4"],
+        "Case_ID": ["P1", "P1", "P2", "P2"],
+        "Specimen_Type": ["tumor_tissue", "normal_tissue", "Solid Tissue Normal", "Metastatic"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "links", "expected"),
+    [
+        # Spelling: separators, case, spaces, unicode, what R makes of names.
+        ("h19_0001-a.svs", ["H19.0001.A"], None, "H19.0001.A"),
+        ("H19 0001.svs", [" h19-0001 "], None, " h19-0001 "),
+        ("Mu\u0308ller-1", ["M\u00fcller_1"], None, "M\u00fcller_1"),
+        ("H19\u20130001", ["H19-0001"], None, "H19-0001"),
+        ("\uff281", ["h1"], None, "h1"),
+        ("TCGA-3C-AALI-01Z-00-DX1.F6", ["TCGA.3C.AALI.01A.11R.A41B.07"], None, 0),
+        ("tcga_3c_aali_11a", ["TCGA-3C-AALI-01A", "TCGA-3C-AALI-11A"], None, 1),
+        # Rows that are longer than the names of slides.
+        ("GTEX-1117F-0226.svs", ["GTEX-1117F-0226-SM-5GZZ7", "GTEX-1117F-0326-SM-1"], None, 0),
+        ("GTEX-1117F-0426.svs", ["GTEX-1117F-0226-SM-5GZZ7"], None, "sample of type 0426"),
+        ("GTEX-1117F.svs", ["GTEX-1117F-0226-SM-5GZZ7"], None, "of sample type 0226"),
+        ("H19-1", ["H19-1-RNA", "H19-10-RNA"], None, 0),
+        ("H19-1", ["H19-1-RNA1", "H19-1-RNA2"], None, "2 different rows, all by start of the row"),
+        # Normal tissue, by the name.
+        ("C3L-00004-N.svs", ["C3L-00004", "C3L-00004.N"], None, 1),
+        ("C3L-00004-26.svs", ["C3L-00004", "C3L-00004.N"], None, "of tumour and of normal tissue"),
+        ("C3L-00004-26.svs", ["C3L-00004.N"], None, "of sample type normal"),
+        ("P1-normal-2", ["P1", "P1-tumour"], None, "of sample type not named, tumour"),
+        ("P1_N", ["P1_T", "P1_N"], None, 1),
+        ("P1_2", ["P1_T", "P1_N"], None, "of tumour and of normal tissue"),
+        ("TARGET-20-PABGKN-09A", ["TARGET-20-PABGKN-14A", "TARGET-20-PABGKN-09A-01R"], None, 1),
+        # Sample sheets of GDC: names of files, folders, UUIDs.
+        ("C3L-00004-21.svs", ["C3L-00004", "C3L-00004.N"], GDC_SHEET, 0),
+        ("C3L-00004-26.svs", ["C3L-00004", "C3L-00004.N"], GDC_SHEET, 1),
+        ("C3L-00004-26.svs", ["C3L-00004"], GDC_SHEET, "of sample type not named, the sample of"),
+        ("C3L-00004-26.svs", ["C3L-00004-01", "C3L-00004-06"], GDC_SHEET, 1),
+        (f"{UUID[0]}/slide.svs", ["TCGA-3C-AALI-01A-11R"], GDC_SHEET, 0),
+        (f"{UUID[2]}.h5", ["C3L-00004", "C3L-00004.N"], GDC_SHEET, 1),
+        ("C3L-00004-26.svs", [f"X{UUID[0]}", UUID[5].upper()], GDC_SHEET, 1),
+        ("C3L-00004-26.svs", [UUID[3].replace("-", ".")], GDC_SHEET, 0),
+        # Tables of other tools; a dict of slide to row or patient.
+        ("H19-1.svs", ["P2", "P1"], STAMP, 1),
+        ("feats/H19_1.h5", ["P2-RNA", "P1-RNA"], CLAM, 1),
+        ("H19-3.svs", ["P2", "P1"], CLAM, "no row of that name"),
+        ("C3N-02", ["P1", "P1.N"], TYPES, 1),
+        ("C3N-01", ["P1", "P1.N"], TYPES, 0),
+        ("S3", ["P2"], TYPES, "of sample type not named, the sample of type 11"),
+        ("S4", ["P2-T"], TYPES, 0),
+        ("x-1", ["12", "P2"], {"x_1.svs": 12}, 0),
+        ("x-1", ["P1-RNA", "P2"], {"x-1": "p1"}, 0),
+        ("x-1", ["P1-RNA", "P2"], pd.Series({"x-1": "P2"}), 1),
+        ("x-1", ["P1", "P2"], {"slide": ["x-1"], "patient": ["P2"]}, 1),
+        ("x-1", ["12", "13"], pd.DataFrame({"slide": ["x-1", "y"], "case": [13.0, np.nan]}), 1),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_names_as_people_have_them(name, rows, links, expected):
+    matched = match_samples(samples([name, "other"]), expression_of([*rows, "other"]), links=links)
+    found = matched.audit.iloc[0]
+    if isinstance(expected, str) and expected not in rows:
+        assert expected in found["how"]
+        assert found["row"] is None
+    else:
+        assert found["row"] == (expected if isinstance(expected, str) else rows[expected])
+    assert len(str(matched).splitlines()) == 3
+
+
+def write(links, path):
+    kinds = {".csv": ",", ".tsv": "\t", ".txt": ";"}
+    if path.suffix == ".json":
+        entry = {"file_name": "H19-1.svs", "associated_entities": [{"entity_submitter_id": "P1"}]}
+        path.write_text(json.dumps([entry]))
+    elif path.suffix == ".parquet":
+        links.to_parquet(path)
+    else:
+        encoding = "utf-16" if path.suffix == ".txt" else "utf-8-sig"
+        links.to_csv(path, sep=kinds[path.suffix], index=False, encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.parquet", "a.json"])
+def test_links_of_files(tmp_path, name):
+    path = write(STAMP, tmp_path / name)
+    expression = expression_of(["P2", "P1"])
+    matched = match_samples(samples(["H19-1"]), expression, links=path)
+    assert matched.audit["row"].tolist() == ["P1"]
+    assert matched.patients.tolist() == ["P1"]
+    with pytest.raises(FileNotFoundError, match="links: file not found: .*no.csv"):
+        match_samples(samples(["H19-1"]), expression, links=str(tmp_path / "no.csv"))
+
+
+def test_patients_of_links():
+    links = pd.DataFrame({"slide": ["a", "b", "c"], "patient": ["P1", "P1", "P2"]})
+    links["sample"] = ["R1", "R2", "R3"]
+    matched = match_samples(
+        samples(["c", "b", "a"]), expression_of(["R1", "R2", "R3"]), links=links
+    )
+    assert matched.audit["row"].tolist() == ["R3", "R2", "R1"]
+    assert matched.patients.tolist() == ["P2", "P1", "P1"]
+    # Names of rows that say nothing, whose patients are given.
+    given = pd.Series(["P1", "P2"], index=["R1", "R3"])
+    by_given = match_samples(samples(["p2-x"]), expression_of(["R1", "R3"]), patients=given)
+    assert by_given.audit["row"].tolist() == ["R3"]
+    # Samples of a patient, by the names of rows.
+    rows = ["P1-T", "P1-N", "C3L-00004", "C3L-00004.N"]
+    matched = match_samples(samples(rows), expression_of(rows))
+    assert matched.patients.tolist() == ["P1", "P1", "C3L-00004", "C3L-00004"]
+
+
+def test_slides_of_unknown_tissue_are_told():
+    expression = expression_of(["C3L-00004", "C3L-00005"])
+    with pytest.warns(UserWarning, match="1 samples of CPTAC, such as 'C3L-00004-26', do not say"):
+        matched = match_samples(samples(["C3L-00004-26"]), expression)
+    assert matched.audit["row"].tolist() == ["C3L-00004"]
+
+
+@pytest.mark.parametrize(
+    ("links", "error"),
+    [
+        ({"zzz": "yyy"}, "links names neither the samples of X .*'a'.* nor .*it names 'zzz'"),
+        ({"foo": ["a"], "bar": ["b"]}, "links needs a column of slides .* got the columns 'foo'"),
+        ({"slide": ["a"], "foo": ["b"]}, "links needs a column of slides"),
+        (pd.DataFrame({"slide": [], "patient": []}), "links has no rows"),
+        ({"slide": ["a", "a"], "patient": ["P1", "P2"]}, "'a' is of several patients: 'P1', 'P2'"),
+        (
+            {"slide": [BARCODE], "patient": ["TCGA-AA-0001"]},
+            f"'{BARCODE}' is of patient 'TCGA-AA-0001', but its barcode is that of 'TCGA-3C-AALI'",
+        ),
+        (
+            {"slide": [BARCODE], "patient": ["TCGA-3C-AALI"], "tissue_type": ["Normal"]},
+            "is normal tissue, but by its name it is tumour tissue",
+        ),
+        (
+            {"slide": ["a"], "patient": ["P"], "type": ["Tumor"], "tissue": ["normal"]},
+            "'a' is both of tumour and of normal tissue: 'Tumor', 'normal'",
+        ),
+    ],
+)
+def test_links_that_contradict(links, error):
+    with pytest.raises(ValueError, match=error):
+        match_samples(samples(["a", BARCODE]), expression_of(["a", "P"]), links=links)
+
+
+def test_links_of_other_types():
+    with pytest.raises(TypeError, match="links must be a DataFrame, a dict .* got list"):
+        match_samples(samples(["a"]), expression_of(["a"]), links=["a"])
+
+
+def test_three_lines():
+    X = samples(["TCGA-3C-AALI-01Z", "TCGA-3C-AALI-01A", "TCGA-3C-AALK-01Z", "b", "c", "<d>"])
+    matched = match_samples(X, expression_of(["TCGA-3C-AALI", "TCGA-3C-AALK-11A", "b", "x", "y"]))
+    assert str(matched).splitlines() == [
+        "matched: 3 of 6 samples, of 2 patients (TCGA patient: 2, name: 1)",
+        "left out: 3 samples (no row of that name: 2, such as 'c'; the rows of that patient are of "
+        "sample type 11, the sample of type 01: 1, such as 'TCGA-3C-AALK-01Z')",
+        "unused: 3 of 5 rows of expression, such as 'TCGA-3C-AALK-11A', 'x', 'y'",
+    ]
+    html = matched._repr_html_()
+    assert html.count("<tr>") == 3
+    assert "&#x27;c&#x27;" in html
+    every = match_samples(samples(["b"]), expression_of(["b"]))
+    assert str(every).splitlines()[1:] == [
+        "left out: 0 samples",
+        "unused: 0 of 1 rows of expression",
+    ]
+    assert pickle.loads(pickle.dumps(every)).patients.tolist() == ["b"]
+
+
+def test_from_a_download_of_gdc_to_a_cohort(tmp_path):
+    patients = ["TCGA-A1-0001", "TCGA-A1-0001", "TCGA-BH-0002", "C3L-00004"]
+    samples_ = ["TCGA-A1-0001-01A", "TCGA-A1-0001-11A", "TCGA-BH-0002-01A", "C3L-00004-06"]
+    rows = []
+    for at, (case, sample) in enumerate(zip(patients, samples_, strict=True)):
+        folder = tmp_path / "gdc" / UUID[at]
+        folder.mkdir(parents=True)
+        name = f"{UUID[at]}.rna_seq.augmented_star_gene_counts.tsv"
+        lines = ["gene_id\tgene_name\tgene_type\ttpm_unstranded"]
+        lines += [f"ENSG{g:011d}.1\tG{g}\tprotein_coding\t{g * 99 + at}.5" for g in range(6)]
+        (folder / name).write_text("\n".join(lines) + "\n")
+        rows.append([UUID[at], name, case, sample, "Normal" if at % 2 else "Tumor"])
+    columns = ["File ID", "File Name", "Case ID", "Sample ID", "Tissue Type"]
+    sheet = pd.DataFrame(rows, columns=columns)
+    sheet.to_csv(tmp_path / "gdc" / "gdc_sample_sheet.tsv", sep="\t", index=False)
+    slides = ["TCGA-A1-0001-01Z-00-DX1.AB", "TCGA-A1-0001-11A-01-TS1", "TCGA-BH-0003-01Z-00-DX1"]
+    slides = [tmp_path / f"{name}.svs" for name in [*slides, "C3L-00004-26"]]
+    table = read_expression(tmp_path / "gdc", transform="log2p1")
+    with pytest.warns(UserWarning, match="1 samples of CPTAC.* matched as tumours"):
+        matched = match_samples(slides, table.expression, patients=table.patients)
+    assert matched.audit["row"].tolist() == [*samples_[:2], None, "C3L-00004-06"]
+    assert matched.unused_rows == ["TCGA-BH-0002-01A"]
+    matched = match_samples(slides, table.expression, links=table.samples)
+    assert matched.audit["row"].tolist() == [
+        *samples_[:2],
+        None,
+        None,
+    ]  # the row is of normal tissue
+    # The type of the slide of CPTAC is not in its name, but in the sheet of slides.
+    sheet = pd.DataFrame([["C3L-00004-26.svs", "C3L-00004", "C3L-00004-02", "Tumor"]])
+    sheet = sheet.set_axis(["File Name", "Case ID", "Sample ID", "Tissue Type"], axis=1)
+    links = pd.concat([sheet, pd.read_csv(tmp_path / "gdc" / "gdc_sample_sheet.tsv", sep="\t")])
+    for given in (links, links.iloc[::-1]):
+        matched = match_samples(slides, table.expression, links=given)
+        assert matched.audit["row"].tolist() == [*samples_[:2], None, None]
+    matched = match_samples(slides[:2], table.expression, links=tmp_path / "gdc")
+    assert matched.patients.tolist() == ["TCGA-A1-0001"] * 2

@@ -339,6 +339,41 @@ def test_invalid_input_raises_before_any_fit(data, change, message):
         cross_val_significance(NeverFit(), **arguments)
 
 
+@pytest.mark.parametrize("named", ["groups", "X", "y"])
+def test_wrong_groups_warn(data, named):
+    X, y, patients = data
+    codes = np.array([f"TCGA-A1-{int(patient[1:]):04d}" for patient in patients])
+    names = [f"{code}-01Z-00-DX{i}" for i, code in enumerate(codes)]
+    wrong = codes.copy()
+    wrong[:18] = np.random.default_rng(0).permutation(codes)[:18]  # 30 %
+    y = y.set_axis(names) if named == "y" else y.to_numpy()
+    X = pd.DataFrame(X, index=names) if named == "X" else X
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cross_val_significance(PatientRidge(), X, y, groups=codes)
+    if named == "groups":
+        wrong = [f"{patient}-{i % 2}" for i, patient in enumerate(codes)]
+    with pytest.warns(UserWarning, match="patients are in several groups, such as 'TCGA") as caught:
+        cross_val_significance(PatientRidge(), X, y, groups=wrong)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("change", ["wrong", "blanks"])
+def test_groups_that_separate_slides_of_a_patient_warn(data, change):
+    X, y, patients = data
+    repeated = y.iloc[:20].set_axis(np.unique(patients)).loc[patients].reset_index(drop=True)
+    given = patients.astype(object)
+    if change == "blanks":
+        given[::3] += "  "
+        result = cross_val_significance(PatientRidge(), X, repeated, groups=given)
+        assert result.folds["n_test_patients"].sum() == 20
+        return
+    given[:18] = np.random.default_rng(0).permutation(patients)[:18]
+    with pytest.warns(UserWarning, match="held-out samples have the same .* By groups, they are"):
+        cross_val_significance(PatientRidge(), X, repeated, groups=given)
+
+
 def test_slides_of_a_patient_in_two_folds_warn(data):
     X, y, _ = data
     repeated = y.to_numpy()[np.arange(N) // 2]

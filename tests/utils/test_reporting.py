@@ -12,7 +12,8 @@ import pytest
 
 from sklearn_pk.regression import PriorKnowledgeRegressor
 from sklearn_pk.utils import _reporting
-from sklearn_pk.utils._reporting import is_unlogged, progress
+from sklearn_pk.utils._annotation import is_unlogged
+from sklearn_pk.utils._reporting import progress
 
 
 class Terminal(io.StringIO):

@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from sklearn_pk.utils import check_expression, check_groups
-from sklearn_pk.utils._validation import check_sample_names
+from sklearn_pk.utils._validation import check_sample_names, did_you_mean, same_sample
 
 FRAME = pd.DataFrame([[1, 2.5], [3, 4.5], [5, 6.5]], columns=["A", "B"], index=["x", "y", "z"])
 
@@ -129,6 +129,9 @@ def test_features_without_names_are_not_compared():
         (np.array([12, "12b", 12], dtype=object), ["12", "12b", "12"]),
         (pd.Series(["p", "q", "p"], index=["x", "y", "z"], dtype="category"), ["p", "q", "p"]),
         (pd.Series(["p", "q", "p"], index=[2, 1, 0]), ["p", "q", "p"]),
+        (["p", "p ", " q\t"], ["p", "p", "q"]),
+        (np.array([12, 12.0, "13"], dtype=object), ["12", "12", "13"]),
+        (pd.Series(["p", "p ", "q"], dtype="string"), ["p", "p", "q"]),
     ],
 )
 def test_groups_are_labels_that_can_be_sorted(groups, labels):
@@ -143,6 +146,7 @@ def test_groups_are_labels_that_can_be_sorted(groups, labels):
         (["p", "q"], r"inconsistent numbers of samples: groups.*3 samples, got shape \(2,\)"),
         (np.ones((3, 1)), r"got shape \(3, 1\)"),
         (["p", np.nan, None], "2 samples have no patient, the first at position 1"),
+        (["p", " ", "q"], "1 samples have no patient, the first at position 1"),
         (["p", "q", np.nan], "1 samples have no patient, the first at position 2"),
         (pd.array([1, 2, pd.NA]), "1 samples have no patient, the first at position 2"),
         (pd.Series(["p", "p", "q"], index=["x", "z", "y"]), r"different order.*groups.loc"),
@@ -151,3 +155,84 @@ def test_groups_are_labels_that_can_be_sorted(groups, labels):
 def test_bad_groups_are_refused(groups, message):
     with pytest.raises(ValueError, match=message):
         check_groups(groups, FRAME)
+
+
+BARCODES = [
+    "TCGA-A1-0001-01Z-00-DX1",
+    "tcga.a1.0001.01Z.00.DX2",
+    "C3L-00004-21",
+    "C3L-00004.N",
+    "GTEX-1117F-0226",
+    "other",
+]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["a", "b", "c", "c", "d", "e"], "1 patients are in several .* 'TCGA-A1-0001' in 'a', 'b'"),
+        (["a", "a", "c", "b", "d", "e"], "1 patients are in several groups, such as 'C3L-00004'"),
+        (["a", "a", "a", "a", "d", "e"], "1 groups hold several patients, such as 'a' with 'TCGA-"),
+        (["a", "a", "c", "c", "d", "d"], None),
+        (
+            ["p1", "P1", "c", "c", "d", "e"],
+            "in several groups, such as 'TCGA-A1-0001' in 'p1', 'P1'",
+        ),
+        ([1, 1, 2, 2, 3, 4], None),
+        (range(6), "2 patients are in several groups"),
+    ],
+)
+def test_groups_that_contradict_barcodes_warn(groups, message):
+    y = pd.DataFrame(np.zeros((6, 2)), index=BARCODES)
+    for arguments in ((y,), (y.to_numpy(), BARCODES), (y.to_numpy(), y)):
+        if message is None:
+            check_groups(list(groups), *arguments)
+            continue
+        with pytest.warns(UserWarning, match=message) as caught:
+            check_groups(list(groups), *arguments)
+        assert caught[0].filename == __file__
+    check_groups(list(groups)[2:4] * 2, np.zeros((4, 1)))  # without names
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["TCGA-A1-0001-01A", "TCGA-A1-0001-01B"], "1 patients are in several groups"),
+        (["P1", "p_1", "p-1"], "2 groups differ only in case or separators: 'p_1', 'p-1'"),
+        (["P1", "P2"], None),
+    ],
+)
+def test_groups_that_contradict_each_other_warn(groups, message):
+    if message is None:
+        check_groups(groups, groups)
+    else:
+        with pytest.warns(UserWarning, match=message):
+            check_groups(groups, groups)
+
+
+@pytest.mark.parametrize(
+    ("x_name", "y_name", "expected"),
+    [
+        ("TCGA.A1.0001.01Z", "TCGA-A1-0001-01A-11R", True),
+        ("C3L-00004-21", "C3L-00004", True),
+        ("C3L-00004-21", "C3L-00005", False),
+        ("GTEX-1117F-0226", "GTEX-1117F-0226-SM-5GZZ7", True),
+        ("GTEX-1117F-0226", "GTEX-1117F-0326-SM-5GZZ7", False),
+    ],
+)
+def test_same_sample_by_barcode(x_name, y_name, expected):
+    assert same_sample(x_name, y_name) is expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["tff1"], " Did you mean 'TFF1'?"),
+        (["TFFF1"], " Did you mean 'TFF1' or 'TFF3'?"),
+        (["ENSG00000141510.18"], " Did you mean 'ENSG00000141510.17'?"),
+        (["tff1", "esr1", "zz"], " Did you mean 'TFF1' for 'tff1', 'ESR1' for 'esr1'?"),
+        (["zzzz", 7], ""),
+    ],
+)
+def test_did_you_mean(names, expected):
+    assert did_you_mean(names, ["TFF1", "TFF3", "ESR1", "ENSG00000141510.17", 7]) == expected
