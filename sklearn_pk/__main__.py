@@ -93,6 +93,12 @@ def _parser():
         metavar="TABLE",
         help="expression of patients without slides, in the same unit, for the prior",
     )
+    add_option(
+        "--links",
+        type=Path,
+        metavar="TABLE",
+        help="table that says which sample or patient a slide is of, as GDC's sample sheet does",
+    )
     add_option("--prior", choices=["eigengenes", "none"], default="eigengenes")
     add_option("--folds", type=int, default=5, help="number of folds over patients (default: 5)")
     add_option("--seed", type=int, default=0, help="seed of the permutations (default: 0)")
@@ -264,12 +270,11 @@ def _run(options):
     table = read_expression(options.expression, **reading)
     is_table = options.features.is_file() and options.features.suffix not in (".h5", ".pt")
     features = (read_table if is_table else read_features)(options.features)
-    matched = match_samples(features, table.expression, patients=table.patients)
-    n_patients = len(set(matched.patients))
-    print(
-        f"{len(matched.X)} of {len(features)} samples have expression: {n_patients} patients, "
-        f"{matched.expression.shape[1]:,} genes."
+    matched = match_samples(
+        features, table.expression, patients=table.patients, links=options.links
     )
+    print(matched)
+    print(f"{matched.expression.shape[1]:,} genes.")
     options.out.mkdir(parents=True, exist_ok=True)
     matched.audit.to_csv(options.out / "matching.csv")
     if options.dry_run:
