@@ -44,7 +44,7 @@ class FeatureBags(list):
     names : list of str
         Name of each slide, to find its row of expression.
     failures : DataFrame with the columns ``slide`` and ``reason``
-        Path of each file that could not be read, and why.
+        Path of each file that was left out, and why.
 
     See Also
     --------
