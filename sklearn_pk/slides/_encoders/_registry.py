@@ -351,6 +351,7 @@ def list_encoders():
 _SPELLINGS = {
     "uni-v1": "uni",
     "uni1": "uni",
+    "mahmood-uni": "uni",
     "uni-v2": "uni2-h",
     "uni2": "uni2-h",
     "uni2h": "uni2-h",
