@@ -195,14 +195,16 @@ class TiledSlide:
         ValueError
             If its content has changed.
         """
-        is_other = self.content and fingerprint(self.path) != self.content
-        if self.version and not is_other:
+        change = ""
+        if self.content and fingerprint(self.path) != self.content:
+            change = "its content has changed"
+        elif self.version:
             full = self.version.startswith("sha256")
-            is_other = file_version(self.path, full) != self.version
-        if is_other:
+            if file_version(self.path, full) != self.version:
+                change = "its content has changed" if full else "it was changed or replaced"
+        if change:
             raise ValueError(
-                f"Slide {self.path!r} is not the file that was tiled: it has changed, or was "
-                "copied or replaced since. Tile it again."
+                f"Slide {self.path!r} is not the file that was tiled: {change}. Tile it again."
             )
 
     def iter_tiles(self):

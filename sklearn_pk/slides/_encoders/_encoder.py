@@ -58,12 +58,12 @@ class Encoder:
         all parameters.
     repository : str or None
         Repository of the weights at Hugging Face, "owner/name" or "owner/name@revision".
-    weights_file : str or None
-        Name of the file in the repository; None for model.safetensors or pytorch_model.bin.
     gated : bool
         Whether access to the weights must be requested.
     mpp : float or None
         Resolution in um/px of the training tiles, where the authors state one value.
+    weights_file : str or None
+        Name of the file in the repository; None for model.safetensors or pytorch_model.bin.
 
     See Also
     --------

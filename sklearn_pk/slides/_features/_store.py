@@ -74,10 +74,10 @@ def file_name(name, ending):
 
 def check_store(path):
     """Raise an error if a file cannot be written, before hours are spent on its content."""
-    path = Path(path)
-    probe = _temporary(path)
+    path = Path(path).absolute()
+    existing = next(folder for folder in path.parents if folder.exists())
+    probe = _temporary(existing / path.name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
     except OSError as error:
         raise OSError(
