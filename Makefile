@@ -58,7 +58,6 @@ quickstart: $(VENV)/.installed-run
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell README.rst CONTRIBUTING.rst benchmarks docs sklearn_pk tests
 	$(BIN)/lint-imports
 
 test: lint

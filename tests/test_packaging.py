@@ -118,7 +118,14 @@ def test_metadata(metadata):
     assert metadata["Version"] == sklearn_pk.__version__
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra")) >= {"anndata", "czi", "dask", "docs", "test"}
+    assert set(metadata.get_all("Provides-Extra")) >= {
+        "anndata",
+        "czi",
+        "dask",
+        "docs",
+        "test",
+        "zarr",
+    }
 
 
 def test_dependencies(metadata):

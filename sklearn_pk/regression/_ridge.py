@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..utils import check_expression, check_groups
 from ..utils._annotation import warn_of_doubts
-from ..utils._bags import label_of_bag
+from ..utils._bags import as_array, label_of_bag
 from ..utils._linalg import principal_axes
 from ..utils._out_of_memory import Halving
 from ..utils._patients import PatientAverager, infer_groups, warn_of_equal
@@ -447,7 +447,7 @@ class PriorKnowledgeRidge(ExpressionMixin, MultiOutputMixin, RegressorMixin, Bas
         else:
             groups = check_groups(groups, y, X)
             warn_of_equal(values, groups)
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        X = validate_data(self, as_array(X), dtype=np.float64, ensure_min_samples=2)
         if len(np.unique(groups)) < 3:
             raise ValueError(
                 f"PriorKnowledgeRidge leaves each patient out once, which needs at least 3 "
@@ -613,7 +613,7 @@ class PriorKnowledgeRidge(ExpressionMixin, MultiOutputMixin, RegressorMixin, Bas
         """
         check_is_fitted(self)
         refuse_known_patients(self.prior_, X)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, as_array(X), dtype=np.float64, reset=False)
         precomputed = self.kernel == "precomputed"
         if precomputed and return_std:
             raise ValueError("return_std needs the kernel itself, got kernel='precomputed'.")
@@ -667,7 +667,7 @@ class PriorKnowledgeRidge(ExpressionMixin, MultiOutputMixin, RegressorMixin, Bas
             One row per sample, all alike.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, as_array(X), dtype=np.float64, reset=False)
         predicted = np.tile(self.y_mean_, (len(X), 1))
         return predicted[:, 0] if self._y_is_1d else predicted
 

@@ -27,7 +27,7 @@ from ._encoders._encoder import Encoder
 from ._encoders._inference import TileEncoder
 from ._encoders._weights import find_weights, hash_weights, load_encoder
 from ._features._feature_bag import FeatureBag, FileBag
-from ._features._store import open_stored, store_key, store_path, write_features
+from ._features._store import check_store, open_stored, store_key, store_path, write_features
 from ._loading import (
     TileBatches,
     count_workers,
@@ -127,8 +127,10 @@ class SlideEncoder:
         if self.store is None:
             return None, None
         path, key = self._locate(slide)
-        shape = (len(slide), self.n_features)
-        return (path, key), open_stored(path, key, shape, label(slide, position))
+        bag = open_stored(path, key, (len(slide), self.n_features), label(slide, position))
+        if bag is None:
+            check_store(path)
+        return (path, key), bag
 
     def keep(self, slide, position, features, location):
         """Check the features of a slide, write them to the store and return them as a bag."""

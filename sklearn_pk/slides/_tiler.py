@@ -57,6 +57,7 @@ from ._wsi._reader import (
     SAME_RESOLUTION,
     SlideInfo,
     check_slide,
+    file_version,
     fingerprint,
     open_slide,
     read_overview,
@@ -117,6 +118,9 @@ class TiledSlide:
         :meth:`check_content` refuses other files under the same name.
     files : tuple of str, default=()
         Names of the tile images in the folder `path`, one per tile; empty for a slide file.
+    version : str, default=""
+        What tells apart files of the same fingerprint: inode and times, or a hash of all bytes.
+        Empty for files of at most 8 MiB, whose fingerprint is of all bytes.
 
     See Also
     --------
@@ -149,6 +153,7 @@ class TiledSlide:
     reader: str = "auto"
     content: str = ""
     files: tuple = ()
+    version: str = ""
 
     def __post_init__(self):
         """Check the coordinates."""
@@ -190,10 +195,16 @@ class TiledSlide:
         ValueError
             If its content has changed.
         """
+        change = ""
         if self.content and fingerprint(self.path) != self.content:
+            change = "its content has changed"
+        elif self.version:
+            full = self.version.startswith("sha256")
+            if file_version(self.path, full) != self.version:
+                change = "its content has changed" if full else "it was changed or replaced"
+        if change:
             raise ValueError(
-                f"Slide {self.path!r} is not the file that was tiled: its content has changed. "
-                "Tile it again."
+                f"Slide {self.path!r} is not the file that was tiled: {change}. Tile it again."
             )
 
     def iter_tiles(self):
@@ -384,6 +395,7 @@ def survey_tile_folder(row, params):
             tile_edge_um=folder.edge * mpp,
             content=fingerprint(row.path),
             files=folder.names,
+            version=file_version(row.path, params["full_hash"]),
         ),
         info=None,
         source=None,
@@ -401,6 +413,7 @@ def survey_slide(row, params, reader):
     tile_size, mpp = params["tile_size"], float(params["mpp"])
     with open_slide(row.path, reader) as slide:
         content, reader = fingerprint(row.path), slide.library
+        version = file_version(row.path, params["full_hash"])
         info = slide_info(slide, row.path, row.mpp)
         level, read_size, size_level0 = tile_geometry(info, tile_size, mpp)
         edge_um = read_size * info.level_downsamples[level] * info.mpp
@@ -421,6 +434,7 @@ def survey_slide(row, params, reader):
         tile_edge_um=edge_um,
         reader=reader,
         content=content,
+        version=version,
     )
     survey = Survey(tiled, info, source, *found)
     coords, reason = _select_tiles(survey, params["min_tissue_fraction"])
@@ -508,7 +522,8 @@ def tile_or_load(row, params, seed, reader, memory):
     if key is None or callable(params["tissue"]) or callable(row.tissue):
         return result_or_error(tile_slide, row, params, seed, reader)
     try:
-        state = (_versions(), fingerprint(row.path), key)
+        full = file_version(row.path, params["full_hash"])
+        state = (_versions(), fingerprint(row.path), full, key)
         return memory.cache(_tile_for_cache)(state, row, params, seed, reader)
     except _BadSlideError as error:
         return error.args[0]
@@ -615,6 +630,13 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         Whether tiles may extend beyond the right and the lower border, padded with white, so
         that they cover the whole slide. For `min_tissue_fraction`, padding is not tissue.
 
+    full_hash : bool, default=False
+        How slides larger than 8 MiB are recognised in a feature store. False samples 5 MiB of
+        them and adds inode, size and times of the file: a slide that was changed, copied or moved
+        is encoded again. Not noticed is a change that keeps all of them, such as one within the
+        resolution of the clock of the file system (milliseconds). True reads all bytes once per
+        process: nothing but the content counts.
+
     reader : {"auto", "openslide", "tifffile", "pillow", "pylibCZIrw"}, default="auto"
         Library that reads the slides. "auto" takes tifffile for TIFF files of which it returns
         the same pixels as OpenSlide, since it is faster, and for those that OpenSlide does not
@@ -687,6 +709,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         "max_tiles": [Interval(Integral, 1, None, closed="left"), None],
         "overlap": [Interval(Integral, 0, None, closed="left")],
         "pad": ["boolean"],
+        "full_hash": ["boolean"],
         "reader": [StrOptions({"auto", *READERS})],
         "errors": [StrOptions({"raise", "empty"})],
         "memory": [str, HasMethods(["cache"]), os.PathLike, None],
@@ -705,6 +728,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         max_tiles=4000,
         overlap=0,
         pad=False,
+        full_hash=False,
         reader="auto",
         errors="raise",
         memory=None,
@@ -719,6 +743,7 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         self.max_tiles = max_tiles
         self.overlap = overlap
         self.pad = pad
+        self.full_hash = full_hash
         self.reader = reader
         self.errors = errors
         self.memory = memory
@@ -935,7 +960,8 @@ class SlideTiler(TransformerMixin, BaseEstimator):
         return slides
 
     def _tiling_params(self):
-        names = ("tile_size", "mpp", "tissue", "min_tissue_fraction", "max_tiles", "overlap", "pad")
+        names = ["tile_size", "mpp", "tissue", "min_tissue_fraction", "max_tiles", "overlap"]
+        names += ["pad", "full_hash"]
         return {name: getattr(self, name) for name in names}
 
     def _draw_seed(self):

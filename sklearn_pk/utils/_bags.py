@@ -12,6 +12,17 @@ from sklearn.utils.validation import validate_data
 from ._validation import name_of_item
 
 
+def as_array(X):
+    """Return tensors of torch as arrays, also those in a list; leave anything else as it is."""
+    if isinstance(X, list | tuple):
+        return type(X)(map(as_array, X)) if X and hasattr(X[0], "detach") else X
+    if not hasattr(X, "detach") or not hasattr(X, "cpu"):
+        return X
+    X = X.detach().cpu()
+    # numpy has no bfloat16.
+    return np.asarray(X.float() if X.is_floating_point() and X.itemsize < 4 else X)
+
+
 def is_bag_input(X):
     """Return whether X is bags of tiles, not a table with one row per slide."""
     if getattr(X, "ndim", None) == 3:
@@ -44,7 +55,7 @@ def label_of_bag(bag, position):
 
 def check_bag(bag, *, position=0, n_features=None, allow_empty=False):
     """Return the features of one slide as floats, missing tiles included."""
-    features = np.asarray(bag)
+    features = np.asarray(as_array(bag))
     label = label_of_bag(bag, position)
     if features.dtype.kind not in "fiub":
         raise TypeError(f"{label}: expected numbers, got an array of dtype {features.dtype}.")
@@ -105,7 +116,7 @@ def check_bags(X, *, allow_empty=False, lazy=False):
     Parameters
     ----------
     X : ndarray of shape (n, tiles, n_features), or list of (tiles_i, n_features)
-        Bags; missing tiles are rows of NaN.
+        Bags; missing tiles are rows of NaN. Tensors of torch are taken like arrays.
     allow_empty : bool, default=False
         Whether a bag without tiles is accepted.
     lazy : bool, default=False
@@ -208,7 +219,7 @@ def validate_bags(estimator, X, *, reset, allow_empty=False, lazy=False):
     """
     _refuse_slides(estimator, X)
     if not is_bag_input(X):
-        X = validate_data(estimator, X, dtype=[np.float64, np.float32], reset=reset)
+        X = validate_data(estimator, as_array(X), dtype=[np.float64, np.float32], reset=reset)
         return list(X[:, np.newaxis])
     bags = check_bags(X, allow_empty=allow_empty, lazy=lazy)
     n_features = bags[0].shape[1]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import BaseEstimator
 
 from sklearn_pk.utils import check_bags, validate_bags
@@ -122,3 +123,16 @@ def test_dtypes():
 @pytest.mark.parametrize("X", [np.array(3, dtype=object), np.empty(0, dtype=object), [], "a"])
 def test_is_not_a_list_of_bags(X):
     assert not is_bag_input(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tensors_are_taken_like_arrays(dtype):
+    rows = torch.arange(12.0).reshape(2, 3, 2).to(dtype).requires_grad_()
+    expected = rows.detach().float().numpy()
+    for X in (rows, list(rows), tuple(rows)):
+        bags = validate_bags(BaseEstimator(), X, reset=True)
+        np.testing.assert_array_equal(np.array(bags), expected)
+        assert {bag.dtype for bag in bags} == {np.dtype(np.float32)}
+    for X in (rows[:, 0], list(rows[:, 0])):
+        table = validate_bags(BaseEstimator(), X, reset=True)
+        np.testing.assert_array_equal(np.array(table)[:, 0], expected[:, 0])

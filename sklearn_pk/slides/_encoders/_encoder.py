@@ -45,7 +45,7 @@ class Encoder:
         Where the weights come from.
     arguments : dict
         Further arguments of ``timm.create_model``. `mlp_layer` and `embed_layer` may be names
-        in ``timm.layers``.
+        in ``timm.layers``. ``attention_pool=True`` adds the pooling of CONCH.
     prefix_tokens : int
         Number of tokens before the patch tokens: the class token and registers.
     transform : callable or None
@@ -62,6 +62,8 @@ class Encoder:
         Whether access to the weights must be requested.
     mpp : float or None
         Resolution in um/px of the training tiles, where the authors state one value.
+    weights_file : str or None
+        Name of the file in the repository; None for model.safetensors or pytorch_model.bin.
 
     See Also
     --------
@@ -101,6 +103,7 @@ class Encoder:
     repository: str | None = None
     gated: bool = False
     mpp: float | None = None
+    weights_file: str | None = None
 
     def __post_init__(self):
         """Check the values, which would otherwise only change the features."""
@@ -175,10 +178,15 @@ class Encoder:
         import timm
 
         arguments = {"num_classes": 0} | self.arguments
+        pooled = arguments.pop("attention_pool", False)
         for key in ("mlp_layer", "embed_layer"):
             if isinstance(arguments.get(key), str):
                 arguments[key] = _find_layer(arguments[key])
         model = timm.create_model(self.architecture, pretrained=False, **arguments)
+        if pooled:
+            from ._attention_pool import PooledTower
+
+            return PooledTower(model, self.width)
         if arguments.get("features_only"):
             model.register_forward_hook(_last_map)
         n_tokens = getattr(model, "num_prefix_tokens", self.prefix_tokens)

@@ -19,6 +19,8 @@ _WEIGHT_ARGUMENTS = {"pretrained", "checkpoint_path", "cache_dir", "pretrained_c
 _WEIGHT_ARGUMENTS |= {"pretrained_cfg_overlay"}
 
 _HALF = (0.5, 0.5, 0.5)
+_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _BIOPTIMUS = {
     "mean": (0.707223, 0.578729, 0.703617),
     "std": (0.211883, 0.230117, 0.177517),
@@ -132,6 +134,76 @@ _TABLE = (
         "arguments": _VIRCHOW | {"reg_tokens": 4},
     },
     {
+        # Without the mean of the patches, as PRISM2 takes it.
+        "name": "virchow2-cls",
+        "architecture": "vit_huge_patch14_224",
+        "width": 1280,
+        "pooling": "token",
+        "prefix_tokens": 5,
+        "licence": "CC-BY-NC-ND-4.0",
+        "repository": "paige-ai/Virchow2",
+        "gated": True,
+        "arguments": _VIRCHOW | {"reg_tokens": 4},
+    },
+    {
+        "name": "conch",
+        "architecture": "vit_base_patch16_224",
+        "width": 512,
+        "input_size": 448,
+        "mean": _OPENAI_MEAN,
+        "std": _OPENAI_STD,
+        "licence": "CC-BY-NC-ND-4.0",
+        "repository": "MahmoodLab/CONCH",
+        "gated": True,
+        "arguments": {"img_size": 448, "attention_pool": True},
+    },
+    {
+        # BEiT-3, without the head that maps to the space of texts.
+        "name": "musk",
+        "architecture": "beit3_large_patch16_224",
+        "width": 1024,
+        "input_size": 384,
+        "mean": _HALF,
+        "std": _HALF,
+        "licence": "CC-BY-NC-ND-4.0",
+        "repository": "xiangjx/musk",
+        "gated": True,
+        "arguments": {"img_size": 384, "global_pool": "token"},
+    },
+    {
+        "name": "gpfm",
+        "architecture": "vit_large_patch14_dinov2",
+        "width": 1024,
+        "licence": "see its page; TRIDENT states MIT, LazySlide CC-BY-NC-ND-4.0",
+        "repository": "majiabo/GPFM",
+        "weights_file": "GPFM.pth",
+        "arguments": _TOKEN,
+    },
+    {
+        # The class token and the mean of the patches, as its card says for classification.
+        "name": "midnight",
+        "architecture": "vit_giant_patch14_dinov2",
+        "width": 3072,
+        "mean": _HALF,
+        "std": _HALF,
+        "pooling": "token+mean",
+        "licence": "MIT",
+        "repository": "kaiko-ai/midnight",
+        "arguments": _TOKEN | {"global_pool": ""},
+    },
+    {
+        "name": "hibou-b",
+        "architecture": "vit_base_patch14_reg4_dinov2",
+        "width": 768,
+        "mean": (0.7068, 0.5755, 0.722),
+        "std": (0.195, 0.2316, 0.1816),
+        "pooling": "token",
+        "licence": "Apache-2.0",
+        "repository": "histai/hibou-b",
+        "gated": True,
+        "arguments": _TOKEN | _SWIGLU | {"mlp_ratio": 5.33334},
+    },
+    {
         "name": "gigapath",
         "architecture": "vit_giant_patch14_dinov2",
         "width": 1536,
@@ -155,15 +227,24 @@ _TABLE = (
         | _BIOPTIMUS
         for name, licence in (("H-optimus-0", "Apache-2.0"), ("H-optimus-1", "CC-BY-NC-ND-4.0"))
     ),
-    {
-        "name": "h0-mini",
-        "architecture": "vit_base_patch14_reg4_dinov2",
-        "width": 768,
-        "licence": "CC-BY-NC-ND-4.0",
-        "repository": "bioptimus/H0-mini",
-        "arguments": _TOKEN | _SWIGLU | {"mlp_ratio": 5.33334},
-    }
-    | _BIOPTIMUS,
+    *(
+        # The class token alone, or with the mean of the patches as the example of its card.
+        _BIOPTIMUS
+        | {
+            "name": name,
+            "architecture": "vit_base_patch14_reg4_dinov2",
+            "width": width,
+            "pooling": pooling,
+            "prefix_tokens": 5,
+            "licence": "CC-BY-NC-ND-4.0",
+            "repository": "bioptimus/H0-mini",
+            "arguments": _TOKEN | _SWIGLU | {"mlp_ratio": 5.33334, "global_pool": ""},
+        }
+        for name, width, pooling in (
+            ("h0-mini", 1536, "token+mean"),
+            ("h0-mini-cls", 768, "token"),
+        )
+    ),
     {
         "name": "phikon",
         "architecture": "vit_base_patch16_224",
@@ -237,7 +318,8 @@ def list_encoders():
     """
     List the encoders that are known by name.
 
-    Any other model of timm can be used by its name there, any model at Hugging Face that timm
+    Case, "_" for "-" and the names of TRIDENT and STAMP are taken as well: "uni_v1", "UNI". Any
+    other model of timm can be used by its name there, any model at Hugging Face that timm
     can build as "hf-hub:owner/name", and a folder with its files as "local-dir:path/of/folder".
 
     Returns
@@ -265,6 +347,40 @@ def list_encoders():
     return table.astype({"mpp": float})
 
 
+# Spellings of TRIDENT, STAMP and LazySlide, without case and with "-" for "_".
+_SPELLINGS = {
+    "uni-v1": "uni",
+    "uni1": "uni",
+    "mahmood-uni": "uni",
+    "uni-v2": "uni2-h",
+    "uni2": "uni2-h",
+    "uni2h": "uni2-h",
+    "conch-v1": "conch",
+    "phikon-v1": "phikon",
+    "phikonv2": "phikon-v2",
+    "phikon2": "phikon-v2",
+    "virchow-v1": "virchow",
+    "virchow-v2": "virchow2",
+    "prov-gigapath": "gigapath",
+    "hoptimus0": "h-optimus-0",
+    "hoptimus1": "h-optimus-1",
+    "h-optimus0": "h-optimus-0",
+    "h-optimus1": "h-optimus-1",
+    "h0mini": "h0-mini",
+    "midnight12k": "midnight",
+    "midnight-12k": "midnight",
+    "lunit-vits8": "lunit-dino-s8",
+    "lunit-vits16": "lunit-dino-s16",
+}
+
+
+def spelled(name):
+    """Return the name of an encoder as it is in the registry, whichever tool spelled it."""
+    plain = name.strip().lower().replace("_", "-")
+    plain = _SPELLINGS.get(plain, plain)
+    return plain if plain in _ENCODERS else name
+
+
 def as_encoder(encoder, weights=None):
     """Return the Encoder for an Encoder, a name or a module."""
     if isinstance(encoder, Encoder):
@@ -286,6 +402,8 @@ def find_encoder(name, weights=None):
         return _from_config_file(f"local-dir:{folder}", folder / "config.json")
     import timm
 
+    if not timm.is_model(name) and spelled(name) in _ENCODERS:
+        return _ENCODERS[spelled(name)]
     if timm.is_model(name):
         return _from_config(name, name, timm.get_pretrained_cfg(name))
     known = [*_ENCODERS, *timm.list_models()]

@@ -4,11 +4,14 @@
 
 import hashlib
 import re
+import ssl
 import sys
 from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from ...utils._out_of_memory import attempt, explain_out_of_memory
 from ...utils._tensor_files import read_state
@@ -16,6 +19,7 @@ from .._wsi._reader import file_state
 
 # By convention these two hold the same tensors, and the first is the safer format.
 _CONVENTIONAL = ("model.safetensors", "pytorch_model.bin")
+_SECONDS_TO_ANSWER = 10
 _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".torch"}
 
 
@@ -27,6 +31,8 @@ def fetch(repository, *filenames):
     owner_name, _, revision = repository.partition("@")
     # The cache first: it needs no network, and its files do not change with the branch.
     for local_only in (True,) if constants.HF_HUB_OFFLINE else (True, False):
+        if not local_only:
+            _check_reachable(constants.ENDPOINT)
         for filename in filenames:
             try:
                 path = hf_hub_download(
@@ -42,6 +48,22 @@ def fetch(repository, *filenames):
             "HF_HUB_OFFLINE forbids downloads"
         ) from missing
     raise missing
+
+
+def _check_reachable(address):
+    """Raise an error if a server cannot be reached, which huggingface_hub retries for long."""
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=_SECONDS_TO_ANSWER).close()
+    except HTTPError:
+        return
+    except OSError as error:
+        # Certificates may be known to huggingface_hub alone.
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):
+            return
+        raise OSError(
+            f"{address} cannot be reached ({getattr(error, 'reason', error)}), and the files are "
+            "not in the local Hugging Face cache"
+        ) from error
 
 
 def find_weights(encoder, weights):
@@ -70,12 +92,16 @@ def _find_default_weights(encoder):
     reason = ""
     if encoder.repository:
         try:
-            return fetch(encoder.repository, *_CONVENTIONAL)
+            return fetch(encoder.repository, *_names_of_weights(encoder))
         except OSError as error:
             reason = f" They cannot be downloaded: {error}."
     raise ValueError(
         f"encoder {encoder.name!r} needs its weights.{reason} {_where_to_get(encoder)}"
     )
+
+
+def _names_of_weights(encoder):
+    return _CONVENTIONAL if encoder.weights_file is None else (encoder.weights_file,)
 
 
 def _where_to_get(encoder):
@@ -98,7 +124,7 @@ def _where_to_get(encoder):
 
 def _choose_file(folder, encoder):
     found = sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)
-    conventional = [name for name in _CONVENTIONAL if name in found]
+    conventional = [name for name in _names_of_weights(encoder) if name in found]
     # A copy of a repository may hold more, such as the slide encoder beside GigaPath's.
     if conventional and (encoder.repository or set(found) <= set(_CONVENTIONAL)):
         return folder / conventional[0]
@@ -149,6 +175,8 @@ _HUGGINGFACE_VIT = (
     (r"^layernorm\.", "norm."),
     (r"^encoder\.layer\.", "blocks."),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
     (r"\.layernorm_before\.", ".norm1."),
@@ -157,7 +185,7 @@ _HUGGINGFACE_VIT = (
 )
 
 
-def _convert_huggingface_vit(state):
+def _convert_huggingface_vit(state, model):
     """Convert a vision transformer of the transformers library."""
     import torch
 
@@ -174,7 +202,47 @@ def _convert_huggingface_vit(state):
         for pattern, name in _HUGGINGFACE_VIT:
             key = re.sub(pattern, name, key)
         renamed[key] = tensor
+    if "embeddings.register_tokens" in renamed:
+        # The position of the class token is added to it where there are registers.
+        places = renamed["pos_embed"]
+        renamed["cls_token"] = renamed["cls_token"] + places[:, :1]
+        renamed["pos_embed"] = places[:, 1:]
+        renamed["reg_token"] = renamed.pop("embeddings.register_tokens")
+    elif renamed.get("pos_embed", tensor).shape[1] == 1 + _DINOV2_GRID**2:
+        renamed["pos_embed"] = _resize_like_transformers(renamed["pos_embed"], model)
     return renamed
+
+
+# Positions of DINOv2 are those of images of 518 pixels in patches of 14.
+_DINOV2_GRID = 37
+
+
+def _resize_like_transformers(places, model):
+    """Resize positions as transformers does for smaller images, unlike timm without antialias."""
+    from torch import cat
+    from torch.nn.functional import interpolate
+
+    size = model.patch_embed.grid_size
+    if size == (_DINOV2_GRID, _DINOV2_GRID):
+        return places
+    grid = places[:, 1:].unflatten(1, (_DINOV2_GRID, _DINOV2_GRID)).permute(0, 3, 1, 2)
+    grid = interpolate(grid.float(), size=size, mode="bicubic", align_corners=False)
+    return cat([places[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(places.dtype)], dim=1)
+
+
+# What belongs to the text, to captions, or to the projection into the space of texts.
+_NOT_VISION = ("text.", "text_decoder.", "logit_scale", "attn_pool_caption.", "ln_caption.")
+_NOT_VISION += ("proj_contrast", "language_head.", "vision_head.", "beit3.text_embed.")
+
+
+def _drop_text(state):
+    """Keep the vision tower of a model of images and texts, under the names of timm."""
+    state = {key.removeprefix("visual."): tensor for key, tensor in state.items()}
+    return {
+        key.replace("beit3.encoder.layer_norm.A.", "norm."): tensor
+        for key, tensor in state.items()
+        if not key.startswith(_NOT_VISION)
+    }
 
 
 # Tensors that timm resamples silently where a file is for another patch, image or window size.
@@ -216,13 +284,15 @@ def _drop_unused(state, expected, encoder):
 def _fit_state(state, model, encoder):
     """Return the tensors under the names of the model."""
     expected = model.state_dict().keys()
+    if {"visual.ln_contrast.weight", "beit3.vision_embed.cls_token"} & state.keys():
+        state = _drop_text(state)
     state = _drop_unused(state, expected, encoder)
     if state.keys() <= expected:
         return state
     if "_conv_stem.weight" in state:
         return _convert_lite0(state, model)
     if any(key.endswith("embeddings.cls_token") for key in state):
-        return _convert_huggingface_vit(state)
+        return _convert_huggingface_vit(state, model)
     return _convert_by_timm(state, model, encoder.architecture)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...utils._bags import as_array
 from .._inputs import check_coords
 from ._formats import open_features
 
@@ -84,7 +85,7 @@ class FeatureBag:
     def __post_init__(self):
         """Check shapes and fix dtypes."""
         owner = str(self.slide) or "FeatureBag"
-        features = np.asarray(self.features, dtype=np.float32)
+        features = np.asarray(as_array(self.features), dtype=np.float32)
         if features.ndim != 2:
             raise ValueError(
                 f"{owner}: expected features of shape (tiles, n_features), got {features.shape}."
@@ -93,7 +94,7 @@ class FeatureBag:
         object.__setattr__(self, "slide", str(self.slide))
         if self.coords is None:
             return
-        coords = check_coords(self.coords, owner)
+        coords = check_coords(as_array(self.coords), owner)
         if len(coords) != len(features):
             raise ValueError(
                 f"{owner}: got {len(features)} rows of features but {len(coords)} of coords; "
@@ -206,3 +207,54 @@ class FileBag(FeatureBag):
     def shape(self):
         """Number of tiles and of features, known without reading."""
         return self.file.shape
+
+
+class PatientBag(FeatureBag):
+    """The bags of the slides of one patient, joined when they are read."""
+
+    def __init__(self, patient, bags):
+        bags = tuple(bags)
+        widths = {bag.shape[1]: bag.name for bag in bags}
+        if len(widths) > 1:
+            raise ValueError(
+                f"patient {patient!r}: expected slides of the same number of features, got "
+                f"{', '.join(f'{name!r} with {width}' for width, name in widths.items())}."
+            )
+        values = {"bags": bags, "slide": patient, "slides": tuple(bag.name for bag in bags)}
+        values["reason"] = "" if any(map(len, bags)) else "; ".join(bag.reason for bag in bags)
+        for name in ("size_level0", "tile_edge_um", "encoder", "weights_hash", "mpp"):
+            found = {getattr(bag, name) for bag in bags}
+            values[name] = found.pop() if len(found) == 1 else getattr(FeatureBag, name)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def name(self):
+        """Name of the patient."""
+        return self.slide
+
+    @property
+    def features(self):
+        """Features of all slides, read from their files."""
+        return np.concatenate([bag.features for bag in self.bags])
+
+    @property
+    def coords(self):
+        """Corners of the tiles within their slides; None if they are missing for a slide."""
+        coords = [bag.coords for bag in self.bags]
+        return None if any(each is None for each in coords) else np.concatenate(coords)
+
+    @property
+    def slide_of_tile(self):
+        """Number of the slide of each tile, in the order of `slides`."""
+        return np.repeat(np.arange(len(self.bags)), [len(bag) for bag in self.bags])
+
+    @property
+    def path(self):
+        """Path of the first slide that is in a file, None if all are in memory."""
+        return next((bag.path for bag in self.bags if bag.path is not None), None)
+
+    @property
+    def shape(self):
+        """Number of tiles and of features, known without reading."""
+        return sum(map(len, self.bags)), self.bags[0].shape[1]

@@ -15,12 +15,12 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from ...utils._tensor_files import load_torch
+from ...utils._bags import as_array
 from .._wsi._reader import MPP_RANGE
+from ._array_files import ARRAY_ENDINGS, NoTileFeatures, ending_of, load_arrays, stem_of
 
-TORCH_ENDINGS = {".pt", ".pth"}
-# They can hold code, or do not say which columns are features: HE2RNA puts coordinates first.
-REFUSED_ENDINGS = {".pkl", ".pickle", ".joblib", ".npy", ".npz"}
+# They can hold code.
+REFUSED_ENDINGS = {".pkl", ".pickle", ".joblib"}
 _WHOLE_SLIDES = "slide_features_"  # folders of TRIDENT
 # By tool: TRIDENT, CLAM and this package; STAMP; SEQUOIA; PRALINE.
 _TILES = ("features", "feats", "uni_features", "resnet_features")
@@ -39,13 +39,14 @@ class FeatureFile:
     """What is known about a file of tile features before its features are read."""
 
     path: str
-    dataset: str  # empty for torch files
+    dataset: str  # name of the array; empty where the file names none
     shape: tuple
     dtype: str
     slide: str
     encoder: str = ""
     weights_hash: str = ""
     mpp: float | None = None  # of the tiles
+    magnification: float | None = None  # of the tiles, as TRIDENT states it
     size_level0: int | None = None
     tile_edge_um: float | None = None
     coords_scale: float | None = None
@@ -55,13 +56,11 @@ class FeatureFile:
 
     def read_features(self):
         """Read the features as float32."""
-        if self.dataset:
+        if self._is_hdf5:
             features = self._read(self.dataset, self.shape)
         else:
-            with _name_errors(self.path):
-                self._check_stamp()
-                # A copy, because a tensor that is mapped into memory changes with its file.
-                features = np.array(_load_tensor(self.path).float().numpy())
+            # A copy, because what is mapped into memory changes with its file.
+            features = np.array(as_array(self._load().features))
             if features.shape != self.shape:
                 raise self._changed()
         return features.astype(np.float32, copy=False)
@@ -70,12 +69,32 @@ class FeatureFile:
         """Read the coordinates in level-0 pixels, None where there are none."""
         if self.coords_scale is None:
             return None
-        coords = self._read("coords", (self.shape[0], 2))
+        if self._is_hdf5:
+            coords = self._read("coords", (self.shape[0], 2))
+        else:
+            coords = self._load().coords
         if not np.isfinite(coords).all():
             raise ValueError(f"{self.path!r}: its coords contain NaN or infinity.")
         if self.coords_scale != 1 or coords.dtype.kind == "f":
             coords = np.rint(coords * self.coords_scale)
         return coords.astype(np.int64)
+
+    def read_first(self):
+        """Read the features of the first tile, as bytes, to compare files at little cost."""
+        if not self._is_hdf5:
+            return np.array(as_array(self._load().features[:1])).tobytes()
+        with _open_hdf5(self.path) as file:
+            stored = _find(file, self.dataset)
+            return np.asarray(stored[0, :1] if stored.ndim == 3 else stored[:1]).tobytes()
+
+    @property
+    def _is_hdf5(self):
+        return not ending_of(self.path)
+
+    def _load(self):
+        with _name_errors(self.path):
+            self._check_stamp()
+            return load_arrays(self.path, self.dataset or None)
 
     def _read(self, name, shape):
         with _open_hdf5(self.path) as file:
@@ -117,9 +136,8 @@ def open_features(path, *, features=None, mpp=None):
     path = Path(os.path.abspath(path))
     if path.suffix.lower() in REFUSED_ENDINGS:
         raise ValueError(
-            f"{str(path)!r}: {path.suffix} files are not read, because they can hold code, or "
-            "columns that are not features. Load it yourself if you trust it, and make a "
-            "FeatureBag(array, slide=NAME) of it."
+            f"{str(path)!r}: {path.suffix} files are not read, because they can hold code. Load "
+            "it yourself if you trust it, and make a FeatureBag(array, slide=NAME) of it."
         )
     if not path.parent.name.startswith(_WHOLE_SLIDES):
         return _open(path, features, mpp)
@@ -132,25 +150,17 @@ def open_features(path, *, features=None, mpp=None):
     return opened
 
 
-class NoTileFeatures(ValueError):
-    """A file that was never meant to hold features of tiles."""
-
-    def __init__(self, text, what=""):
-        super().__init__(text)
-        self.what = what
-
-
 def _whole_slide(path):
     text = f"{str(path)!r} holds features of a whole slide, as its folder says, but none of tiles."
     return NoTileFeatures(text, "features of whole slides")
 
 
 def _open(path, features, mpp):
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and ending_of(path) != ".zarr":
         raise ValueError(f"{str(path)!r}: expected a file of features, got a folder or device.")
-    if path.suffix.lower() in TORCH_ENDINGS:
+    if ending_of(path) in ARRAY_ENDINGS:
         with _name_errors(path):
-            return _describe_torch(path)
+            return _describe_arrays(path, features)
     with _open_hdf5(path) as file:
         return _describe_hdf5(file, path, features, mpp)
 
@@ -312,6 +322,7 @@ def _describe_coords(described, file, stored, mpp):
         size = _number(stored.attrs, "patch_size_level0")
         return replace(
             described,
+            magnification=_number(stored.attrs, "target_magnification"),
             size_level0=None if size is None else round(size),
             tile_edge_um=edge,
             coords_scale=1.0,
@@ -319,7 +330,9 @@ def _describe_coords(described, file, stored, mpp):
     if edge is None and in_um:
         edge = _number(file.attrs, "tile_size")
     in_um = in_um or edge is not None
-    described = replace(described, tile_edge_um=edge)
+    edge_px = _number(file.attrs, "tile_size_px")
+    tile_mpp = edge / edge_px if edge and edge_px else described.mpp
+    described = replace(described, tile_edge_um=edge, mpp=tile_mpp)
     slide_mpp = find_mpp(mpp, described.slide)
     if not in_um or slide_mpp is None:
         return replace(described, coords_in_um=in_um)
@@ -343,7 +356,8 @@ def _text(attributes, name):
     value = attributes.get(name, "")
     if isinstance(value, np.ndarray | np.generic) and value.size == 1:
         value = value.item()
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    # Names of files that are not UTF-8, such as those in Latin-1, are found again.
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _number(attributes, *names):
@@ -356,34 +370,15 @@ def _number(attributes, *names):
     return number if math.isfinite(number) else None
 
 
-def _describe_torch(path):
-    tensor = _load_tensor(path)
+def _describe_arrays(path, name):
+    arrays = load_arrays(path, name)
     return FeatureFile(
         path=str(path),
-        dataset="",
-        shape=tuple(tensor.shape),
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        slide=path.stem,
+        dataset=name or "",
+        shape=tuple(arrays.features.shape),
+        dtype=arrays.dtype,
+        slide=stem_of(path),
+        encoder=arrays.encoder,
+        coords_scale=None if arrays.coords is None else 1.0,
         stamp=_stamp(path),
     )
-
-
-def _load_tensor(path):
-    """Load a tensor of shape (tiles, n_features), mapped into memory where possible."""
-    import torch
-
-    tensor, path = load_torch(path, mmap=True), str(path)
-    if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{path!r}: expected a tensor, got {type(tensor).__name__}.")
-    if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
-        kind = f"{tensor.layout}, {tensor.dtype}"
-        raise ValueError(f"{path!r}: expected a dense tensor of floating point, got {kind}.")
-    if tensor.nbytes > os.path.getsize(path):
-        raise ValueError(f"{path!r}: declares {tensor.nbytes} bytes, which it cannot hold.")
-    tensor = tensor.detach()
-    if tensor.ndim == 3 and len(tensor) == 1:
-        tensor = tensor[0]
-    if tensor.ndim != 2 or not tensor.shape[1]:
-        shape = tuple(tensor.shape)
-        raise ValueError(f"{path!r}: expected features of shape (tiles, n_features), got {shape}.")
-    return tensor

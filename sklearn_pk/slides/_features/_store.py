@@ -17,7 +17,7 @@ import numpy as np
 from ...utils._reporting import warn_user
 from .._inputs import CANNOT_WRITE, describe_space
 from .._tiler import TiledSlide
-from .._wsi._reader import fingerprint
+from .._wsi._reader import file_version, fingerprint
 from ._feature_bag import FileBag
 from ._formats import open_features
 
@@ -26,6 +26,8 @@ FORMAT_VERSION = 3
 # the library. The newest version would be unreadable for older libraries.
 _LIBVER = ("v110", "v110")
 _CHUNK_BYTES = 1 << 20
+# File systems take 255 bytes; the ending, ".damaged" and that of temporary files need up to 60.
+_NAME_BYTES = 180
 # No file takes a day to write.
 _SECONDS_TO_WRITE = 24 * 3600
 
@@ -40,7 +42,9 @@ def store_key(slide, encoder_key):
             # Readers differ slightly in how they interpolate between the pixels of a level.
             resolution += (slide.reader,)
         content = slide.content or fingerprint(slide.path)
-        digest.update(f"{content}\0{geometry}\0{resolution}\0".encode())
+        # Empty where the fingerprint is of all bytes.
+        version = slide.version if slide.content else file_version(slide.path)
+        digest.update(f"{content}\0{geometry}\0{resolution}\0{version}".encode())
         if slide.coords is not None:
             digest.update(np.ascontiguousarray(slide.coords).tobytes())
         if slide.files:
@@ -54,7 +58,40 @@ def store_key(slide, encoder_key):
 def store_path(folder, slide, key):
     """Return the path of the file of one slide."""
     name = slide.name if isinstance(slide, TiledSlide) else "tiles"
-    return Path(folder) / f"{name[:100]}-{key[:12]}.h5"
+    return Path(folder) / file_name(name, f"-{key[:12]}.h5")
+
+
+def file_name(name, ending):
+    """Return the name of a file that every file system takes, and that is not hidden."""
+    raw = os.fsencode(name)
+    is_long, is_hidden = len(raw) > _NAME_BYTES, raw.startswith(b".")
+    if not is_long and not is_hidden:
+        return f"{name}{ending}"
+    shortened = raw.lstrip(b".")[:_NAME_BYTES].decode(errors="ignore")
+    # Names that differ only in what is cut off stay apart.
+    return f"{shortened}~{hashlib.blake2b(raw, digest_size=6).hexdigest()}{ending}"
+
+
+def check_store(path):
+    """Raise an error if a file cannot be written, before hours are spent on its content."""
+    path = Path(path).absolute()
+    existing = next(folder for folder in path.parents if folder.exists())
+    probe = _temporary(existing / path.name)
+    try:
+        probe.touch()
+    except OSError as error:
+        raise OSError(
+            f"Features cannot be written to the store: {str(path)!r} ({error}). {CANNOT_WRITE}, "
+            "or choose another store. Nothing was encoded for it."
+        ) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _temporary(path):
+    # The same folder, because a rename is atomic within one file system only.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _slide_attributes(slide):
@@ -154,8 +191,7 @@ def _write(path, features, coords, attributes, coords_attributes):
     path = Path(path)
     attributes = {"format_version": FORMAT_VERSION, **attributes}
     content = _image(features, coords, attributes, coords_attributes)
-    # The same folder, because a rename is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)

@@ -35,14 +35,17 @@ class DicomHeader(NamedTuple):
 
 
 def file_state(path):
-    """Return the resolved path, size and time of modification of a file."""
-    path = os.path.realpath(path)
-    status = os.stat(path)
-    return path, status.st_size, status.st_mtime_ns
+    """Return the resolved path of a file, its size, and what changes when it is replaced."""
+    return _state_of(path, os.stat(path))
+
+
+def _state_of(path, status):
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return os.path.realpath(path), status.st_size, *times, status.st_ino
 
 
 @lru_cache(maxsize=65536)
-def _read_dicom(path, size, mtime_ns):
+def _read_dicom(path, size, *changes):
     """Read the header of a DICOM file; None for files of other kinds."""
     with open(path, "rb") as file:
         if file.read(132)[128:] != b"DICM":
@@ -91,8 +94,7 @@ def _read_series(folder, skipped=()):
         with suppress(*skipped):
             if not entry.is_file():
                 continue
-            status = entry.stat()
-            header = _read_dicom(entry.path, status.st_size, status.st_mtime_ns)
+            header = _read_dicom(*_state_of(entry.path, entry.stat()))
             if header is not None and header.series is not None:
                 series.setdefault(header.series, []).append(entry.path)
     return series
@@ -152,7 +154,7 @@ def is_tile_folder(path):
 
 
 def slide_state(path):
-    """Return path, size and time of modification of all files of a slide."""
+    """Return path, size, times and inode of all files of a slide."""
     return tuple(map(file_state, slide_files(path)))
 
 

@@ -25,6 +25,7 @@ SAME_RESOLUTION = 0.01
 MAX_UPSAMPLING = 1.25
 _BLOCK = 2048
 _MIB = 1 << 20
+_HASHED_COMPLETELY = 8 * _MIB
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,10 @@ def read_overview(slide, info, mpp):
 
 
 @lru_cache(maxsize=65536)
-def _fingerprint(path, size, mtime_ns):
+def _fingerprint(path, size, *changes):
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with open(path, "rb") as file:
-        if size <= 8 * _MIB:
+        if size <= _HASHED_COMPLETELY:
             digest.update(file.read())
         else:
             for position in np.linspace(0, size - _MIB, 5, dtype=np.int64).tolist():
@@ -240,3 +241,25 @@ def fingerprint(path):
         parts = [f"{name}\0{part}\0" for name, part in zip(names, parts, strict=True)]
     # Any file of a DICOM series may come first.
     return hashlib.blake2b("".join(sorted(parts)).encode(), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=65536)
+def _hash_all(path, *changes):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_version(path, full=False):
+    """
+    Tell apart slides of the same fingerprint, which is made of samples of large files.
+
+    By a hash of all bytes if `full`, else by inode and times; "" where all bytes were sampled.
+    """
+    states = slide_state(path)
+    if all(state[1] <= _HASHED_COMPLETELY for state in states):
+        return ""
+    # Any file of a DICOM series may come first.
+    if full:
+        return f"sha256 {' '.join(sorted(_hash_all(*state) for state in states))}"
+    text = repr(sorted(state[1:] for state in states))
+    return f"state {hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"

@@ -19,6 +19,7 @@ from sklearn_pk.slides._encoders._encoder import measure_width
 from sklearn_pk.slides._encoders._registry import (
     as_encoder,
     find_encoder,
+    spelled,
 )
 from sklearn_pk.slides._encoders._weights import find_weights
 
@@ -32,10 +33,17 @@ WIDTHS = {
     "uni2-h": 1536,
     "virchow": 2560,
     "virchow2": 2560,
+    "virchow2-cls": 1280,
+    "conch": 512,
+    "musk": 1024,
+    "gpfm": 1024,
+    "midnight": 3072,
+    "hibou-b": 768,
     "gigapath": 1536,
     "h-optimus-0": 1536,
     "h-optimus-1": 1536,
-    "h0-mini": 768,
+    "h0-mini": 1536,
+    "h0-mini-cls": 768,
     "phikon": 768,
     "phikon-v2": 1024,
     "kaiko-vits8": 384,
@@ -58,6 +66,8 @@ MILLIONS = {
     "h-optimus-0": 1134.8,
     "h-optimus-1": 1134.8,
     "h0-mini": 85.7,
+    "hibou-b": 85.7,
+    "gpfm": 303.2,
     "phikon": 85.8,
     "phikon-v2": 303.4,
     "kaiko-vitl14": 304.4,
@@ -69,7 +79,8 @@ def test_registry():
     table = list_encoders()
     assert table["width"].to_dict() == WIDTHS
     assert table.loc["efficientnet-lite0", "mean"] == (0.5, 0.5, 0.5)
-    assert table["input_size"].eq(224).all()
+    sizes = table["input_size"]
+    assert sizes[sizes != 224].to_dict() == {"conch": 448, "musk": 384}
     assert (table["licence"].str.len() > 0).all()
     assert table["source"].str.contains("https://|PyPI").all()
     assert table.index[table["gated"]].tolist() == [
@@ -77,10 +88,15 @@ def test_registry():
         "uni2-h",
         "virchow",
         "virchow2",
+        "virchow2-cls",
+        "conch",
+        "musk",
+        "hibou-b",
         "gigapath",
         "h-optimus-0",
         "h-optimus-1",
         "h0-mini",
+        "h0-mini-cls",
     ]
     assert table["mpp"].dropna().unique().tolist() == [0.5]
     for column in ("mean", "std"):
@@ -117,6 +133,33 @@ def test_any_model_of_timm(name):
     assert (encoder.input_size, measure_width(encoder)) == (224, expected)
     assert encoder.fixed_size == name.startswith("vit")
     assert encoder.repository.startswith(f"timm/{name}.")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("uni_v1", "uni"),
+        ("UNI", "uni"),
+        ("uni_v2", "uni2-h"),
+        ("CTransPath", "ctranspath"),
+        ("conch_v1", "conch"),
+        ("hoptimus0", "h-optimus-0"),
+        ("H_Optimus_1", "h-optimus-1"),
+        ("prov-gigapath", "gigapath"),
+        ("midnight12k", "midnight"),
+        ("lunit-vits8", "lunit-dino-s8"),
+        ("Phikon_v2", "phikon-v2"),
+        ("virchow2-cls", "virchow2-cls"),
+    ],
+)
+def test_spellings_of_other_tools(spelling, name):
+    assert find_encoder(spelling) is find_encoder(name)
+    assert spelled(spelling) == name
+
+
+def test_names_of_timm_are_not_respelled():
+    assert find_encoder("vit_small_patch8_224").name == "vit_small_patch8_224"
+    assert (spelled("resnet18"), spelled("")) == ("resnet18", "")
 
 
 def test_unknown_encoder():

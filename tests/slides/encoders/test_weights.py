@@ -9,7 +9,9 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet50
 
 from sklearn_pk.slides import Encoder, read_features
+from sklearn_pk.slides._encoders import _weights
 from sklearn_pk.slides._encoders._registry import find_encoder
 from sklearn_pk.slides._encoders._weights import (
     find_weights,
@@ -188,6 +191,7 @@ def test_weights_are_downloaded_if_that_is_allowed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"MahmoodLab/UNI@v1, and HF_HUB_OFFLINE forbids"):
         find_weights(encoder, None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(_weights, "_check_reachable", lambda address: None)
     n_offline = len(asked)
     assert find_weights(encoder, None) == tmp_path / "pytorch_model.bin"
     names = ("model.safetensors", "pytorch_model.bin")
@@ -415,3 +419,114 @@ def test_whatever_torch_raises_names_the_file(tmp_path, state, monkeypatch, erro
         read_features(tmp_path / "w.pt")
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         read_state(tmp_path / "none.pt")
+
+
+def test_no_network_fails_at_once(cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9 cannot be reached \(.*refused.*UNI"):
+        find_weights(find_encoder("uni"), None)
+    assert time.monotonic() - start < 10
+
+
+def as_transformers(state, *, registers):
+    """Rename the tensors of timm's DINOv2 as transformers does; the positions are of 518 pixels."""
+    found = {}
+    for key, tensor in state.items():
+        key = re.sub(r"^blocks\.", "encoder.layer.", key)
+        key = re.sub(r"\.ls([12])\.gamma", r".layer_scale\1.lambda1", key)
+        key = key.replace("mlp.fc1", "mlp.weights_in").replace("mlp.fc2", "mlp.weights_out")
+        key = key.replace("attn.proj", "attention.output.dense").replace("norm.", "layernorm.")
+        key = key.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+        if "attn.qkv" in key:
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                found[key.replace("attn.qkv", f"attention.attention.{part}")] = rows
+        else:
+            found[key] = tensor
+    found["embeddings.cls_token"] = found.pop("cls_token")
+    found["embeddings.mask_token"] = torch.zeros(1, 1)
+    places = found.pop("pos_embed")
+    if registers:
+        places = torch.cat([torch.zeros_like(places[:, :1]), places], dim=1)
+        found["embeddings.register_tokens"] = found.pop("reg_token")
+    else:
+        grid = places[:, 1:].mean(dim=1, keepdim=True).expand(-1, 37 * 37, -1)
+        places = torch.cat([places[:, :1], grid], dim=1)
+    return found | {"embeddings.position_embeddings": places}
+
+
+@pytest.mark.parametrize("name", ["midnight", "hibou-b"])
+def test_layouts_of_transformers(tmp_path, name):
+    encoder = find_encoder(name)
+    encoder = replace(encoder, arguments=encoder.arguments | {"depth": 1})
+    torch.manual_seed(0)
+    model = encoder.build().eval()
+    if name == "midnight":
+        # Equal positions stay equal in any grid.
+        mean = model.pos_embed.data[:, 1:].mean(dim=1, keepdim=True)
+        model.pos_embed.data[:, 1:] = mean
+    torch.save(as_transformers(model.state_dict(), registers=name != "midnight"), tmp_path / "w.pt")
+    loaded = load_encoder(encoder, tmp_path / "w.pt", "cpu")
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        found, expected = encoder.pool(loaded(pixels)), encoder.pool(model(pixels))
+    assert tuple(found.shape) == (1, encoder.width)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def as_musk(state):
+    """Rename the tensors of timm's BEiT-3 as MUSK does, with a branch and heads for texts."""
+    found = {"logit_scale": torch.ones(()), "vision_head.weight": torch.ones(2, 2)}
+    names = {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm", "mlp": "ffn"}
+    for key, tensor in state.items():
+        if key == "pos_embed":
+            places = torch.cat([torch.zeros(2, tensor.shape[2]), tensor[0]])
+            found["beit3.encoder.embed_positions.A.weight"] = places
+        elif key == "cls_token":
+            found["beit3.vision_embed.cls_token"] = tensor
+        elif key.startswith("patch_embed"):
+            found[f"beit3.vision_embed.{key.removeprefix('patch_embed.')}"] = tensor
+        elif key.startswith("norm."):
+            found[f"beit3.encoder.layer_norm.A.{key.removeprefix('norm.')}"] = tensor
+        else:
+            _, layer, part, *rest = key.split(".")
+            start = f"beit3.encoder.layers.{layer}"
+            if part in ("norm1", "norm2"):
+                found[f"{start}.{names[part]}.A.{rest[0]}"] = tensor
+            elif part == "mlp":
+                inner = "ffn_layernorm" if rest[0] == "norm" else rest[0]
+                found[f"{start}.ffn.A.{inner}.{rest[1]}"] = tensor
+            elif rest[0] == "qkv":
+                for letter, rows in zip("qkv", tensor.chunk(3), strict=True):
+                    found[f"{start}.self_attn.{letter}_proj.A.{rest[1]}"] = rows
+            else:
+                inner = {"norm": "inner_attn_ln", "proj": "out_proj"}[rest[0]]
+                found[f"{start}.self_attn.{inner}.A.{rest[1]}"] = tensor
+    branch = {key.replace(".A.", ".B."): tensor for key, tensor in found.items() if ".A." in key}
+    return found | branch | {"beit3.text_embed.weight": torch.ones(3, 2)}
+
+
+def as_conch(state):
+    """Put a vision tower into a model of images and texts."""
+    found = {f"visual.{key}": tensor for key, tensor in state.items()}
+    extra = ("visual.proj_contrast", "visual.ln_caption.weight", "text.cls_emb", "logit_scale")
+    return found | {key: torch.ones(2) for key in extra}
+
+
+@pytest.mark.parametrize(("name", "publish"), [("musk", as_musk), ("conch", as_conch)])
+def test_vision_towers_of_models_with_texts(tmp_path, name, publish):
+    encoder = find_encoder(name)
+    encoder = replace(encoder, arguments=encoder.arguments | {"depth": 1})
+    torch.manual_seed(0)
+    model = encoder.build().eval()
+    torch.save(publish(model.state_dict()), tmp_path / "w.pt")
+    loaded = load_encoder(encoder, tmp_path / "w.pt", "cpu")
+    pixels = torch.randn(1, 3, encoder.input_size, encoder.input_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(pixels), model(pixels), rtol=1e-3, atol=1e-4)
+
+
+def test_own_name_of_a_file_of_weights(cache, state):
+    place = fill_cache(cache, "majiabo/GPFM", state, "GPFM.pth")
+    assert find_weights(find_encoder("gpfm"), None) == place

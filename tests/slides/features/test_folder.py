@@ -4,7 +4,9 @@
 
 import copy
 import pickle
+import shutil
 import tracemalloc
+import zlib
 
 import h5py
 import numpy as np
@@ -14,14 +16,17 @@ import torch
 
 from sklearn_pk.slides import FeatureBag, SlideTiler, read_features
 from sklearn_pk.slides._features._folder import FeatureBags
-from sklearn_pk.slides._features._store import store_key, store_path, write_features
+from sklearn_pk.slides._features._store import store_key, store_path, write_bag, write_features
 
 
 def write_h5(path, features=(4, 3), attrs=None, name="features", **datasets):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         if features is not None:
-            file[name] = np.full(features, 7, dtype=np.float32)
+            values = np.full(features, 7, dtype=np.float32)
+            # No two slides are alike.
+            values[..., -1] = zlib.crc32(str(path).encode()) % 1000
+            file[name] = values
         for other, value in datasets.items():
             file[other] = value
         file.attrs.update(attrs or {})
@@ -30,7 +35,9 @@ def write_h5(path, features=(4, 3), attrs=None, name="features", **datasets):
 
 def write_torch(path, shape=(4, 3)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(torch.full(shape, 8.0), path)
+    values = torch.full(shape, 8.0)
+    values[..., -1] = zlib.crc32(str(path).encode()) % 1000
+    torch.save(values, path)
     return path
 
 
@@ -84,7 +91,7 @@ def test_unreadable_files_are_listed_and_the_rest_is_kept(bad_files):
         bags = read_features(bad_files)
     assert bags.names == ["good"]
     assert bags.failures["slide"].tolist() == [str(bad_files / f"{x}") for x in FAILED]
-    assert bags.failures["reason"].str.contains("not a readable|files are not read").all()
+    assert bags.failures["reason"].str.contains("not a readable").all()
 
 
 FAILED = ("a.h5", "b.h5", "c.npy")
@@ -142,7 +149,7 @@ def test_a_torch_file_replaces_a_damaged_one(tmp_path):
     write_torch(tmp_path / "pt_files" / "a.pt")
     (tmp_path / "h5_files").mkdir()
     (tmp_path / "h5_files" / "a.h5").write_text("text")
-    with pytest.warns(UserWarning, match=r"1 of 2 files could not be read.*a\.h5"):
+    with pytest.warns(UserWarning, match=r"1 of 2 files could not be used.*a\.h5"):
         bags = read_features(tmp_path)
     assert [bag.path[-4:] for bag in bags] == ["a.pt"]
 
@@ -155,7 +162,9 @@ def test_sequoia_projects(tmp_path):
     bags = read_features(tmp_path)
     assert bags.names == ["s1", "s2", "s0"]
     assert {bag.shape for bag in bags} == {(4, 3)}
-    assert {bag.shape for bag in read_features(tmp_path, features="cluster_features")} == {(2, 3)}
+    with pytest.warns(UserWarning, match="2 files hold the same features as another one"):
+        clusters = read_features(tmp_path, features="cluster_features")
+    assert {bag.shape for bag in clusters} == {(2, 3)}
 
 
 def test_stamp_warns_once_that_coordinates_are_missing(tmp_path):
@@ -182,7 +191,8 @@ def test_several_encoders_are_named(tmp_path):
     ):
         write_h5(tmp_path / f"{name}.h5", shape, attrs)
     with pytest.raises(
-        ValueError, match=r"(?s)uni2, 3 features: 2 files, such as .*a\.h5.*ctranspath, 2.*encoder="
+        ValueError,
+        match=r"(?s)uni2-h, 3 features, [^\n]*: 2 files, such as .*a\.h5.*ctranspath, 2.*encoder=",
     ):
         read_features(tmp_path)
     assert read_features(tmp_path, encoder="uni2").names == ["a", "b"]
@@ -193,7 +203,9 @@ def test_several_encoders_are_named(tmp_path):
 def test_several_widths_are_named(tmp_path):
     write_h5(tmp_path / "a.h5", (4, 3))
     write_h5(tmp_path / "b.h5", (4, 2))
-    with pytest.raises(ValueError, match=r"(?s)3 features: 1 files.*a\.h5.*2 features.*b\.h5"):
+    with pytest.raises(
+        ValueError, match=r"(?s)3 features, [^\n]*: 1 files.*a\.h5.*2 features.*b\.h5"
+    ):
         read_features(tmp_path)
 
 
@@ -208,7 +220,7 @@ def test_our_own_store(tmp_path, small_slides):
     tiled = SlideTiler(tile_size=64, random_state=0).fit_transform(small_slides)
     for slide in tiled:
         key = store_key(slide, "e")
-        features = np.ones((len(slide), 5), dtype=np.float32)
+        features = np.full((len(slide), 5), len(slide.name), dtype=np.float32)
         write_features(store_path(tmp_path, slide, key), slide, features, key, "e", "hash")
     bags = read_features(tmp_path, encoder="e")
     assert bags.names == ["a", "b", "c"]
@@ -264,7 +276,7 @@ def test_a_list_of_bags_may_be_empty():
 def test_failures_are_counted_among_all_files(bad_files):
     write_h5(bad_files / "uni.h5", attrs={"encoder": "uni"})
     # The encoder of unreadable files is unknown.
-    with pytest.warns(UserWarning, match="3 of 5 files could not be read"):
+    with pytest.warns(UserWarning, match="3 of 5 files could not be used"):
         bags = read_features(bad_files, encoder="uni")
     assert (bags.names, len(bags.failures)) == (["uni"], 3)
 
@@ -292,3 +304,133 @@ def test_features_of_whole_slides_are_skipped(tmp_path, shape, kind, with_coords
 def test_tiles_in_a_folder_of_that_name(tmp_path):
     write_h5(tmp_path / "slide_features_mine" / "s.h5")
     assert read_features(tmp_path).names == ["s"]
+
+
+def write_stored(path, *, width=3, encoder="uni", weights="hash", mpp=0.5, n_tiles=4):
+    rng = np.random.default_rng(zlib.crc32(path.name.encode()))
+    bag = FeatureBag(
+        rng.normal(size=(n_tiles, width)),
+        slide=path.stem,
+        encoder=encoder,
+        weights_hash=weights,
+        mpp=mpp,
+    )
+    write_bag(path, bag)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("other", "chosen"),
+    [
+        ({"encoder": "virchow"}, {"encoder": "virchow"}),
+        ({"weights": "another"}, {"weights_hash": "anoth"}),
+        ({"mpp": 0.25}, {"tile_mpp": 0.25}),
+    ],
+)
+def test_a_cohort_of_several_kinds_is_refused_or_chosen(tmp_path, other, chosen):
+    for name in "abc":
+        write_stored(tmp_path / f"{name}.h5")
+    write_stored(tmp_path / "d.h5", **other)
+    with pytest.raises(ValueError, match=r"(?s)several encoders, weights, resol.*d\.h5.*encoder="):
+        read_features(tmp_path)
+    assert read_features(tmp_path, **chosen).names == ["d"]
+    wrong = {name: 9.0 if name == "tile_mpp" else "none" for name in chosen}
+    with pytest.raises(ValueError, match="no features of the .*found: "):
+        read_features(tmp_path, **wrong)
+
+
+def test_magnifications_of_trident_are_not_mixed(tmp_path):
+    for name, magnification in (("a", 20), ("b", 10)):
+        path = write_h5(tmp_path / f"{magnification}x" / f"{name}.h5", coords=np.ones((4, 2)))
+        with h5py.File(path, "a") as file:
+            file["coords"].attrs["target_magnification"] = magnification
+    with pytest.raises(ValueError, match=r"(?s)[^.]1 um/px.*0\.5 um/px"):
+        read_features(tmp_path)
+    assert read_features(tmp_path, tile_mpp=0.5).names == ["a"]
+
+
+def test_encoders_may_be_spelled_differently(tmp_path):
+    for name, encoder in (("a", "UNI"), ("b", "uni_v1"), ("c", "uni")):
+        write_h5(tmp_path / f"{name}.h5", attrs={"encoder": encoder})
+    assert read_features(tmp_path, encoder="Uni").names == ["a", "b", "c"]
+
+
+def test_few_files_of_another_width_or_without_tiles_are_left_out(tmp_path):
+    for name in "abcd":
+        write_stored(tmp_path / f"{name}.h5")
+    write_stored(tmp_path / "wide.h5", width=5)
+    write_h5(tmp_path / "empty.h5", (0, 3), {"encoder": "uni", "weights_hash": "hash"})
+    with pytest.warns(UserWarning, match=r"2 of 6 files could not be used; .*empty.* 0 tiles"):
+        bags = read_features(tmp_path)
+    assert bags.names == list("abcd")
+    assert bags.failures["reason"].str.contains("min_tiles=1|has 5 features, 5 others").all()
+    with pytest.raises(ValueError, match=r"(?s)2 of 6 files.*empty.*wide"):
+        read_features(tmp_path, errors="raise")
+    with pytest.raises(ValueError, match=r"(?s)6 of 6 files.*fewer than min_tiles=5"):
+        read_features(tmp_path, min_tiles=5)
+    with pytest.raises(ValueError, match="min_tiles must be a whole number"):
+        read_features(tmp_path, min_tiles=-1)
+
+
+@pytest.mark.parametrize("write", [write_h5, write_stored])
+def test_copies_of_a_slide_are_told(tmp_path, write):
+    first = write(tmp_path / "a.h5")
+    (tmp_path / "copies").mkdir()
+    shutil.copy(first, tmp_path / "copies" / "a.h5")
+    write(tmp_path / "b.h5")
+    with pytest.warns(UserWarning, match=r"1 of 3 files could not be used; .*is a copy of .*a\.h5"):
+        assert read_features(tmp_path).names == ["a", "b"]
+    (tmp_path / "copies" / "a.h5").rename(tmp_path / "a (1).h5")
+    with h5py.File(tmp_path / "a (1).h5", "a") as file:
+        file.attrs.pop("slide", None)
+    with pytest.warns(UserWarning, match=r"1 files hold the same features .*a \(1\)\.h5"):
+        assert sorted(read_features(tmp_path).names) == ["a", "a (1)", "b"]
+
+
+def test_bags_of_a_patient(tmp_path):
+    coords = {name: np.full((n, 2), n) for name, n in (("a1", 3), ("a2", 4), ("b1", 2))}
+    for name, places in coords.items():
+        write_h5(tmp_path / f"{name}.h5", (len(places), 5), coords=places)
+    bags = read_features(tmp_path)
+    by_name = {"a1": "A", "a2": "A", "b1": "B"}
+    for patients in (["A", "A", "B"], by_name, pd.Series(by_name), np.array(["A", "A", "B"])):
+        joined = bags.by_patient(patients)
+        assert (joined.names, [bag.shape for bag in joined]) == (["A", "B"], [(7, 5), (2, 5)])
+    both = pickle.loads(pickle.dumps(joined[0]))
+    assert len(pickle.dumps(joined[0])) < 4000
+    np.testing.assert_array_equal(both, np.concatenate([bags[0], bags[1]]))
+    np.testing.assert_array_equal(both.coords, np.concatenate([coords["a1"], coords["a2"]]))
+    assert (both.slides, both.slide_of_tile.tolist()) == (("a1", "a2"), [0] * 3 + [1] * 4)
+    assert both.path == bags[0].path
+    for wrong, text in (
+        (["A"], "got 1 for 3 bags"),
+        (["A", None, "B"], "slide 'a2' is missing"),
+        ({"a1": "A"}, "no patient for 2 of 3 slides, such as 'a2'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            bags.by_patient(wrong)
+    memory = FeatureBags([FeatureBag(np.ones((2, 3)), slide="a"), FeatureBag(np.ones((2, 4)))])
+    with pytest.raises(ValueError, match="patient 'A': expected slides of the same number"):
+        memory.by_patient(["A", "A"])
+
+
+LATIN_1 = b"M\xfcller".decode(errors="surrogateescape")
+
+
+@pytest.mark.parametrize("name", ["n" * 240, "\u00fc" * 120, ".hidden", LATIN_1, "a.b c"])
+def test_any_name_of_a_slide_is_stored_and_found(tmp_path, name, small_slides):
+    slide = tmp_path / f"{name}.tiff"
+    shutil.copy(small_slides[0], slide)
+    [tiled] = SlideTiler(tile_size=64, random_state=0).fit_transform([slide])
+    key = store_key(tiled, "e")
+    path = store_path(tmp_path / "store", tiled, key)
+    write_features(path, tiled, np.ones((len(tiled), 5), np.float32), key, "e", "hash")
+    [bag] = read_features(tmp_path / "store")
+    assert (bag.name, path.name[0]) == (name, path.name[0].replace(".", "_"))
+    [again] = FeatureBags([bag]).to_store(tmp_path / "again")
+    assert again.name == name
+
+
+def test_long_names_that_begin_alike_stay_apart(tmp_path):
+    bags = FeatureBags(FeatureBag(np.ones((1, 2)), slide="n" * 230 + end) for end in "ab")
+    assert len({bag.path for bag in bags.to_store(tmp_path)}) == 2

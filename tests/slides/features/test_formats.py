@@ -5,12 +5,16 @@
 import os
 import pickle
 import zipfile
+from functools import partial
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import torch
+import zarr
+from safetensors.torch import save_file
 
 from sklearn_pk.slides import FeatureBag, read_features
 
@@ -77,8 +81,8 @@ def test_trident(tmp_path):
     assert bag.coords.dtype == np.int64
     assert (bag.slide, bag.name, bag.size_level0) == ("TCGA-X.8F-1", "TCGA-X.8F-1", 512)
     read_features(tmp_path / "features_uni_v1", encoder="uni_v1")
-    with pytest.raises(ValueError, match=r"no features of the encoder 'uni'; found: uni_v1"):
-        read_features(tmp_path / "features_uni_v1" / "TCGA-X.8F-1.h5", encoder="uni")
+    with pytest.raises(ValueError, match=r"no features of the encoder 'gpfm'; found: uni_v1"):
+        read_features(tmp_path / "features_uni_v1" / "TCGA-X.8F-1.h5", encoder="gpfm")
 
 
 def test_trident_of_a_slide_without_tissue(tmp_path):
@@ -357,7 +361,17 @@ def test_pickles_are_never_run(tmp_path, kind):
         assert (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize("name", ["s.pkl", "s.npy", "s.npz", "S.PICKLE"])
+@pytest.mark.parametrize("name", ["s.npy", "s.npz"])
+def test_pickles_in_files_of_numpy_are_never_run(tmp_path, name):
+    save = np.save if name == "s.npy" else np.savez
+    payload = np.array([Payload(tmp_path / "was-run")], dtype=object)
+    save(tmp_path / name, **{"arr" if name == "s.npy" else "features": payload})
+    with pytest.raises(ValueError, match=rf"{name}.*not a readable.*never loaded"):
+        read_features(tmp_path / name)
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("name", ["s.pkl", "S.PICKLE"])
 def test_other_files_that_can_hold_code(tmp_path, name):
     np.save(tmp_path / "objects.npy", np.array([Payload(tmp_path / "was-run")], dtype=object))
     (tmp_path / "objects.npy").rename(tmp_path / name)
@@ -369,7 +383,9 @@ def test_other_files_that_can_hold_code(tmp_path, name):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ({"features": torch.ones(2, 2)}, "expected a tensor, got dict"),
+        ({"weight": torch.ones(2, 2)}, r"expected an array 'features', found \['weight'\]"),
+        ({"features": torch.ones(2, 2), "coords": torch.ones(3, 2)}, "2 rows of features but co"),
+        ("text", "expected a tensor, or a dictionary with 'features'"),
         (torch.ones(2, 2, dtype=torch.int64), "dense tensor of floating point, got .*int64"),
         (torch.ones(2, 2).to_sparse(), "dense tensor of floating point, got torch.sparse_coo"),
         (torch.empty(2, 2, device="meta"), "dense tensor"),
@@ -421,3 +437,118 @@ def test_a_file_that_changes_within_the_same_nanosecond(tmp_path):
     for name in ("features", "coords"):
         with pytest.raises(ValueError, match=r"s\.h5.*has changed"):
             getattr(bag, name)
+
+
+def write_arrays(path, features, coords):
+    """Write features and coordinates in the format of the ending."""
+    ending = path.name.removeprefix("TCGA-A.8F-1")
+    tensors = {"features": torch.from_numpy(features), "coords": torch.from_numpy(coords)}
+    if ending == ".pt":
+        torch.save(tensors | {"encoder": "uni", "mpp": 0.5}, path)
+    elif ending == ".safetensors":
+        save_file(tensors, path)
+    elif ending == ".npz":
+        np.savez_compressed(path, features=features, coords=coords)
+    else:
+        names = [f"feature_{number}" for number in range(features.shape[1])]
+        table = pd.DataFrame(features, columns=names)
+        table = table[names[::-1]].assign(tile="t", x=coords[:, 0], y=coords[:, 1])
+        write = {".parquet": table.to_parquet, ".tsv": partial(table.to_csv, sep="\t")}
+        write.get(ending, table.to_csv)(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors", "npz", "csv", "csv.gz", "tsv", "parquet"])
+def test_files_of_arrays(tmp_path, ending):
+    features = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
+    coords = np.arange(10).reshape(5, 2)
+    bag = read_features(write_arrays(tmp_path / f"TCGA-A.8F-1.{ending}", features, coords))
+    np.testing.assert_allclose(bag.features, features, rtol=1e-6)
+    np.testing.assert_array_equal(bag.coords, coords)
+    assert (bag.name, bag.shape, bag.coords.dtype) == ("TCGA-A.8F-1", (5, 9), np.int64)
+    [found] = read_features(tmp_path)
+    np.testing.assert_array_equal(found, bag)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", ["tensor", "dict", "list", "safetensors"])
+def test_tensors_of_any_precision(tmp_path, dtype, kind):
+    features = torch.from_numpy(FEATURES).to(dtype)
+    value = {"dict": {"feats": features}, "list": list(features)}.get(kind, features)
+    path = tmp_path / f"s.{'safetensors' if kind == 'safetensors' else 'pt'}"
+    if kind == "safetensors":
+        save_file({"embeddings": features}, path)
+    else:
+        torch.save(value, path)
+    np.testing.assert_array_equal(read_features(path), features.float().numpy())
+
+
+def test_numpy_file(tmp_path):
+    np.save(tmp_path / "s.npy", FEATURES.astype(np.float16))
+    np.testing.assert_allclose(read_features(tmp_path / "s.npy"), FEATURES, rtol=1e-3)
+    # HE2RNA: level, x and y before the features.
+    rows = np.random.default_rng(0).normal(size=(6, 20))
+    rows[:, :3] = np.column_stack([np.full(6, 15), np.arange(6), np.arange(6) * 2])
+    np.save(tmp_path / "h.npy", rows)
+    with pytest.raises(ValueError, match=r"h\.npy.*first 3 columns are whole numbers"):
+        read_features(tmp_path / "h.npy")
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet", "pt"])
+def test_damaged_files_of_arrays_are_named(tmp_path, ending):
+    path = tmp_path / f"s.{ending}"
+    for content in (b"", b"text", b"PK\x03\x04" + bytes(90), b"\x93NUMPY\x01"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"s\.{ending}' is not a readable"):
+            read_features(path)
+
+
+def test_tables_that_are_not_features(tmp_path):
+    pd.DataFrame({"slide": ["a"], "age_1": [4.0]}).to_csv(tmp_path / "clinical.csv")
+    with pytest.raises(ValueError, match=r"clinical\.csv.*numbered columns of features"):
+        read_features(tmp_path / "clinical.csv")
+    write_trident(tmp_path / "s.h5")
+    assert read_features(tmp_path).names == ["s"]
+    gap = pd.DataFrame(np.ones((2, 9)), columns=[f"f{n}" for n in (0, 1, 2, 3, 4, 5, 6, 7, 9)])
+    gap.to_csv(tmp_path / "gap.csv")
+    with pytest.raises(ValueError, match=r"gap\.csv.*numbered columns"):
+        read_features(tmp_path / "gap.csv")
+
+
+def write_lazyslide(path, features, corners, *, ids=None, name="uni_tiles"):
+    """Write what SpatialData specifies for a table and the shapes that it annotates."""
+    root = zarr.open_group(path, mode="a")
+    table = root.require_group(f"tables/{name}")
+    table.attrs.update({"region": "tiles", "region_key": "library_id", "instance_key": "tile_id"})
+    table.create_array("X", data=features)
+    ids = np.arange(len(features)) if ids is None else ids
+    table.create_group("obs").create_array("tile_id", data=ids)
+    boxes = shapely.box(*corners.T, *(corners.T + 256))
+    shapes = pd.DataFrame({"geometry": shapely.to_wkb(boxes)})
+    (path / "shapes" / "tiles").mkdir(parents=True, exist_ok=True)
+    shapes.to_parquet(path / "shapes" / "tiles" / "shapes.parquet")
+    return path
+
+
+def test_lazyslide(tmp_path):
+    ids = np.array([3, 0, 1, 4, 2])
+    path = write_lazyslide(tmp_path / "TCGA-A.8F-1.zarr", FEATURES, COORDS, ids=ids)
+    [bag] = read_features(tmp_path)
+    assert (bag.name, bag.encoder, bag.path) == ("TCGA-A.8F-1", "uni", str(path))
+    np.testing.assert_array_equal(bag, FEATURES)
+    np.testing.assert_array_equal(bag.coords, COORDS[ids])
+    write_lazyslide(path, FEATURES * 2, COORDS, name="conch_tiles")
+    with pytest.raises(ValueError, match=r"expected one table, found \['conch_tiles', 'uni_tiles'"):
+        read_features(path)
+    np.testing.assert_array_equal(read_features(path, features="conch_tiles"), FEATURES * 2)
+
+
+def test_zarr_that_can_run_code_is_refused(tmp_path):
+    path = write_lazyslide(tmp_path / "s.zarr", FEATURES, COORDS)
+    meta = path / "tables" / "uni_tiles" / "X" / "zarr.json"
+    meta.write_text(meta.read_text().replace('"zstd"', '"numcodecs.pickle"'))
+    with pytest.raises(ValueError, match=r"s\.zarr.*found \['numcodecs.pickle'\].*can run code"):
+        read_features(path)
+    other = write_lazyslide(tmp_path / "o.zarr", FEATURES, COORDS, ids=np.arange(5) + 9)
+    with pytest.raises(ValueError, match=r"o\.zarr.*rows of features do not belong to the 5 tiles"):
+        read_features(other)

@@ -3,10 +3,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from sklearn_pk.slides import SlideTiler, read_features
 from sklearn_pk.slides._features import _store
 from sklearn_pk.slides._features._store import (
+    check_store,
     open_stored,
     store_key,
     store_path,
@@ -361,3 +364,62 @@ def test_a_file_without_a_checksum_is_read_as_one_of_another_tool(stored):
     change_attribute("more", 1)(path)
     with pytest.raises(ValueError, match="has changed"):
         bag.features  # noqa: B018
+
+
+@pytest.fixture
+def large(tmp_path, small_slides):
+    """A slide of 9 MiB; most of it lies behind the pixels and between the hashed samples."""
+    path = tmp_path / "large.tiff"
+    path.write_bytes(Path(small_slides[0]).read_bytes() + bytes(9 << 20))
+    return path
+
+
+def change(path):
+    """Change a byte that is not sampled, and keep the size and the time of modification."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek((1 << 20) + (1 << 19))
+        file.write(os.urandom(8))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_file(path):
+    before, other = path.stat(), path.with_name("other.tiff")
+    shutil.copyfile(path, other)
+    change(other)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize("full_hash", [False, True])
+@pytest.mark.parametrize("modify", [change, replace_file])
+def test_a_large_slide_that_changed_is_not_served_stale(large, modify, full_hash):
+    tiler = SlideTiler(tile_size=64, random_state=0, full_hash=full_hash)
+    for _ in range(5):
+        [before] = tiler.fit_transform([large])
+        modify(large)
+        with pytest.raises(ValueError, match=r"large\.tiff' is not the file that was tiled"):
+            before.check_content()
+        [after] = tiler.fit_transform([large])
+        assert store_key(before, "e") != store_key(after, "e")
+        np.testing.assert_array_equal(before.coords, after.coords)
+
+
+def test_a_moved_slide_is_found_by_its_content(large):
+    keys = {}
+    for full_hash in (False, True):
+        tiler = SlideTiler(tile_size=64, random_state=0, full_hash=full_hash)
+        moved = Path(shutil.copyfile(large, large.with_name(f"{full_hash}.tiff")))
+        slides = tiler.fit_transform([large, moved])
+        keys[full_hash] = [store_key(slide, "e") for slide in slides]
+    assert keys[True][0] == keys[True][1]
+    assert keys[False][0] != keys[False][1]
+
+
+def test_a_store_that_cannot_be_written_is_told_before_encoding(tmp_path, tiled):
+    names = [path.name for path in tmp_path.iterdir()]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Nothing was encoded for it"):
+        check_store(tmp_path / "file" / "s.h5")
+    check_store(tmp_path / "new" / "s.h5")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "file"] == names
