@@ -58,6 +58,7 @@ quickstart: $(VENV)/.installed-run
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell README.rst CONTRIBUTING.rst benchmarks docs sklearn_pk tests
 	$(BIN)/lint-imports
 
 test: lint

@@ -8,6 +8,9 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
 import sklearn_pk
 
 HERE = Path(__file__).parent
@@ -26,7 +29,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
@@ -81,6 +83,8 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_pk"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_theme_options = {
     "show_prev_next": False,
@@ -97,5 +101,17 @@ def write_upcoming_changes():
     (HERE / "whats_new" / "_upcoming.rst").write_text(done.stdout, encoding="utf-8")
 
 
+def write_math(self, node, as_block):
+    """Write a formula as MathML, which browsers draw without a network."""
+    self.body.append(tex2mathml(node.astext(), as_block=as_block))
+    raise SkipNode
+
+
 def setup(app):
+    """Add what this project needs to Sphinx."""
     app.connect("builder-inited", lambda app: write_upcoming_changes())
+    app.add_html_math_renderer(
+        "mathml",
+        (lambda self, node: write_math(self, node, False), None),
+        (lambda self, node: write_math(self, node, True), None),
+    )
