@@ -70,7 +70,8 @@ $(VENV)/anndata: | $(VENV)/.installed-test
 		"anndata>=0.11" "pandas<3"
 
 test-anndata: $(VENV)/anndata
-	PYTHONPATH=$(abspath $(VENV)/anndata) $(BIN)/python -m pytest $(ARGS) tests/io/test_expression.py tests/io/test_maps.py
+	PYTHONPATH=$(abspath $(VENV)/anndata) $(BIN)/python -m pytest $(ARGS) tests/io/test_expression.py \
+		tests/io/test_maps.py tests/model_selection/test_result.py
 
 # Newer pyparsing warns about the oldest matplotlib; older openslide-bin prints warnings of libtiff.
 test-oldest: $(VENV)/.installed-test

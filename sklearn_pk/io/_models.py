@@ -18,22 +18,24 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .. import __version__
+from ..model_selection import FinalModel
 from ..slides import (
-    BagPooler,
     FeatureBag,
     FoundationFeaturizer,
     SlideTiler,
-    SuperTileClusterer,
     list_encoders,
 )
 from ..utils._files import written_whole
+from ..utils._pipelines import as_frame, tile_predictor
 from ..utils._reporting import warn_user
-from ..utils._validation import name_of_item, name_some, sample_names_of
+from ..utils._validation import name_of_item, name_some
 
 FORMAT = 1
 _INFO, _CARD, _REPORT, _SCHEMA = "sklearn_pk.json", "README.md", "held_out.csv", "schema.json"
 _REGRESSORS = ("PriorKnowledgeRegressor", "PriorKnowledgeRegressorCV", "PriorKnowledgeRidge")
 _PACKAGES = ("scikit-learn", "numpy", "torch", "skorch", "skops")
+# Transformers of the expression that keep a few statistics of each gene.
+_MOMENTS = ("StandardScaler", "PowerTransformer", "RobustScaler")
 # Parameters of priors that hold genes, not patients.
 _KNOWLEDGE = ("external", "aliases")
 # Relative differences that come from the rounding of pixels.
@@ -167,12 +169,7 @@ class SavedModel:
         prediction : DataFrame of shape (n_samples, n_genes)
             Predicted expression.
         """
-        predicted = self.predict(X)
-        return pd.DataFrame(
-            predicted.reshape(len(predicted), -1),
-            index=sample_names_of(X),
-            columns=self.gene_names_out_,
-        )
+        return as_frame(self.predict(X), X, self.gene_names_out_)
 
     @available_if(lambda self: hasattr(_regressor_of(self.model), "predict_tiles"))
     def predict_tiles(self, X, **options):
@@ -202,19 +199,7 @@ class SavedModel:
         Steps that reduce slides to super-tiles or to the mean of their tiles are left out.
         """
         self._check(X)
-        model, reduced = self.model, None
-        while isinstance(model, Pipeline):
-            for name, step in model.steps[:-1]:
-                if reduced is not None:
-                    raise ValueError(
-                        f"Tiles cannot be predicted: the step {name!r} takes what {reduced!r} "
-                        "makes of whole slides."
-                    )
-                if _reduces(step):
-                    reduced = name
-                else:
-                    X = step.transform(X)
-            model = model[-1]
+        model, X = tile_predictor(self.model, X)
         return model.predict_tiles(X, **options)
 
     def _check(self, X):
@@ -241,24 +226,15 @@ class SavedModel:
         return self.card
 
 
-def _reduces(step):
-    """Return whether a step reduces slides to what one of their tiles is, too."""
-    is_pooler = isinstance(step, BagPooler)
-    if is_pooler and list(step.statistics) != ["mean"]:
-        raise ValueError(
-            f"Tiles cannot be predicted: the model takes {list(step.statistics)!r} of all tiles of "
-            'a slide. Fit it behind BagPooler(statistics=["mean"]) for maps.'
-        )
-    return is_pooler or isinstance(step, SuperTileClusterer)
-
-
 def _regressor_of(model):
+    model = getattr(model, "estimator", model) if isinstance(model, FinalModel) else model
     while isinstance(model, Pipeline):
         model = model[-1]
     return model
 
 
 def _names_of_steps(model):
+    model = model.estimator if isinstance(model, FinalModel) else model
     steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
     return " + ".join(type(step).__name__ for step in steps)
 
@@ -278,7 +254,7 @@ def _check_model(model):
         if hasattr(_regressor_of(model), "best_estimator_"):
             hint = "Pass its best_estimator_."
         elif hasattr(model, "estimators"):
-            hint = "A result holds one model per fold: pass one of its estimators."
+            hint = "A result holds one model per fold: pass its final_model()."
         raise TypeError(
             f"model must be one of {names}, or a Pipeline that ends in one, got an instance of "
             f"{type(_regressor_of(model)).__name__}. {hint}"
@@ -296,6 +272,15 @@ def _shallow(original, /, **changes):
 
 def without_patients(estimator):
     """Return a fitted estimator that predicts the same without the patients."""
+    if isinstance(estimator, FinalModel):
+        transformer = estimator.target_transformer
+        if transformer is not None and type(transformer).__name__ not in _MOMENTS:
+            raise ValueError(
+                f"The target_transformer {type(transformer).__name__} may hold the expression of "
+                f"patients, such as quantiles. Those without are {', '.join(_MOMENTS)}. Pass "
+                "include_expression=True if the file may hold it."
+            )
+        return FinalModel(without_patients(estimator.estimator), transformer)
     if isinstance(estimator, Pipeline):
         steps = [(name, without_patients(step)) for name, step in estimator.steps]
         return _shallow(estimator, steps=steps, memory=None)
@@ -316,6 +301,8 @@ def without_patients(estimator):
 
 def _without_failures(model):
     """Leave out the tables of slides that failed, which name patients."""
+    if isinstance(model, FinalModel):
+        return FinalModel(_without_failures(model.estimator), model.target_transformer)
     if isinstance(model, Pipeline):
         return _shallow(
             model, steps=[(name, _without_failures(step)) for name, step in model.steps]
@@ -419,6 +406,7 @@ def _difference(origin, bag):
 
 def _origin_of_steps(model):
     """Return the same from the steps of a Pipeline that starts with slides."""
+    model = model.estimator if isinstance(model, FinalModel) else model
     origin = {}
     for _, step in model.steps if isinstance(model, Pipeline) else []:
         if isinstance(step, SlideTiler):
@@ -475,9 +463,11 @@ def save_model(
 
     Parameters
     ----------
-    model : PriorKnowledgeRegressor, PriorKnowledgeRegressorCV, PriorKnowledgeRidge or Pipeline
-        Fitted model. A Pipeline has to end in one of the others; its other steps are saved as
-        they are, less the names of slides that failed.
+    model : PriorKnowledgeRegressor, PriorKnowledgeRegressorCV, PriorKnowledgeRidge, Pipeline \
+            or FinalModel
+        Fitted model. A Pipeline has to end in one of the first three; its other steps are saved
+        as they are, less the names of slides that failed. A
+        :class:`~sklearn_pk.model_selection.FinalModel` is that of a result.
     path : str or path-like
         File to write, usually ``*.skops``. An existing one is replaced.
     features : list of FeatureBag, default=None
@@ -502,8 +492,9 @@ def save_model(
     TypeError
         If the model is of another type.
     ValueError
-        If the bags differ, genes are missing in `report`, or the model is a PriorKnowledgeRidge
-        that needs its training samples and `include_expression` is False.
+        If the bags differ or genes are missing in `report`. Also if `include_expression` is False,
+        and the model is a PriorKnowledgeRidge that needs its training samples, or has a
+        ``target_transformer`` that may hold their expression, such as QuantileTransformer.
 
     See Also
     --------

@@ -48,14 +48,18 @@ class Folds:
         norms[norms <= CONSTANT * np.abs(means) * np.sqrt(self._sizes)] = 0.0
         return values, norms
 
-    def combine(self, true, pred):
-        """Return the mean of Fisher's z of each fold, for genes in rows."""
+    def correlate(self, true, pred):
+        """Return the correlation in each fold, for genes in rows."""
         (a, a_norms), (b, b_norms) = self._centre(true), self._centre(pred)
         r, varies = self._sum(a * b), (a_norms > 0) & (b_norms > 0)
         r[~varies] = 0.0
         # Two divisions, so that the product of norms cannot overflow or underflow.
         r[varies] = r[varies] / a_norms[varies] / b_norms[varies]
-        return fisher_z(r) @ self._weights
+        return r
+
+    def combine(self, true, pred):
+        """Return the mean of Fisher's z of each fold, for genes in rows."""
+        return fisher_z(self.correlate(true, pred)) @ self._weights
 
 
 def permute_patients(groups, rng):
@@ -106,6 +110,11 @@ class NullDistribution:
             self._mean, self._std = 0.0, max(spread, std)
         else:
             self._mean = 0.0
+
+    @property
+    def std(self):
+        """Standard deviation of z of genes that are not predicted: of all, or of each."""
+        return self._std
 
     def pvalue(self, z):
         """Return the one-sided p-values of z, (n_genes, ...)."""

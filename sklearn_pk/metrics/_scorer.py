@@ -9,19 +9,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import StrOptions, validate_params
 
 from ..utils import check_expression
+from ..utils._pipelines import last_estimator
 from ..utils._validation import check_gene_order, check_sample_names
 from ._significance import CRITERIA, significance_report
-
-
-def last_estimator(estimator):
-    """Return the last step of the pipelines and the best estimator of the searches in it."""
-    while True:
-        if hasattr(estimator, "best_estimator_"):
-            estimator = estimator.best_estimator_
-        elif isinstance(estimator, Pipeline):
-            estimator = estimator[-1]
-        else:
-            return estimator
 
 
 def predict_with_untrained(estimator, X):

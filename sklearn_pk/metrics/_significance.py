@@ -40,7 +40,7 @@ COLUMNS = (
     "significant",
     "reason",
 )
-# Columns of a report with a calibrated null.
+# Columns of a report with folds, and with a calibrated null.
 CALIBRATED = ("r_fold", "null_p", "null_fdr")
 # The published levels, with which numbers of genes in papers were counted.
 PUBLISHED = {"alpha": 0.05, "fdr": 0.2, "compat": "sequoia"}
@@ -89,6 +89,7 @@ def _block_statistics(true, pred, base, folds=None, *, brief=False):
         out["z"] = folds.combine(true, pred)
         if base is not None and not brief:
             out["z_baseline"] = folds.combine(true, base)
+    lowest = None if brief else true.min(axis=1)
     difference = true - pred
     out["rmse"] = np.sqrt(np.vecdot(difference, difference) / n)
     if base is not None:
@@ -110,8 +111,9 @@ def _block_statistics(true, pred, base, folds=None, *, brief=False):
         out["r_pred_baseline"] = correlate_rows(p, p_norms, q, q_norms)
     if not brief:
         out["iqr"] = interquartile_range(t)
-    # The mean of centred values is a rounding error, which must not be a divisor.
-    out["mean"] = np.where(np.abs(t_means) > _ROUNDING * t_norms, t_means, 0.0)
+        # Expression below 0 is centred or transformed: its mean, or a rounding error, is no scale.
+        has_scale = (lowest >= 0) & (t_means > _ROUNDING * t_norms)
+        out["mean"] = np.where(has_scale, t_means, 0.0)
     return out
 
 
@@ -152,7 +154,8 @@ def judge(stats, n, *, alpha, fdr, compat, null=None):
     """Return the columns of the tests, and the conditions of significance by label."""
     columns, conditions, usable = _judge_as_published(stats, n, alpha=alpha, fdr=fdr, compat=compat)
     if null is None:
-        return columns, conditions
+        within = {} if "z" not in stats else {"r_fold": np.where(usable, np.tanh(stats["z"]), 0.0)}
+        return columns | within, conditions
     z = np.where(usable, stats["z"], 0.0)
     p = np.where(usable, null.pvalue(z), 1.0)
     p_fdr = false_discovery_control(p, axis=0)
@@ -233,7 +236,7 @@ def _tabulate(stats, n, **criteria):
         "significant": reason == "",
         "reason": reason,
     }
-    names = COLUMNS if "null_p" not in columns else (*COLUMNS[:-2], *CALIBRATED, *COLUMNS[-2:])
+    names = (*COLUMNS[:-2], *(name for name in CALIBRATED if name in columns), *COLUMNS[-2:])
     return {name: columns[name] for name in names}
 
 
@@ -448,7 +451,8 @@ def significance_report(
     report : DataFrame of n_genes rows, indexed by gene
         ``r``, ``p``, ``p_fdr`` (Pearson correlation, its two-sided p-value, the same
         corrected), ``rmse``, ``rmse_baseline``, ``rmse_iqr`` and ``rmse_mean`` (RMSE over
-        interquartile range and over mean of the truth, NaN if that is 0), ``r_baseline``,
+        interquartile range and over mean of the truth; NaN if that is 0, or for the mean if the
+        truth has negative values, as transformed expression), ``r_baseline``,
         ``steiger_t``, ``steiger_p``, ``steiger_fdr``, ``significant`` (bool) and ``reason``
         (the first condition that failed, "" for a significant gene). With a null other than
         "published" also ``r_fold`` (the correlation within folds, averaged), ``null_p`` (its

@@ -18,7 +18,6 @@ from sklearn.utils._param_validation import (
     StrOptions,
     validate_params,
 )
-from sklearn.utils.metadata_routing import get_routing_for_object
 
 from ..metrics import significance_report
 from ..metrics._calibration import NULLS, NullDistribution, permute_patients
@@ -39,18 +38,14 @@ from ..utils._annotation import warn_of_doubts
 from ..utils._folds import make_folds, warn_of_repeats
 from ..utils._parallel import count_jobs, map_in_order, no_alarm_about_memory, restore, share
 from ..utils._patients import PatientAverager
-from ..utils._reporting import progress, without_warnings_of_data
-from ..utils._validation import check_sample_names
+from ..utils._reporting import progress, warn_user, without_warnings_of_data
+from ..utils._validation import check_sample_names, sample_names_of
+from ._final_model import scale, take_rows, takes_groups
 from ._permuted import analytic_std, make_smoothers, smoothed_runs, with_chosen_settings
 from ._result import CrossValSignificance, as_table
 
-
-def takes_groups(estimator):
-    """Return whether ``fit`` of an estimator, pipeline or search uses `groups`."""
-    try:
-        return bool(get_routing_for_object(estimator).consumes("fit", ["groups"]))
-    except NotImplementedError:  # a meta-estimator without metadata routing
-        return False
+# The median r of a baseline that knows nothing is below this where pooling does no harm.
+_FAR_FROM_0, _ENOUGH_GENES = 0.15, 10
 
 
 def check_parameters(estimator):
@@ -71,34 +66,13 @@ def check_parameters(estimator):
             raise ValueError(str(error)) from error
 
 
-def _take(values, rows, y, is_1d):
-    """Return some rows of the expression in the type of y."""
-    values = values[rows]
-    if isinstance(y, pd.DataFrame):
-        return pd.DataFrame(values, index=y.index[rows], columns=y.columns)
-    if isinstance(y, pd.Series):
-        return pd.Series(values[:, 0], index=y.index[rows], name=y.name)
-    return values[:, 0] if is_1d else values
-
-
-def _scale(transformer, values, groups, train):
-    """Transform the expression with a transformer fitted on the training patients."""
-    if transformer is None:
-        return values, None
-    training = values[train]
-    if groups is not None:
-        training = PatientAverager(groups[train]) @ training
-    transformer = clone(transformer).fit(training)
-    return np.asarray(transformer.transform(values)), transformer
-
-
 def _fit_and_predict(X, y, values, is_1d, groups, pass_groups, estimator, transformer, fold):
     train, test = fold
-    scaled, transformer = _scale(transformer, values, groups, train)
+    scaled, transformer = scale(transformer, values, groups, train)
     fit_params = {"groups": groups[train]} if pass_groups else {}
     start = time.perf_counter()
     with without_warnings_of_data():
-        estimator.fit(_safe_indexing(X, train), _take(scaled, train, y, is_1d), **fit_params)
+        estimator.fit(_safe_indexing(X, train), take_rows(scaled, train, y, is_1d), **fit_params)
     fitted = time.perf_counter()
     prediction, untrained = predict_with_untrained(estimator, _safe_indexing(X, test))
     return {
@@ -154,7 +128,11 @@ def _describe_fold(number, fold, result, tables, groups, by_patient, criteria):
     n_significant = median_r = np.nan
     patients = groups[np.sort(test)] if by_patient else None
     if len(test if patients is None else np.unique(patients)) >= FEWEST_SAMPLES:
-        report = significance_report(*tables, groups=patients, **criteria)
+        truth, prediction, base = tables
+        # The mean of the training patients is constant in a fold: r cannot be above that of it.
+        if base is not None and (base.to_numpy() == base.to_numpy()[:1]).all():
+            base = None
+        report = significance_report(truth, prediction, base, groups=patients, **criteria)
         n_significant, median_r = int(report["significant"].sum()), report["r"].median()
     return {
         "fold": number,
@@ -229,15 +207,14 @@ def _pool_all(results, folds, y, gene_names):
     return tuple(tables)
 
 
-def _gather(results, folds, tables, groups, by_patient, null, null_data, criteria):
+def _gather(results, folds, tables, groups, by_patient, null, null_data, criteria, names):
     truth, prediction, untrained = tables
     patients, levels = None, {name: criteria[name] for name in PUBLISHED}
+    tested = np.sort(np.concatenate([test for _, test in folds]))
     if groups is not None:
-        tested = np.sort(np.concatenate([test for _, test in folds]))
         patients = pd.Series(groups[tested], index=truth.index, name="patient")
     distribution, null_r, null_counts = null_data
-    within = None if distribution is None else null.folds
-    calibrated = {"averager": null.averager, "folds": within, "null": distribution}
+    calibrated = {"averager": null.averager, "folds": null.folds, "null": distribution}
     return CrossValSignificance(
         report=report_on(truth, prediction, untrained, **calibrated, **levels),
         mean_report=report_on(truth, prediction, None, **calibrated, **levels),
@@ -267,7 +244,22 @@ def _gather(results, folds, tables, groups, by_patient, null, null_data, criteri
         null=distribution,
         null_r=null_r,
         null_counts=null_counts,
+        sample_names=None if names is None else [names[row] for row in tested],
     )
+
+
+def _warn_of_pooling(report):
+    """Warn if correlations of the untrained baseline are not around 0."""
+    r = report["r_baseline"]
+    # Of a few genes, the median is far from 0 by chance.
+    if len(r) >= _ENOUGH_GENES and abs(r.median()) > _FAR_FROM_0:
+        warn_user(
+            f"The untrained baseline has a median r of {r.median():.2f}, and r < 0 for "
+            f"{100 * (r < 0).mean():.0f} % of the genes: pooled over folds, correlations of few "
+            "patients are pushed below 0, because a fold whose test patients are high is trained "
+            "on low ones. Read r_fold and median_r_fold instead of r and median_r; for "
+            "significance, pass null='permutation', or null='empirical' for networks."
+        )
 
 
 @validate_params(
@@ -374,6 +366,12 @@ def cross_val_significance(
     RuntimeError
         If the worker of a fold is killed in each attempt.
 
+    Warns
+    -----
+    UserWarning
+        If `y` is not logged, samples of a patient are in several folds, or the median correlation
+        of the untrained baseline is far from 0.
+
     See Also
     --------
     sklearn_pk.metrics.make_significance_scorer : The count in one fold, for searches.
@@ -462,5 +460,9 @@ def cross_val_significance(
             with no_alarm_about_memory(), closing(runs):
                 null_data = model.from_runs(bar)
     criteria = {"alpha": alpha, "fdr": resolve_fdr(fdr, compat), "compat": compat, "null": null}
+    rest = model, null_data, criteria, sample_names_of(X)
     with without_warnings_of_data():
-        return _gather(results, folds, tables, groups, by_patient, model, null_data, criteria)
+        result = _gather(results, folds, tables, groups, by_patient, *rest)
+    result._remember(estimator, target_transformer, X, y, groups)
+    _warn_of_pooling(result.report)
+    return result

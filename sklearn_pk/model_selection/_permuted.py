@@ -7,8 +7,8 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, gen_batches, get_tags
 
-from ..metrics._scorer import last_estimator
 from ..utils._patients import PatientAverager, infer_groups
+from ..utils._pipelines import last_estimator
 
 _BLOCK = 4096  # genes
 # Where the transformers are that ignore y; others are fitted for each permutation.

@@ -2,16 +2,19 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import warnings
 from collections.abc import Mapping
 from numbers import Integral
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 from sklearn.utils.metaestimators import _BaseComposition
 
+from ..metrics import compare_significance
 from ..utils import check_expression, check_groups
 from ..utils._annotation import warn_of_doubts
 from ..utils._folds import make_folds
@@ -20,6 +23,12 @@ from ..utils._validation import check_sample_names
 from ._cross_val import check_parameters, cross_val_significance
 
 CONTROLS = ("zero", "shuffled", "rewired")
+_IN_WORDS = {
+    "none": "no prior",
+    "zero": "zeros",
+    "shuffled": "shuffled genes",
+    "rewired": "a rewired graph",
+}
 _GRIDS = ("param_grid", "param_distributions", "search_spaces")
 
 
@@ -152,6 +161,107 @@ def _check_controls(controls, prior):
     return controls
 
 
+class PriorGainTable(pd.DataFrame):
+    """
+    Table of :func:`prior_gain`, with a summary in words.
+
+    Parameters
+    ----------
+    data : DataFrame or dict
+        Columns ``setting``, ``seed`` and ``n_significant_mean``, and others.
+    index, columns, dtype, copy : object
+        As in :class:`pandas.DataFrame`.
+
+    See Also
+    --------
+    prior_gain : Returns it.
+
+    Examples
+    --------
+    >>> from sklearn_pk.model_selection import PriorGainTable
+    >>> runs = {"setting": ["none", "none", "prior", "prior", "zero", "zero"], "seed": [1, 2] * 3}
+    >>> genes = {"n_significant_mean": [100, 104, 150, 153, 101, 104]}
+    >>> print(PriorGainTable(runs | genes).summary())
+    prior over no prior: +49 genes [43, 56]
+    prior over zeros: +49 genes [49, 49]
+    The gain is knowledge: no control reaches it.
+    95 % intervals over 2 seeds, for these patients; summary(results) includes other patients.
+    """
+
+    @property
+    def _constructor(self):
+        return pd.DataFrame
+
+    def summary(self, results=None, *, n_boot=1000, random_state=0):
+        """
+        Say whether the prior gains, and whether the gain is knowledge.
+
+        Parameters
+        ----------
+        results : dict of str to list of CrossValSignificance, default=None
+            Those of ``return_results=True``. Intervals then include other test patients, from
+            :func:`~sklearn_pk.metrics.compare_significance`; None has intervals over seeds only.
+        n_boot : int, default=1000
+            Draws of patients, with `results`.
+        random_state : int, RandomState instance or None, default=0
+            Seed of the draws.
+
+        Returns
+        -------
+        summary : str
+            A line for each other setting, with the difference in significant genes against the
+            mean, and the verdict. The gain is called knowledge if the intervals of all
+            differences, to no prior and to each control, are above 0.
+
+        Raises
+        ------
+        ValueError
+            If there are no controls, or a single seed and no `results`.
+        """
+        counts = self.pivot(index="seed", columns="setting", values="n_significant_mean")
+        others = [name for name in _IN_WORDS if name in counts and name != "prior"]
+        if others in ([], ["none"]):
+            raise ValueError("Without controls, a gain cannot be told from one without knowledge.")
+        if results is None and len(counts) < 2:
+            raise ValueError("One seed has no interval. Use more seeds, or pass the results.")
+        rows = {}
+        for name in others:
+            if results is None:
+                rows[name] = _interval_over_seeds(counts["prior"] - counts[name])
+            else:
+                runs = {key: results[key] for key in (name, "prior")}
+                options = {"baseline": "mean", "n_boot": n_boot, "random_state": random_state}
+                found = compare_significance(runs, **options).iloc[0]
+                rows[name] = found["difference"], found["ci_low"], found["ci_high"]
+        lines = [
+            f"prior over {_IN_WORDS[name]}: {gain:+,.0f} genes [{low:,.0f}, {high:,.0f}]"
+            for name, (gain, low, high) in rows.items()
+        ]
+        lines.append(_conclude({name: low for name, (_, low, _) in rows.items()}))
+        seeds = "1 seed" if len(counts) == 1 else f"{len(counts)} seeds"
+        if results is None:
+            seeds += ", for these patients; summary(results) includes other patients"
+        else:
+            seeds += " and test patients"
+        lines.append(f"95 % intervals over {seeds}.")
+        return "\n".join(lines)
+
+
+def _interval_over_seeds(differences):
+    mean, n = differences.mean(), len(differences)
+    margin = stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n)
+    return mean, mean - margin, mean + margin
+
+
+def _conclude(lows):
+    reached = [_IN_WORDS[name] for name, low in lows.items() if name != "none" and low <= 0]
+    if lows.get("none", 1) <= 0:
+        return "No evidence of a gain over no prior."
+    if reached:
+        return f"No evidence that the gain is knowledge: {' and '.join(reached)} may reach it."
+    return "The gain is knowledge: no control reaches it."
+
+
 def _describe(setting, seed, result):
     has_untrained = result.untrained_predictions is not None
     return {
@@ -160,6 +270,7 @@ def _describe(setting, seed, result):
         "n_significant": result.n_significant if has_untrained else np.nan,
         "n_significant_mean": int(result.mean_report["significant"].sum()),
         "median_r": result.median_r,
+        "median_r_fold": result.median_r_fold,
         "fit_time": result.folds["fit_time"].sum(),
     }
 
@@ -232,11 +343,12 @@ def prior_gain(
 
     Returns
     -------
-    table : DataFrame, one row per setting and seed
+    table : PriorGainTable, one row per setting and seed
+        DataFrame with :meth:`PriorGainTable.summary`, which says whether the prior gains.
         ``setting`` ("none", "prior" or a control), ``seed``, ``n_significant`` (against the
         untrained model of the same setting; NaN if the estimator has none),
-        ``n_significant_mean`` (against the mean, the same baseline for all), ``median_r`` and
-        ``fit_time`` (s, all folds).
+        ``n_significant_mean`` (against the mean, the same baseline for all), ``median_r``
+        (pooled over folds), ``median_r_fold`` (within folds) and ``fit_time`` (s, all folds).
     results : dict of str to list of CrossValSignificance
         For each setting, the result of each seed, for
         :func:`~sklearn_pk.metrics.compare_significance`. Only with `return_results`.
@@ -287,7 +399,9 @@ def prior_gain(
     for setting, seed in progress(runs, desc="Runs", verbose=verbose):
         params = {name: _make_prior(prior, setting, gene_names, seed), seed_name: seed}
         model = clone(estimator).set_params(**params)
-        with without_warnings_of_data():
+        with without_warnings_of_data(), warnings.catch_warnings():
+            # Its differences are paired, and the table has the correlation within folds.
+            warnings.filterwarnings("ignore", "The untrained baseline has a median r of")
             result = cross_val_significance(
                 model, X, y, groups=groups, cv=folds, random_state=seed, **options
             )
@@ -299,5 +413,5 @@ def prior_gain(
             if truth is not None and truth.equals(result.y_true):
                 result.y_true = truth
             results[setting].append(result)
-    table = pd.DataFrame(sorted(rows, key=lambda row: settings.index(row["setting"])))
+    table = PriorGainTable(sorted(rows, key=lambda row: settings.index(row["setting"])))
     return (table, results) if return_results else table

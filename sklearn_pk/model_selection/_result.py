@@ -2,24 +2,46 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import html
+import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
-from sklearn.utils._param_validation import StrOptions, validate_params
+from sklearn.base import clone
+from sklearn.utils import _safe_indexing
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
 from ..metrics import significance_report
 from ..metrics._correlation import row_names
 from ..metrics._scorer import predict_with_untrained
 from ..utils import check_expression
-from ..utils._validation import check_sample_names, did_you_mean, name_some
+from ..utils._files import written_whole
+from ..utils._frames import freeze_frames, thaw_frames
+from ..utils._gmt import read_gmt
+from ..utils._validation import (
+    check_sample_names,
+    did_you_mean,
+    name_some,
+    same_sample,
+    sample_names_of,
+)
+from ._final_model import FinalModel, fit_final
+from ._gene_table import enrich, escape_formulas, gene_table, make_anndata
 
 
 def as_table(prediction):
     """Return a prediction with one column per gene."""
     prediction = np.asarray(prediction)
     return prediction[:, np.newaxis] if prediction.ndim == 1 else prediction
+
+
+def _one(X, row):
+    """Return one sample as X of the same type."""
+    return _safe_indexing(X, [row])
 
 
 def _mean(tables):
@@ -73,13 +95,17 @@ class CrossValSignificance:
         ``r_fold`` of each gene in the permuted runs, float32.
     null_counts : ndarray of shape (n_permutations,) or None, default=None
         `n_published` of the permuted runs, in which no gene can be predicted.
+    sample_names : list of n_tested str or None, default=None
+        Names of the samples of X: slides, or row labels.
 
     Attributes
     ----------
     n_significant : int
         Number of significant genes in `report`.
+    median_r_fold : float
+        Median over genes of the correlation within folds, ``r_fold``.
     median_r : float
-        Median over genes of the correlation in `report`.
+        Median over genes of the correlation pooled over folds, ``r``, as published.
     fold_of_sample : ndarray of shape (n_tested,)
         Fold in which each row of `y_true` was held out.
     verdict : str
@@ -119,6 +145,20 @@ class CrossValSignificance:
     null: object = None
     null_r: np.ndarray | None = None
     null_counts: np.ndarray | None = None
+    sample_names: list | None = None
+
+    def _remember(self, estimator, target_transformer, X, y, groups):
+        """Keep what final_model needs; X and y are neither copied nor pickled."""
+        self._recipe = clone(estimator), target_transformer
+        self._data = X, y, groups
+
+    def __getstate__(self):
+        """Leave out X and y; tables are plain arrays, as skops needs them."""
+        return freeze_frames({k: v for k, v in vars(self).items() if k != "_data"})
+
+    def __setstate__(self, state):
+        """Restore the tables."""
+        vars(self).update(thaw_frames(state))
 
     @property
     def n_significant(self):
@@ -126,8 +166,13 @@ class CrossValSignificance:
         return int(self.report["significant"].sum())
 
     @property
+    def median_r_fold(self):
+        """Median correlation within folds over genes."""
+        return float(self.report["r_fold"].median())
+
+    @property
     def median_r(self):
-        """Median correlation over genes."""
+        """Median pooled correlation over genes."""
         return float(self.report["r"].median())
 
     @property
@@ -278,6 +323,321 @@ class CrossValSignificance:
         y_baseline = None if baseline == "mean" else self.untrained_predictions
         return significance_report(self.y_true, self.predictions, y_baseline, **self._levels())
 
+    @validate_params({"annotations": "no_validation"}, prefer_skip_nested_validation=True)
+    def significant_genes(self, annotations=None):
+        """
+        List the significant genes, the best predicted first.
+
+        Parameters
+        ----------
+        annotations : DataFrame, Series or dict, default=None
+            What is known of the genes, indexed by gene, such as their names or locations.
+
+        Returns
+        -------
+        genes : DataFrame, one row per significant gene
+            ``gene``; the columns of `annotations`; ``r`` (within folds, ``r_fold`` of the
+            report), ``r_low`` and ``r_high`` (its 95 % interval), ``r_pooled`` (over all folds,
+            as published), ``p`` and ``fdr`` (of the test that decides, and corrected),
+            ``fold_spread`` (standard deviation of r between folds), ``significant`` and
+            ``reason``.
+
+        Raises
+        ------
+        TypeError
+            If `annotations` is of another type.
+        ValueError
+            If `annotations` has a gene twice, none of the genes, or a column named as one of the
+            result.
+
+        Notes
+        -----
+        Intervals are those of Fisher's z. With ``null="published"`` folds are taken as
+        independent, and intervals are too narrow; other nulls have the measured width.
+        """
+        table = gene_table(self, annotations)
+        return table[table["significant"]].reset_index(drop=True)
+
+    def to_csv(self, path, annotations=None):
+        """
+        Write all genes as a table for spreadsheets.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write. An existing one is replaced.
+        annotations : DataFrame, Series or dict, default=None
+            As in :meth:`significant_genes`.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        TypeError, ValueError
+            As :meth:`significant_genes`.
+
+        Notes
+        -----
+        Text that a spreadsheet would run as a formula, such as ``=A1`` or ``-AS1``, has an
+        apostrophe in front.
+        """
+        table = escape_formulas(gene_table(self, annotations))
+        with written_whole(path) as temporary:
+            table.to_csv(temporary, index=False)
+
+    @validate_params(
+        {
+            "path": [str, os.PathLike],
+            "title": [str],
+            "audit": "no_validation",
+            "units": [str, None],
+            "annotations": "no_validation",
+            "gene_sets": [str, os.PathLike, Mapping, None],
+        },
+        prefer_skip_nested_validation=True,
+    )
+    def to_html(
+        self,
+        path,
+        *,
+        title="Gene expression from H&E slides",
+        audit=None,
+        units=None,
+        annotations=None,
+        gene_sets=None,
+    ):
+        """
+        Write a report in one HTML file, which needs neither a network nor other files.
+
+        It has the verdict in words with the calibrated and the published number, figures, a table
+        of all genes to sort and search, the folds, the audit of matching, what was transformed,
+        settings and versions.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write. An existing one is replaced.
+        title : str, default="Gene expression from H&E slides"
+            Title of the page.
+        audit : Bunch or DataFrame, default=None
+            What :func:`~sklearn_pk.io.match_samples` returned, or its audit. The page has the
+            names of samples that were left out.
+        units : str, default=None
+            Scale of the expression, such as "log2(TPM + 1)".
+        annotations : DataFrame, Series or dict, default=None
+            As in :meth:`significant_genes`.
+        gene_sets : str, path-like or dict of str to list of str, default=None
+            As in :meth:`gene_sets`; the page then has a table of them.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        TypeError, ValueError
+            As :meth:`significant_genes` and :meth:`gene_sets`, or if `audit` is not an audit.
+        """
+        from ..io._report_page import write_page
+
+        options = {"annotations": annotations, "gene_sets": gene_sets}
+        write_page(self, path, title=title, audit=audit, units=units, **options)
+
+    def to_anndata(self):
+        """
+        Return truth, predictions and baseline as AnnData.
+
+        Returns
+        -------
+        adata : AnnData of shape (n_tested, n_genes)
+            ``X`` is the prediction; layers are ``truth``, ``prediction`` and, if there is one,
+            ``baseline``. ``obs`` has the fold and the patient of each sample, ``var`` the report,
+            ``uns`` the criteria and the verdict.
+
+        Raises
+        ------
+        ImportError
+            If anndata is not installed.
+        """
+        return make_anndata(self)
+
+    @validate_params(
+        {
+            "gmt": [str, os.PathLike, Mapping],
+            "min_size": [Interval(Integral, 1, None, closed="left")],
+        },
+        prefer_skip_nested_validation=True,
+    )
+    def gene_sets(self, gmt, *, min_size=5):
+        """
+        Test which gene sets are enriched in well predicted genes, and how well they are predicted.
+
+        Parameters
+        ----------
+        gmt : str, path-like or dict of str to list of str
+            GMT file, or the genes of each set.
+        min_size : int, default=5
+            Smallest number of genes of a set among those of the result; smaller sets are omitted.
+
+        Returns
+        -------
+        sets : DataFrame, one row per gene set
+            ``gene_set``; ``n_in_set``, ``n_genes`` and ``n_significant`` (its genes, those of
+            the result among them, and the significant ones); ``fold_enrichment`` (of significant
+            genes, over that of all genes of the result), ``p`` (one-sided hypergeometric test)
+            and ``fdr`` (corrected by Benjamini and Hochberg); ``r_score`` (correlation within
+            folds of the mean of the standardised genes of the set, of truth and prediction),
+            ``r_low`` and ``r_high`` (its 95 % interval), and ``median_r`` (of the genes of the
+            set, within folds). Sorted by p.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If no set has `min_size` of the genes, or the file is not a GMT file.
+
+        Notes
+        -----
+        The test takes genes as independent, which co-expressed genes of a set are not: a small p
+        is a hint, ``r_score`` is a measurement. The scores of a set use genes that are not
+        significant as well.
+        """
+        sets = gmt if isinstance(gmt, Mapping) else read_gmt(gmt)
+        return enrich(self, sets, min_size)
+
+    def final_model(self, X=None, y=None, *, groups=None):
+        """
+        Fit the model on all patients.
+
+        Parameters
+        ----------
+        X, y : sequence or array, array-like or DataFrame, default=None
+            Samples and expression of the cross-validation. None takes those it was called with,
+            which a result that was pickled or saved does not have.
+        groups : array-like of shape (n_samples,), default=None
+            Patient of each sample, together with `X` and `y`.
+
+        Returns
+        -------
+        model : FinalModel
+            The estimator of the cross-validation, fitted on all samples, with the
+            ``target_transformer``. A search or leave-one-out chooses its settings on all
+            patients, as it did in each fold. Predictions are on the scale of `y`.
+
+        Raises
+        ------
+        ValueError
+            If only one of `X` and `y` is given, or the result has neither. Also if
+            ``target_transformer`` has no ``inverse_transform``.
+        """
+        if (X is None) != (y is None) or (X is None and groups is not None):
+            raise ValueError("Pass X and y of the cross-validation, with groups if there were any.")
+        data = getattr(self, "_data", None) if X is None else (X, y, groups)
+        if data is None or not hasattr(self, "_recipe"):
+            raise ValueError(
+                "This result was loaded from a file, which has no X and y. Pass those of the "
+                "cross-validation: result.final_model(X, y, groups=patients)."
+            )
+        return fit_final(*self._recipe, *data)
+
+    def predict_frame(self, X):
+        """
+        Predict expression as a table, each sample of the cohort with the model of its fold.
+
+        Parameters
+        ----------
+        X : sequence or array of n_samples
+            Samples with names: bags, paths, or a DataFrame.
+
+        Returns
+        -------
+        prediction : DataFrame of shape (n_samples, n_genes)
+            Prediction on the scale of the table of the cross-validation. Samples of patients of
+            the cohort are predicted by the model that has not seen them, others with the mean
+            of the models.
+
+        Raises
+        ------
+        ValueError
+            If the samples have no names, or ``target_transformer`` has no ``inverse_transform``.
+        """
+        models = self._models_of(X)
+        rows = [
+            np.mean([self._fold_model(fold).predict_frame(_one(X, row)) for fold in folds], axis=0)
+            for row, folds in enumerate(models)
+        ]
+        names = sample_names_of(X)
+        return pd.DataFrame(np.concatenate(rows), index=names, columns=self.report.index.to_numpy())
+
+    def predict_tiles(self, X, *, genes=None, **options):
+        """
+        Predict the expression of tiles, each slide of the cohort with the model of its fold.
+
+        Parameters
+        ----------
+        X : list of n_samples
+            Slides with names.
+        genes : list, default=None
+            Names of the genes. None means all.
+        **options : object
+            ``window`` and ``stride`` of the regressor.
+
+        Returns
+        -------
+        list of DataFrame of shape (tiles_i, n_genes)
+            Expression of each tile, as :meth:`predict_frame` predicts slides.
+
+        Raises
+        ------
+        TypeError
+            If the regressor has no ``predict_tiles``.
+        ValueError
+            As :meth:`predict_frame`, or if a step of a Pipeline needs more of a slide than the
+            mean of its tiles.
+        """
+        options["genes"] = genes
+        tables = []
+        for row, folds in enumerate(self._models_of(X)):
+            parts = [
+                self._fold_model(fold).predict_tiles(_one(X, row), **options)[0] for fold in folds
+            ]
+            attrs = parts[0].attrs
+            tables.append(sum(parts[1:], parts[0]) / len(parts))
+            tables[-1].attrs = attrs
+        return tables
+
+    def _fold_model(self, fold):
+        return FinalModel(self.estimators[fold], self.target_transformers[fold])
+
+    def _models_of(self, X):
+        """Return the folds whose models predict each sample: its own, or all if it is new."""
+        self._check_models()
+        names = sample_names_of(X)
+        if names is None:
+            raise ValueError(
+                "X must have the names of its samples, so that those of the cohort are predicted "
+                "by the model that has not seen them: bags with a slide, paths, or a DataFrame "
+                "whose index has names. For samples of other patients, predict needs none."
+            )
+        fold_of, everyone = {}, list(range(len(self.estimators)))
+        for known in (self.sample_names, row_names(self.y_true)):
+            pairs = () if known is None else zip(known, self.fold_of_sample, strict=True)
+            for name, fold in pairs:
+                fold_of.setdefault(str(name), set()).add(int(fold))
+        return [sorted(self._folds_of(name, fold_of)) or everyone for name in names]
+
+    def _folds_of(self, name, fold_of):
+        if name in fold_of:
+            folds = fold_of[name]
+        else:
+            alike = (folds for known, folds in fold_of.items() if same_sample(name, known))
+            folds = set().union(*alike)
+        if len(folds) > 1:
+            raise ValueError(
+                f"X: {name!r} is the name of samples in {len(folds)} folds, so no model is known "
+                "that has not seen it. Pass its name as in the cross-validation."
+            )
+        return folds
+
     def _levels(self):
         return {name: value for name, value in self.criteria.items() if name != "null"}
 
@@ -350,6 +710,20 @@ class CrossValSignificance:
             ) from error
         return pd.DataFrame(scaled, index=truth.index, columns=truth.columns)
 
+    def _repr_html_(self):
+        """Show the verdict and the best genes."""
+        columns = ["r_fold", "r", "p_fdr", "null_fdr", "significant"]
+        best = self.report.nlargest(5, "r_fold")
+        best = best[[name for name in columns if name in best]].rename(
+            columns={"r_fold": "r within folds", "r": "r pooled"}
+        )
+        return (
+            f"<p><b>{html.escape(self.verdict)}</b><br>{len(self.report):,} genes, "
+            f"{len(self.predictions):,} samples, {len(self.folds)} folds; median r "
+            f"{self.median_r_fold:.3f} within folds, {self.median_r:.3f} pooled</p>"
+            f"{best.to_html(float_format='{:.3g}'.format)}"
+        )
+
     def __repr__(self):
         against = f"{self.mean_report['significant'].sum()} against the mean"
         if self.untrained_predictions is not None:
@@ -357,6 +731,6 @@ class CrossValSignificance:
         genes = "1 gene" if len(self.report) == 1 else f"{len(self.report)} genes"
         return (
             f"CrossValSignificance({genes}, significant: {against}; median r "
-            f"{self.median_r:.3f}; {self.verdict}; {len(self.predictions)} samples, "
-            f"{len(self.folds)} folds)"
+            f"{self.median_r_fold:.3f} within folds, {self.median_r:.3f} pooled; {self.verdict}; "
+            f"{len(self.predictions)} samples, {len(self.folds)} folds)"
         )

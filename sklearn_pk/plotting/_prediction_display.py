@@ -10,9 +10,9 @@ from scipy import stats
 
 from ..metrics import pearson_by_gene
 from ..metrics._correlation import check_same_tables
-from ..metrics._scorer import last_estimator
 from ..utils import check_groups
 from ..utils._patients import PatientAverager
+from ..utils._pipelines import last_estimator
 from ._style import GREY, OKABE_ITO, RASTERIZED, find_gene, format_units, set_axes
 
 

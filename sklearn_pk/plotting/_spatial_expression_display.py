@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
-from sklearn.pipeline import Pipeline
 
+from ..utils._pipelines import tile_predictor
 from ._slide import (
     MAP_LIMITS,
     check_tile_table,
@@ -240,9 +240,11 @@ class SpatialExpressionDisplay:
 
         Parameters
         ----------
-        estimator : estimator
+        estimator : estimator, CrossValSignificance or FinalModel
             Fitted regressor that has ``predict_tiles``, or a Pipeline or search that ends in
-            one, whose other steps transform the slide first.
+            one, whose other steps transform the slide first. A result of
+            :func:`~sklearn_pk.model_selection.cross_val_significance` takes the model that has
+            not seen a slide of its cohort.
         X : FeatureBag, or what the Pipeline takes as one slide
             One slide: the features of its tiles, with their coordinates.
         gene : str or int
@@ -267,27 +269,15 @@ class SpatialExpressionDisplay:
         TypeError
             If the estimator has no ``predict_tiles``.
         ValueError
-            If the tiles have no coordinates or are outside the slide, or if the slide cannot
-            be read.
+            If the tiles have no coordinates or are outside the slide, if the slide cannot be
+            read, or if a step of a Pipeline needs more of a slide than the mean of its tiles.
 
         Notes
         -----
-        A map needs the features of the original tiles, which a clusterer of super-tiles merges.
-        For a Pipeline with such a step, pass the last step as the estimator and the input of the
-        clusterer as X.
+        A map needs the features of the original tiles. Steps of a Pipeline that reduce slides to
+        super-tiles or to the mean of their tiles are therefore left out.
         """
-        bags = [X]
-        while not hasattr(estimator, "predict_tiles"):
-            if hasattr(estimator, "best_estimator_"):
-                estimator = estimator.best_estimator_
-            elif isinstance(estimator, Pipeline):
-                bags = estimator[:-1].transform(bags)
-                estimator = estimator[-1]
-            else:
-                raise TypeError(
-                    "estimator must have predict_tiles, as PriorKnowledgeRegressor has, got an "
-                    f"instance of {type(estimator).__name__}."
-                )
+        estimator, bags = tile_predictor(estimator, [X])
         [tiles] = estimator.predict_tiles(bags, genes=[gene], window=window, stride=stride)
         return cls.from_predictions(tiles, **options)
 

@@ -9,12 +9,12 @@ import pandas as pd
 from sklearn.metrics import r2_score
 
 from ..utils import check_expression
+from ..utils._pipelines import as_frame
 from ..utils._validation import (
     check_gene_order,
     check_sample_names,
     did_you_mean,
     name_some,
-    sample_names_of,
 )
 
 
@@ -51,12 +51,7 @@ class ExpressionMixin:
             Predicted expression. The rows have the names of X: the index of a DataFrame, the
             slides of feature bags; the columns are the genes of :meth:`fit`.
         """
-        predicted = self.predict(X)
-        return pd.DataFrame(
-            predicted.reshape(len(predicted), -1),
-            index=sample_names_of(X),
-            columns=getattr(self, "gene_names_out_", None),
-        )
+        return as_frame(self.predict(X), X, getattr(self, "gene_names_out_", None))
 
     def score(self, X, y, sample_weight=None):
         """

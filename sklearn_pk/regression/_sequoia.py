@@ -5,8 +5,10 @@
 import os
 from collections.abc import Mapping
 from numbers import Integral
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ..utils._device import pick_device
@@ -18,6 +20,8 @@ from ._training import load_weights, make_net
 
 _HEAD = {"linear_head.0": "norm", "linear_head.1": "layer"}
 _HEAD_DIM = 64
+# Of checkpoints; the first is preferred.
+_ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="auto"):
@@ -27,9 +31,13 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     Parameters
     ----------
     path_or_state_dict : str, path-like or mapping of str to Tensor
-        A safetensors file, a torch file with tensors only, or the tensors themselves.
-    gene_names : array-like of str of shape (n_genes,), default=None
-        Names of the genes, in the order of the outputs. They are not in the checkpoint.
+        A safetensors file, a torch file with tensors only, or the tensors themselves. Also a
+        folder of such files or of folders with one each, as the folds of a cancer type are
+        published: predictions are then the mean of all of them.
+    gene_names : str, path-like or array-like of str of shape (n_genes,), default=None
+        Names of the genes in the order of the outputs, or a table with them (text or csv, in a
+        column with one row per gene). They are not in the checkpoint. None takes the only
+        file of the folder whose name contains "gene", if there is one.
     n_heads : int, default=None
         Attention heads of a transformer, which are not stored in its tensors; None means heads
         of width 64, as published. Summary mixing has a tensor for each head.
@@ -47,8 +55,9 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     FileNotFoundError
         If there is no such file.
     ValueError
-        If keys are missing or unexpected, if shapes do not fit together, if the file is not a
-        file of tensors, or if `gene_names` or `n_heads` do not fit.
+        If keys are missing or unexpected, if shapes do not fit together or differ between the
+        files of a folder, if a file is not a file of tensors, or if `gene_names` or `n_heads` do
+        not fit.
 
     See Also
     --------
@@ -79,6 +88,11 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     """
     if n_heads is not None and (isinstance(n_heads, bool) or not isinstance(n_heads, Integral)):
         raise TypeError(f"n_heads must be an int or None, got {n_heads!r}.")
+    if isinstance(path_or_state_dict, str | os.PathLike) and os.path.isdir(path_or_state_dict):
+        folder = Path(path_or_state_dict)
+        gene_names = _find_genes(folder) if gene_names is None else gene_names
+        models = [load_sequoia(path, gene_names, n_heads, device=device) for path in _find(folder)]
+        return _merge(models, folder)
     state, source = _read(path_or_state_dict)
     mixes = any(".mixers." in key for key in state)
     depth = len({_block_number(key) for key in state} - {None})
@@ -127,6 +141,81 @@ def load_sequoia(path_or_state_dict, gene_names=None, n_heads=None, *, device="a
     model.net_ = make_net(network, model, pick_device(device))
     model.nets_ = [model.net_]
     return model
+
+
+def _find(folder):
+    """Return the checkpoints in a folder; of one folder's, safetensors are preferred."""
+    found = {}
+    for ending in _ENDINGS:
+        for path in sorted(folder.rglob(f"*{ending}")):
+            own = found.setdefault(path.parent, [])
+            if not own or own[0].suffix == ending:
+                own.append(path)
+    paths = sorted(path for own in found.values() for path in own)
+    if not paths:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no checkpoints: expected files that end in "
+            f"{', '.join(_ENDINGS)}, there or in its folders."
+        )
+    return paths
+
+
+def _find_genes(folder):
+    """Return the file with the genes in a folder, or None."""
+    names = {".csv", ".tsv", ".txt"}
+    paths = sorted(folder.rglob("*"))
+    found = [path for path in paths if path.suffix in names and "gene" in path.name.lower()]
+    if len({path.read_bytes() for path in found}) > 1:
+        raise ValueError(
+            f"{str(folder)!r} has {len(found)} lists of genes: {name_some(map(str, found))}. Pass "
+            "one as gene_names."
+        )
+    return found[0] if found else None
+
+
+def _read_genes(path, n_genes):
+    """Return the column of a table that names as many genes as a checkpoint predicts."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"List of genes not found: {os.fspath(path)!r}.")
+    separator = "," if os.fspath(path).lower().endswith(".csv") else "\t"
+    table = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False)
+    found = []
+    for column in table:
+        values = table[column].str.strip()
+        # A first row more than genes is the header.
+        names = values.iloc[len(values) - n_genes :]
+        is_list = len(values) in (n_genes, n_genes + 1) and names.is_unique
+        if is_list and not names.str.fullmatch(r"[\d.]*").any():
+            found.append(names)
+    if len(found) != 1:
+        raise ValueError(
+            f"gene_names: {os.fspath(path)!r} has {len(found)} columns with {n_genes} different "
+            f"names, as many as the checkpoint predicts genes; its table has the shape "
+            f"{table.shape}. Pass the names themselves."
+        )
+    return found[0].str.removeprefix("rna_").tolist()
+
+
+def _merge(models, folder):
+    """Return one regressor that predicts the mean of several."""
+    first = models[0]
+    for model in models[1:]:
+        for name in ("aggregator", "depth", "n_heads", "head_dim", "n_features_in_"):
+            own, other = getattr(first, name), getattr(model, name)
+            if own != other:
+                raise ValueError(
+                    f"{str(folder)!r}: the checkpoints differ in {name}: {own!r} and {other!r}. "
+                    "Keep those of one model in the folder."
+                )
+        shapes = [len(each._module_params["target_mean"]) for each in (first, model)]
+        shapes += [each._module_params["n_tiles"] for each in (first, model)]
+        if shapes[0] != shapes[1] or shapes[2] != shapes[3]:
+            raise ValueError(
+                f"{str(folder)!r}: the checkpoints differ in genes ({shapes[0]}, {shapes[1]}) or "
+                f"positions ({shapes[2]}, {shapes[3]}). Keep those of one model in the folder."
+            )
+    first.nets_ = [model.net_ for model in models]
+    return first
 
 
 def _read(source):
@@ -241,6 +330,8 @@ def _check(state, expected, source):
 
 
 def _check_names(gene_names, n_genes):
+    if isinstance(gene_names, str | os.PathLike):
+        gene_names = _read_genes(gene_names, n_genes)
     gene_names = [str(name) for name in gene_names]
     names = np.array(gene_names, dtype=object)
     if len(names) != n_genes or len(set(gene_names)) != n_genes:

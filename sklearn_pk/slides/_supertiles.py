@@ -9,7 +9,7 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy import sparse
-from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -147,6 +147,7 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
     ((2, 4, 8), [False, False, False, True])
     """
 
+    _reduces_slides = True
     _parameter_constraints: dict = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
@@ -198,6 +199,8 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         """
         Cluster the tiles of each slide.
 
+        Nothing is learned from other slides, so :meth:`fit` is not needed before.
+
         Parameters
         ----------
         X : list of array-like of shape (tiles_i, n_features), or array-like
@@ -217,7 +220,8 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         RuntimeError
             If each attempt to process a slide killed its worker.
         """
-        check_is_fitted(self)
+        if not hasattr(self, "seed_"):
+            return clone(self).fit_transform(X)
         bags = validate_bags(self, X, reset=False, allow_empty=True, lazy=True)
         tasks = [
             (bag, position, self.n_features_in_, self.n_clusters, self.seed_)
@@ -238,6 +242,7 @@ class SuperTileClusterer(TransformerMixin, BaseEstimator):
         """Declare that X may have three dimensions."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.requires_fit = False
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
@@ -290,6 +295,7 @@ class BagPooler(TransformerMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {"statistics": [tuple, list]}
+    _reduces_slides = True
 
     def __init__(self, *, statistics=("mean", "std")):
         self.statistics = statistics

@@ -347,7 +347,7 @@ def test_types_of_a_user(bags, expression, tmp_path):
     ("make", "message"),
     [
         (lambda X, y: GridSearchCV(PriorKnowledgeRidge(), {"alpha": [1.0]}).fit(X, y), "best_est"),
-        (lambda X, y: cross_val_significance(Ridge(), X, y), "one of its estimators"),
+        (lambda X, y: cross_val_significance(Ridge(), X, y), "its final_model"),
         (lambda X, y: Ridge().fit(X, y), "an instance of Ridge"),
         (lambda X, y: make_pipeline(PCA(2), Ridge()).fit(X, y), "an instance of Ridge"),
     ],

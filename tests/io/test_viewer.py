@@ -3,9 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import io
-import os
 import re
-import shutil
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +15,6 @@ from sklearn_pk.io import export_map
 from sklearn_pk.plotting import SpatialExpressionDisplay
 from sklearn_pk.slides import SlideTiler
 
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 EVIL = "<img src=x onerror=alert(1)></script>"
 GENES = ["ESR1", "MKI67", EVIL, *(f"GENE{number}" for number in range(20))]
 
@@ -29,21 +26,6 @@ def wait_for(page, condition):
             return
         page.wait_for_timeout(20)
     raise AssertionError(f"not within 10 s: {condition}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("the tests of the viewer need Chromium")
-        pytest.skip("no Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

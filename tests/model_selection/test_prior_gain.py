@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from joblib import parallel_config
 from numpy.testing import assert_array_equal
+from scipy import stats
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
@@ -16,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_pk.metrics import compare_significance
-from sklearn_pk.model_selection import cross_val_significance, prior_gain
+from sklearn_pk.model_selection import PriorGainTable, cross_val_significance, prior_gain
 from sklearn_pk.prior import CoexpressionGraph, EigengeneEmbedder, NMFGeneEmbedder
 from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRegressorCV
 
@@ -93,6 +94,38 @@ def test_settings_have_the_same_folds_and_seeds(data, recorded):
             assert_array_equal(sorted(map(tuple, embeddings["shuffled"])), sorted(map(tuple, own)))
             assert embeddings["rewired"].shape == own.shape
             assert not np.array_equal(embeddings["rewired"], own)
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ({"none": 50, "zero": 30, "shuffled": 20}, "The gain is knowledge: no control reaches it."),
+        ({"none": 50, "zero": 0, "shuffled": 20}, "gain is knowledge: zeros may reach it."),
+        ({"none": -9, "zero": 30, "shuffled": 20}, "No evidence of a gain over no prior."),
+    ],
+)
+def test_summary_says_whether_the_gain_is_knowledge(gains, words):
+    noise = {"prior": 0, "none": [0, 2, -1], "zero": [1, 0, -1], "shuffled": [0, 1, 2]}
+    table = PriorGainTable(
+        {
+            "setting": np.repeat(list(noise), 3),
+            "seed": [7, 8, 9] * 4,
+            "n_significant_mean": np.concatenate(
+                [200 - gains.get(name, 0) + np.zeros(3) + added for name, added in noise.items()]
+            ),
+        }
+    )
+    lines = table.summary().splitlines()
+    assert words in lines[-2]
+    difference = gains["shuffled"] - np.array([0, 1, 2])
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    assert lines[2] == (
+        f"prior over shuffled genes: {difference.mean():+.0f} genes [{low:.0f}, {high:.0f}]"
+    )
+    with pytest.raises(ValueError, match="One seed has no interval"):
+        PriorGainTable(table[table["seed"] == 7]).summary()
+    with pytest.raises(ValueError, match="Without controls"):
+        PriorGainTable(table[table["setting"].isin(["prior", "none"])]).summary()
 
 
 def test_prior_and_none_equal_cross_val_significance(data):

@@ -13,11 +13,11 @@ from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_pk.plotting import SpatialExpressionDisplay, _slide
-from sklearn_pk.regression import PriorKnowledgeRegressor
-from sklearn_pk.slides import FeatureBag, SlideTiler, SuperTileClusterer
+from sklearn_pk.regression import PriorKnowledgeRegressor, PriorKnowledgeRidge
+from sklearn_pk.slides import BagPooler, FeatureBag, SlideTiler, SuperTileClusterer
 from sklearn_pk.slides._wsi import _reader
 
 
@@ -240,16 +240,27 @@ def test_pipelines_and_searches_are_followed(bags, expression):
         SpatialExpressionDisplay.from_estimator(BaseEstimator(), bags[0], gene=gene)
 
 
-def test_super_tiles_have_no_map(bags, expression):
+def test_map_of_a_pipeline_with_super_tiles_is_that_of_the_tiles(bags, expression):
     pipeline = make_pipeline(
         SuperTileClusterer(n_clusters=3, random_state=0),
         PriorKnowledgeRegressor(max_epochs=1, early_stopping=None, device="cpu", random_state=0),
     ).fit(bags, expression)
     gene = expression.columns[0]
-    with pytest.raises(ValueError, match="super-tiles have no coordinates"):
+    display = SpatialExpressionDisplay.from_estimator(pipeline, bags[0], gene=gene)
+    [tiles] = pipeline[-1].predict_tiles(bags[:1], genes=[gene])
+    assert_allclose(display.values, tiles[gene])
+
+
+def test_steps_between_pooler_and_regressor_have_no_map(bags, expression):
+    ridge = PriorKnowledgeRidge(prior=None)
+    gene = expression.columns[0]
+    steps = BagPooler(statistics=["mean"]), StandardScaler()
+    pipeline = make_pipeline(*steps, ridge).fit(bags, expression)
+    with pytest.raises(ValueError, match="step 'standardscaler' takes what 'bagpooler' makes"):
         SpatialExpressionDisplay.from_estimator(pipeline, bags[0], gene=gene)
-    display = SpatialExpressionDisplay.from_estimator(pipeline[-1], bags[0], gene=gene)
-    assert len(display.values) == len(bags[0])
+    pipeline = make_pipeline(BagPooler(), ridge).fit(bags, expression)
+    with pytest.raises(ValueError, match=r"takes \['mean', 'std'\] of all tiles of a slide"):
+        SpatialExpressionDisplay.from_estimator(pipeline, bags[0], gene=gene)
 
 
 @pytest.mark.parametrize(

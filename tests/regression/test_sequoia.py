@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save_file
+from sklearn.pipeline import make_pipeline
 
 from sklearn_pk.regression import load_sequoia
+from sklearn_pk.slides import SuperTileClusterer
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ["summary_mixing", "transformer"]
@@ -269,9 +272,9 @@ def test_files_of_something_else(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"Checkpoint not found: '{path}'"):
-            load_sequoia(path)
+    path = tmp_path / "none.pt"
+    with pytest.raises(FileNotFoundError, match=f"Checkpoint not found: '{path}'"):
+        load_sequoia(path)
 
 
 def test_errors_name_the_file(tmp_path):
@@ -318,3 +321,53 @@ def test_absent_device():
     state, *_ = load_golden("summary_mixing")
     with pytest.raises(ValueError, match="device='cuda:99' is not available here"):
         load_sequoia(state, device="cuda:99")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with three folds as they are published, and the genes."""
+    for fold in range(3):
+        state, _, _ = load_golden("summary_mixing")
+        generator = torch.Generator().manual_seed(fold)
+        state["linear_head.1.bias"] = torch.randn(
+            len(state["linear_head.1.bias"]), generator=generator
+        )
+        (tmp_path / f"fold_{fold}").mkdir()
+        save_file(state, tmp_path / f"fold_{fold}" / "model.safetensors")
+        torch.save(state, tmp_path / f"fold_{fold}" / "pytorch_model.bin")
+    n_genes = len(state["linear_head.1.bias"])
+    table = pd.DataFrame({"gene": [f"rna_G{number}" for number in range(n_genes)]})
+    table.to_csv(tmp_path / "gene_list.csv")
+    return tmp_path
+
+
+def test_folder_of_folds_is_averaged_in_a_pipeline_without_fit(folder):
+    _, x, _ = load_golden("summary_mixing")
+    model = load_sequoia(folder)
+    files = [folder / f"fold_{fold}" / "model.safetensors" for fold in range(3)]
+    expected = np.mean([load_sequoia(path).predict(x) for path in files], axis=0)
+    assert_allclose(model.predict(x), expected, rtol=1e-6)
+    assert model.gene_names_out_[:2].tolist() == ["G0", "G1"]
+    again = pickle.loads(pickle.dumps(model))
+    assert_allclose(again.predict(x), expected, rtol=1e-6)
+    bags = [np.random.default_rng(0).normal(size=(30, 32)).astype(np.float32)]
+    clusterer = SuperTileClusterer(n_clusters=model._module_params["n_tiles"], random_state=0)
+    pipeline = make_pipeline(clusterer, model)
+    assert_allclose(pipeline.predict(bags), model.predict(clusterer.fit_transform(bags)))
+
+
+def test_folders_that_do_not_fit(folder):
+    (folder / "short.txt").write_text("A\nB\n")
+    with pytest.raises(ValueError, match=r"gene_names: .*short.txt' has 0 columns with \d+"):
+        load_sequoia(folder, folder / "short.txt")
+    (folder / "genes.txt").write_text("A\n")
+    with pytest.raises(ValueError, match="has 2 lists of genes"):
+        load_sequoia(folder)
+    (folder / "genes.txt").unlink()
+    state, _, _ = load_golden("transformer")
+    save_file(state, folder / "other.safetensors")
+    with pytest.raises(ValueError, match="the checkpoints differ in aggregator"):
+        load_sequoia(folder, n_heads=4)
+    (folder / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no checkpoints"):
+        load_sequoia(folder / "empty")

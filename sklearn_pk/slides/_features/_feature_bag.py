@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ...utils._bags import as_array
 from .._inputs import check_coords
@@ -165,6 +166,21 @@ class FeatureBag:
         known = [f"slide={self.slide!r}", f"shape={self.shape}"]
         known += [f"{key}={value!r}" for key in ("path", "reason") if (value := getattr(self, key))]
         return f"FeatureBag({', '.join(known)})"
+
+    def _describe(self):
+        """Describe the bag; no features are read."""
+        return {
+            "slide": self.name,
+            "tiles": self.shape[0],
+            "features": self.shape[1],
+            "encoder": self.encoder,
+            "um/px": self.mpp,
+            "tile edge (um)": self.tile_edge_um,
+        }
+
+    def _repr_html_(self):
+        """Show what is known of the bag, escaped."""
+        return pd.DataFrame([self._describe()]).to_html(index=False, na_rep="")
 
     def __array__(self, dtype=None, copy=None):
         """Return the features as an array."""

@@ -2,6 +2,7 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+import html
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from ._feature_bag import FeatureBag, FileBag, PatientBag
 from ._formats import REFUSED_ENDINGS, open_features
 from ._store import file_name, write_bag
 
+_SHOWN = 10  # bags
 _HDF5_ENDINGS = {".h5", ".hdf5"}
 _EXPECTED = "files of features (*.h5, *.pt, *.safetensors, *.npy, *.npz, *.csv or *.parquet)"
 # Files of another width than the others are left out if they are at most this fraction.
@@ -167,6 +169,12 @@ class FeatureBags(list):
         for path, bag in zip(paths, self, strict=True):
             write_bag(path, bag)
         return FeatureBags(map(FeatureBag.from_file, paths))
+
+    def _repr_html_(self):
+        """Show the first bags as a table, escaped."""
+        table = pd.DataFrame([bag._describe() for bag in self[:_SHOWN]])
+        shown = f"<p>The first {_SHOWN} are shown.</p>" if len(self) > _SHOWN else ""
+        return f"<p>{html.escape(repr(self))}</p>{table.to_html(index=False, na_rep='')}{shown}"
 
     def __repr__(self):
         """Count slides and failures."""

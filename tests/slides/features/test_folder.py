@@ -434,3 +434,16 @@ def test_any_name_of_a_slide_is_stored_and_found(tmp_path, name, small_slides):
 def test_long_names_that_begin_alike_stay_apart(tmp_path):
     bags = FeatureBags(FeatureBag(np.ones((1, 2)), slide="n" * 230 + end) for end in "ab")
     assert len({bag.path for bag in bags.to_store(tmp_path)}) == 2
+
+
+def test_html_of_bags_is_escaped():
+    bags = FeatureBags(
+        [FeatureBag(np.ones((5, 3)), slide=f"<b>{number}.svs", mpp=0.5) for number in range(12)]
+    )
+    page = bags._repr_html_()
+    assert "FeatureBags(12 slides, 3 features, 0 failures)" in page
+    assert page.count("&lt;b&gt;") == 10
+    assert "The first 10 are shown." in page
+    assert "<b>" not in page + bags[0]._repr_html_()
+    assert "<td>0.5</td>" in bags[0]._repr_html_()
+    assert "0 slides" in FeatureBags()._repr_html_()
