@@ -75,7 +75,7 @@ def _parser():
     add_option = add(
         "run",
         _run,
-        "cross-validate on features and expression, list significant genes, and save a model",
+        "cross-validate on features and expression; write a report, gene lists and a model",
         "--features features --expression tpm.csv --log2 --out results",
     )
     add_option("--features", type=Path, required=True, help="folder of feature files, or a table")
@@ -100,6 +100,7 @@ def _parser():
         help="table that says which sample or patient a slide is of, as GDC's sample sheet does",
     )
     add_option("--prior", choices=["eigengenes", "none"], default="eigengenes")
+    add_option("--gene-sets", type=Path, metavar="GMT", help="gene sets to test in the report")
     add_option("--folds", type=int, default=5, help="number of folds over patients (default: 5)")
     add_option("--seed", type=int, default=0, help="seed of the permutations (default: 0)")
     add_option("--n-jobs", type=int, help="number of folds at a time")
@@ -299,21 +300,18 @@ def _run(options):
         verbose=1,
     )
     print(f"Significant genes: {result.verdict}. Median r {result.median_r:.3f}.")
-    report = result.report
-    report.to_csv(options.out / "report.csv")
-    found = report[report.significant].sort_values("r", ascending=False)
-    found.to_csv(options.out / "significant_genes.csv")
-    result.folds.to_csv(options.out / "folds.csv", index=False)
-    import sklearn
-
-    with sklearn.config_context(enable_metadata_routing=True):
-        model.fit(*data, groups=matched.patients)
+    units = "log2(x + 1)" if options.log2 else None
+    result.to_csv(options.out / "report.csv")
+    result.significant_genes().to_csv(options.out / "significant_genes.csv", index=False)
+    result.to_html(
+        options.out / "report.html", audit=matched, units=units, gene_sets=options.gene_sets
+    )
     save_model(
-        model,
+        result.final_model(),
         options.out / "model.skops",
         features=None if is_table else matched.X,
         report=result,
-        units="log2(x + 1)" if options.log2 else None,
+        units=units,
     )
     print(
         f"Wrote {', '.join(sorted(path.name for path in options.out.iterdir()))} in {options.out}."

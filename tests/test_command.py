@@ -108,7 +108,8 @@ def test_from_features_to_results_and_a_map(cohort, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"matching.csv"}
     assert run("run", *given, "--out", out) == 0
     assert "with false discoveries controlled at 5 % by permutation" in capsys.readouterr().out
-    found = set(pd.read_csv(out / "significant_genes.csv", index_col=0).index)
+    found = set(pd.read_csv(out / "significant_genes.csv").gene)
+    assert "Calibrated by permuted patients" in (out / "report.html").read_text()
     planted = {f"GENE{number}" for number in range(20)}
     assert len(found & planted) >= 15
     assert len(found - planted) <= 2

@@ -103,7 +103,11 @@ def _paragraphs(result):
         )
     else:
         how = "an analytic null" if result.null.null == "analytic" else "permuted patients"
-        found = f"{n:,} of {genes} can be predicted." if n else f"None of {genes} can be predicted"
+        found = (
+            f"{n:,} of {genes} are significantly predicted."
+            if n
+            else f"None of {genes} is significantly predicted"
+        )
         yield f"<p><b>{found}{'' if n else ', as far as these patients show.'}</b></p>"
         yield (
             f"<p>Calibrated by {how}, with {level:g} % of the genes of the list expected to be "

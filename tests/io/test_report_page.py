@@ -60,7 +60,7 @@ def test_one_file_in_which_names_are_text(page):
 
 def test_verdict_has_both_numbers(page, result):
     verdict = page.inner_text(".verdict")
-    assert f"{result.n_significant} of 600 genes can be predicted." in verdict
+    assert f"{result.n_significant} of 600 genes are significantly predicted." in verdict
     assert f"By the published test, for comparison with papers: {result.n_published}" in verdict
     assert f"{result.median_r_fold:.3f}; pooled over folds" in verdict
 
@@ -69,7 +69,10 @@ def test_nothing_predicted_and_nothing_calibrated_are_said(result, tmp_path):
     rng = np.random.default_rng(1)
     X, y = rng.normal(size=(40, 4)), rng.normal(size=(40, 30))
     model = PriorKnowledgeRidge(prior=None, alpha=1.0)
-    for null, words in (("analytic", "None of 30 genes can be predicted"), ("published", "is not")):
+    for null, words in (
+        ("analytic", "None of 30 genes is significantly predicted"),
+        ("published", "is not"),
+    ):
         cross_val_significance(model, X, y, null=null).to_html(tmp_path / "a.html")
         assert words in (tmp_path / "a.html").read_text()
 
