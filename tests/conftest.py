@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from sklearn_pk.datasets import load_brca_expression, load_cmu_slide
+from tests.pretended_cuda import pretended_cuda
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,13 @@ def wait_for_files():
             time.sleep(0.002)
 
     return wait
+
+
+@pytest.fixture
+def cuda():
+    """Pretend that there is a CUDA device; see :class:`tests.pretended_cuda.PretendedCuda`."""
+    with pretended_cuda() as world:
+        yield world
 
 
 @pytest.fixture(scope="session")

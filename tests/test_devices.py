@@ -1,0 +1,168 @@
+"""Each part of the library on a pretended CUDA device: no mixed devices, numbers of the CPU."""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
+from sklearn_pk.regression import (
+    PriorKnowledgeRegressor,
+    PriorKnowledgeRegressorCV,
+    PriorKnowledgeRidge,
+    _training,
+)
+from sklearn_pk.slides import FoundationFeaturizer
+from tests.pretended_cuda import pretended_cuda
+
+N_SLIDES, N_GENES = 16, 9
+RNG = np.random.default_rng(0)
+EVEN = RNG.normal(size=(N_SLIDES, 5, 6)).astype(np.float32)
+RAGGED = [tiles[: 2 + row % 4] for row, tiles in enumerate(EVEN)]
+Y = EVEN.mean(axis=1) @ RNG.normal(size=(6, N_GENES)) + RNG.normal(size=(N_SLIDES, N_GENES))
+G = RNG.normal(size=(N_GENES, 4))
+SMALL = {
+    "prior": G, "max_epochs": 2, "batch_size": 8, "depth": 1, "n_heads": 2, "head_dim": 4, "lr": 1e-2,
+    "random_state": 0,
+}  # fmt: skip
+SHAPES = {"even": EVEN, "ragged": RAGGED}
+AGGREGATORS = ("mlp", "transformer", "summary_mixing", "topk")
+
+
+def regressor(device="cuda", **parameters):
+    return PriorKnowledgeRegressor(device=device, **(SMALL | parameters))
+
+
+def search(device="cuda", **parameters):
+    return PriorKnowledgeRegressorCV(regressor(device, **parameters), [0.1, 0.5], cv=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "shape"),
+    [
+        ("published", "float32", "ragged"),
+        ("projected", "float32", "even"),
+        ("scores", "bfloat16", "ragged"),
+        ("published", "bfloat16", "even"),
+    ],
+)
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_regressor(aggregator, layer, dtype, shape):
+    X, options = SHAPES[shape], {"aggregator": aggregator, "layer": layer, "dtype": dtype}
+
+    def outputs(device):
+        model = regressor(device, **options).fit(X, Y)
+        found = [getattr(model, name)(X[:3]) for name in ("predict", "predict_untrained", "embed")]
+        return model, [*found, model.predict_tiles(X[:1])[0]]
+
+    _, expected = outputs("cpu")
+    with pretended_cuda() as cuda:
+        model, found = outputs("cuda")
+        weights = model.net_.module_.state_dict().values()
+        assert {cuda.get(each) for each in weights} == {"cuda:0"}
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    for one, other in zip(found, expected, strict=True):
+        assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("float32", "ragged"), ("bfloat16", "even")])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_search(aggregator, dtype, shape):
+    options = {"aggregator": aggregator, "dtype": dtype}
+    expected = search("cpu", **options).fit(SHAPES[shape], Y)
+    with pretended_cuda() as cuda:
+        found = search("cuda", **options).fit(SHAPES[shape], Y)
+        assert cuda.n_kernels
+    tolerance = 1e-4 if dtype == "float32" else 5e-2
+    scores = [each.cv_results_["mean_test_score"] for each in (found, expected)]
+    assert_allclose(*scores, rtol=tolerance, atol=tolerance)
+
+
+def test_ridge(cuda):
+    X = EVEN.mean(axis=1)
+    PriorKnowledgeRidge(prior=G).fit(X, Y).predict(X)
+    assert not cuda.n_kernels, "it computes on the CPU"
+
+
+def test_prior(cuda):
+    expression = np.abs(RNG.normal(size=(30, 20)))
+    expression[::2] = expression[1::2] + 0.05 * RNG.normal(size=(15, 20))
+    for options in ({}, {"absolute": True, "method": "spearman"}):
+        graphs = [
+            CoexpressionGraph(threshold=0.5, device=device, **options).fit_transform(expression)
+            for device in ("cuda", "cpu")
+        ]
+        assert (graphs[0] != graphs[1]).nnz == 0
+    embeddings = [
+        NMFGeneEmbedder(6, device=device, max_iter=30, random_state=0).fit_transform(graphs[1])
+        for device in ("cuda", "cpu")
+    ]
+    assert_allclose(*embeddings, rtol=1e-3, atol=1e-4)
+
+
+def test_featurizer(cuda):
+    tiles = [RNG.integers(0, 256, (n_tiles, 16, 16, 3), dtype=np.uint8) for n_tiles in (5, 3)]
+    encoder = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 5), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    bags = {
+        device: FoundationFeaturizer(encoder, device=device, dtype=dtype, batch_size=2)
+        .fit_transform(tiles)
+        for device, dtype in (("cuda", "float32"), ("cpu", "float32"))
+    }  # fmt: skip
+    assert cuda.n_kernels
+    for found, expected in zip(bags["cuda"], bags["cpu"], strict=True):
+        assert_allclose(found.features, expected.features, rtol=1e-5, atol=1e-6)
+
+
+def _keep_mask(bags, device):
+    features, mask = bags
+    return features.to(device), mask
+
+
+def _numpy_of_device(y_true, y_pred):
+    return torch.as_tensor(np.corrcoef(y_true.numpy().ravel(), y_pred.numpy().ravel())[0, 1])
+
+
+def _draw_on_device(bags, device):
+    torch.rand(3, device=device, generator=torch.Generator())
+    return bags[0].to(device), bags[1].to(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "error", "message"),
+    [
+        ("to_device", _keep_mask, RuntimeError, "all tensors to be on the same device, found cpu"),
+        ("mean_correlation", _numpy_of_device, TypeError, "can't convert cuda device type tensor"),
+        ("to_device", _draw_on_device, RuntimeError, "device type for generator, found cpu"),
+    ],
+)
+def test_faults_are_found(cuda, monkeypatch, name, fault, error, message):
+    monkeypatch.setattr(_training, name, fault)
+    with pytest.raises(error, match=message):
+        regressor().fit(RAGGED, Y)
+
+
+def test_what_is_recorded(cuda):
+    layer, x = torch.nn.Linear(3, 4).to("cuda"), torch.ones(2, 3, device="cuda")
+    loss = layer(x).mean()
+    assert loss.is_cuda
+    assert cuda.n_kernels == 2  # the product and the mean
+    cuda.reset()
+    assert cuda.waits() == []
+    for wait in (
+        lambda: float(loss),
+        lambda: bool(loss > 0),
+        loss.tolist,
+        lambda: x[[0, 1]],
+        lambda: x[x > 2],
+        lambda: torch.tensor([1.0], device="cuda"),
+        lambda: x.cpu(),
+    ):
+        cuda.reset()
+        wait()
+        assert cuda.waits() == ["elsewhere"]
+    matrix = torch.sparse_csr_tensor([0, 1, 2], [0, 1], [1.0, 2.0], size=(2, 2), device="cuda")
+    assert (matrix @ torch.ones(2, 2, device="cuda")).is_cuda
