@@ -14,6 +14,7 @@ memory, and threads other than the one that entered.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import contextlib
+import os
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,6 +44,7 @@ _NO_ARITHMETIC = {
     aten.is_same_size,
     aten._has_compatible_shallow_copy_type,
 }
+_PROCESS = os.getpid()
 _FROM_DATA = ("tensor", "as_tensor", "asarray", "sparse_csr_tensor")
 
 
@@ -152,6 +155,10 @@ class _Functions(TorchFunctionMode):
             return self._move(function, *args, **kwargs)
         if function is Tensor.pin_memory:
             return args[0]
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            # Unlike those of CUDA, the fused kernel of the CPU has no batching rule.
+            with sdpa_kernel(SDPBackend.MATH):
+                return function(*args, **kwargs)
         if tensors and _is_gpu(world.get(tensors[0])):
             self._check_host(function, args)
         if getattr(function, "__name__", "") == "_parse_to":
@@ -304,18 +311,21 @@ def _fakes_of_cuda(world, free, capability, count):
         return lambda device=None, *_: touch(device) or value
 
     stream = SimpleNamespace(is_capturing=lambda: False, synchronize=lambda: None)
-    # What may not be called: it would change the generators of all devices.
-    generators = [torch.Generator() for _ in range(count)]
+
+    def refuse(*_):
+        raise AssertionError("this seeds all devices")
+
     return {
         "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: count,
         "current_device": lambda: world.current, "device": use, "Event": _Event,
         "mem_get_info": touching((free, 80 * 2**30)), "memory_reserved": touching(0),
         "memory_allocated": touching(0), "get_device_capability": touching(capability),
         "empty_cache": lambda: None, "synchronize": touching(), "current_stream": touching(stream),
-        "is_current_stream_capturing": touching(False), "manual_seed_all": lambda *_: None,
+        "is_current_stream_capturing": touching(False), "manual_seed_all": refuse,
         "get_rng_state": touching(torch.zeros(16, dtype=torch.uint8)),
         "set_rng_state": lambda state, device=None: touch(device),
-        "default_generators": generators, "is_bf16_supported": touching(capability >= (8, 0)),
+        "manual_seed": lambda seed: touch(), "is_bf16_supported": touching(capability >= (8, 0)),
+        "get_device_properties": lambda number: SimpleNamespace(uuid=f"{_PROCESS}-{number}"),
     }  # fmt: skip
 
 

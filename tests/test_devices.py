@@ -2,6 +2,8 @@
 
 # SPDX-License-Identifier: BSD-3-Clause
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sklearn_pk.regression import (
     _training,
 )
 from sklearn_pk.slides import FoundationFeaturizer
+from sklearn_pk.utils import _device
 from tests.pretended_cuda import pretended_cuda
 
 N_SLIDES, N_GENES = 16, 9
@@ -24,8 +27,8 @@ RAGGED = [tiles[: 2 + row % 4] for row, tiles in enumerate(EVEN)]
 Y = EVEN.mean(axis=1) @ RNG.normal(size=(6, N_GENES)) + RNG.normal(size=(N_SLIDES, N_GENES))
 G = RNG.normal(size=(N_GENES, 4))
 SMALL = {
-    "prior": G, "max_epochs": 2, "batch_size": 8, "depth": 1, "n_heads": 2, "head_dim": 4, "lr": 1e-2,
-    "random_state": 0,
+    "prior": G, "max_epochs": 2, "batch_size": 8, "depth": 1, "n_heads": 2, "head_dim": 4,
+    "lr": 1e-2, "random_state": 0,
 }  # fmt: skip
 SHAPES = {"even": EVEN, "ragged": RAGGED}
 AGGREGATORS = ("mlp", "transformer", "summary_mixing", "topk")
@@ -147,7 +150,7 @@ def test_faults_are_found(cuda, monkeypatch, name, fault, error, message):
 
 def test_what_is_recorded(cuda):
     layer, x = torch.nn.Linear(3, 4).to("cuda"), torch.ones(2, 3, device="cuda")
-    loss = layer(x).mean()
+    loss = layer(x).mean().detach()
     assert loss.is_cuda
     assert cuda.n_kernels == 2  # the product and the mean
     cuda.reset()
@@ -164,5 +167,80 @@ def test_what_is_recorded(cuda):
         cuda.reset()
         wait()
         assert cuda.waits() == ["elsewhere"]
-    matrix = torch.sparse_csr_tensor([0, 1, 2], [0, 1], [1.0, 2.0], size=(2, 2), device="cuda")
-    assert (matrix @ torch.ones(2, 2, device="cuda")).is_cuda
+
+
+class Own(torch.nn.Module):
+    """An aggregator that draws numbers."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(dim, dim), torch.nn.Dropout(0.1))
+
+    def forward(self, x):
+        return self.net(x).mean(dim=1)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_module_on_the_device(cuda, device):
+    module = Own(6).to("cuda")
+    model = regressor(device, aggregator=module).fit(EVEN, Y)
+    assert {cuda.get(each) for each in module.parameters()} == {"cuda:0"}, "it is left alone"
+    saved = model._module_params["aggregator"]
+    assert {cuda.get(each) for each in saved.parameters()} == {"cpu"}
+    assert model.predict(EVEN[:2]).shape == (2, N_GENES)
+
+
+@pytest.fixture
+def default_device(request):
+    """Set the default device of torch, as users may."""
+    with pretended_cuda() as world:
+        with torch.device("cuda"):
+            yield world
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("aggregator", ["topk", "transformer", Own])
+def test_default_device(default_device, device, aggregator):
+    model = regressor(device, aggregator=aggregator, max_epochs=1).fit(RAGGED, Y)
+    model.predict(RAGGED[:2])
+    model.predict_untrained(RAGGED[:2])
+    if aggregator == "transformer":
+        search(device, aggregator=aggregator, max_epochs=1).fit(RAGGED, Y)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_default_device_in_the_featurizer(default_device, device):
+    with torch.device("cpu"):
+        encoder = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    tiles = [np.zeros((3, 8, 8, 3), dtype=np.uint8)]
+    assert FoundationFeaturizer(encoder, device=device).fit_transform(tiles)[0].shape == (3, 3)
+
+
+@pytest.mark.parametrize("aggregator", ["mlp", "topk", Own])
+def test_second_device(aggregator):
+    with pretended_cuda(count=2) as cuda:
+        model = regressor("cuda:1", aggregator=aggregator).fit(RAGGED, Y)
+        model.predict(RAGGED[:2])
+        if aggregator == "mlp":
+            search("cuda:1", aggregator=aggregator).fit(RAGGED, Y)
+            graph = CoexpressionGraph(threshold=0.3, device="cuda:1").fit_transform(Y.T)
+            NMFGeneEmbedder(2, device="cuda:1", max_iter=2).fit(graph)
+            tiles = [np.zeros((3, 8, 8, 3), dtype=np.uint8)]
+            encoder = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+            FoundationFeaturizer(encoder, device="cuda:1").fit_transform(tiles)
+        assert cuda.touched == {1}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_stack_is_planned_for_the_memory_left(monkeypatch, count):
+    budgets = []
+    with pretended_cuda(free=2**30) as cuda:
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+        with ExitStack() as others:
+            for _ in range(count):
+                others.enter_context(_device.occupy("cuda"))
+            budgets.append(_training._budget("cuda", 0))
+        assert _device.count_processes("cuda") == 0
+        assert cuda.touched == {0}
+    assert budgets == [0.6 * 3 * 2**30 / count]

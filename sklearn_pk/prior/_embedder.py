@@ -274,7 +274,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             If `device` runs out of memory.
         ValueError
             If X has negative entries, is not square, or, with ``factors="both"``, is not
-            symmetric.
+            symmetric, or if `device` is not available or is MPS.
         """
         self.fit_transform(X)
         return self
@@ -298,6 +298,12 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         X = self._validate(X, reset=True)
         self._check_graph(X)
+        device = pick_device(self.device)
+        if device.startswith("mps"):
+            raise ValueError(
+                f"device={device!r}: PyTorch has neither sparse matrices nor float64 on MPS, which "
+                "the solver 'hals' needs. Use device='cpu'."
+            )
         W, H, self.n_iter_ = factorize(
             X,
             self.n_components,
@@ -306,7 +312,7 @@ class NMFGeneEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             tol=self.tol,
             max_iter=self.max_iter,
             random_state=check_random_state(self.random_state),
-            device=pick_device(self.device),
+            device=device,
             verbose=self.verbose,
         )
         self.reconstruction_err_ = residual_norm(X, W, H)

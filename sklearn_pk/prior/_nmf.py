@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import gen_batches, gen_even_slices
 from sklearn.utils.extmath import randomized_svd
 
-from ..utils._device import full_precision
+from ..utils._device import full_precision, use_device
 from ..utils._linalg import blas_threads
 from ..utils._out_of_memory import explain_out_of_memory
 from ..utils._reporting import progress
@@ -215,7 +215,7 @@ def _iterate_torch(X, left, right, floor, device):
             "device='cpu' or a smaller n_components, or stop other processes that use the device."
         )
 
-    with explain_out_of_memory(device, explain):
+    with explain_out_of_memory(device, explain), use_device(device):
         yield from _iterate_device(X, left, right, floor, device)
 
 
@@ -226,7 +226,7 @@ def _iterate_device(X, left, right, floor, device):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
             parts = (matrix.indptr, matrix.indices, matrix.data)
-            parts = [torch.from_numpy(part.copy()) for part in parts]
+            parts = [torch.from_numpy(part.copy()).to(device) for part in parts]
             return torch.sparse_csr_tensor(
                 *parts, size=matrix.shape, device=device, check_invariants=True
             )

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.utils import gen_batches
 
-from ..utils._device import full_precision
+from ..utils._device import full_precision, use_device
 from ..utils._linalg import blas_threads, centre_rows
 from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
 from ..utils._reporting import progress, warn_user
@@ -198,5 +198,5 @@ def _multiplier(rows, columns, absolute, halving):
         return np.concatenate(at), np.concatenate(r)
 
     # TensorFloat-32 and bfloat16 would violate the bound on the rounding error.
-    with full_precision():
+    with full_precision(), use_device(device):
         yield map, multiply

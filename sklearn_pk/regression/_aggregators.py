@@ -44,7 +44,7 @@ class MLPAggregator(nn.Module):
 class Attention(nn.Module):
     """Pre-norm multi-head self-attention without biases."""
 
-    # False where torch has no batching rule for its fused product.
+    # False in a stack on the CPU, where torch has no batching rule for its fused product.
     fused = True
 
     def __init__(self, dim, n_heads, head_dim):
@@ -196,7 +196,7 @@ def check_own_aggregator(aggregator, dim, n_tiles):
     module.eval()
     try:
         with torch.no_grad():
-            w = module(torch.zeros(1, n_tiles, dim))
+            w = module(torch.zeros(1, n_tiles, dim, device="cpu"))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise

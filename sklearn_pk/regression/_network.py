@@ -123,8 +123,8 @@ class ExpressionModule(nn.Module):
         w = self.embed(X, mask)
         return masked_mean(w, mask) if self.per_tile else w
 
-    def forward(self, X, mask=None, weight=None, bias=None):
-        """Predict expression."""
+    def forward(self, X, mask=None, weight=None, bias=None, ks=KS):
+        """Predict expression; where genes pick tiles, as the mean over several numbers of them."""
         w = self.embed(X, mask)
         is_training = bias is None
         bias = self.layer.bias if is_training else bias
@@ -132,9 +132,6 @@ class ExpressionModule(nn.Module):
         if is_training and self.predicts_scores:
             output = F.linear(output, self.basis)
         if self.per_tile:
-            ks = KS
-            if self.training:
-                ks = [KS[int(torch.randint(len(KS), ()))]]
             output = top_k_mean(output, mask, ks)
         return self.target_mean + self.target_scale * output
 
@@ -142,8 +139,11 @@ class ExpressionModule(nn.Module):
 def describe_network(estimator):
     """Return the parameters that shape the network, which may be set anew after a fit."""
     names = ("lambda_", "layer", "depth", "n_heads", "head_dim", "embed_dim", "init_scale")
+    aggregator = copy.deepcopy(estimator.aggregator)
+    if isinstance(aggregator, nn.Module):
+        aggregator = aggregator.to("cpu")  # it is saved, and moved with the network
     return {name: getattr(estimator, name) for name in names} | {
-        "aggregator": copy.deepcopy(estimator.aggregator),
+        "aggregator": aggregator,
         "use_positions": estimator.compat == "sequoia",
     }
 
@@ -157,16 +157,17 @@ def initial_weights(network):
     }
 
 
-def build_network(params, embeddings, seed):
-    """Build the network as it is before training."""
+def build_network(params, embeddings, seed, device="cpu"):
+    """Build the network as it is before training; on the meta device, its shapes only."""
     params = {
-        name: torch.tensor(value) if isinstance(value, np.ndarray) else value
+        name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
         for name, value in params.items()
     }
     # A copy: a module passed by the user must not be trained itself.
     params["aggregator"] = copy.deepcopy(params["aggregator"])
-    embeddings = None if embeddings is None else torch.from_numpy(embeddings)
-    with seeded(seed):
+    embeddings = None if embeddings is None else torch.from_numpy(embeddings).to(device)
+    # Whatever the default device of torch is.
+    with seeded(seed), torch.device(device):
         # In float32 whatever the default type of torch is.
         return ExpressionModule(embeddings=embeddings, **params).float()
 
@@ -189,7 +190,10 @@ class RandomStream:
     def __init__(self, seed, device):
         self._devices = [device] if torch.device(device).type == "cuda" else []
         with _LOCK, torch.random.fork_rng(devices=self._devices):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if self._devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             self._state = self._get()
 
     def __enter__(self):

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..utils import check_expression, check_groups, validate_bags
 from ..utils._annotation import warn_of_doubts
 from ..utils._bags import is_bag_input, label_of_bag
-from ..utils._device import pick_device
+from ..utils._device import pick_device, use_device
 from ..utils._frames import freeze_frames, thaw_frames
 from ..utils._out_of_memory import Halving, describe_memory, explain_out_of_memory
 from ..utils._patients import infer_groups, warn_of_equal
@@ -822,7 +822,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
 
         modules = [net.module_.eval() for net in self.nets_]
         options = {"batches": Halving(BATCH, self.net_.device)}
-        with torch.inference_mode():
+        with torch.inference_mode(), use_device(self.net_.device):
             layers = [module.prediction_layer() for module in modules]
             frames = [
                 tile_expression(
@@ -867,7 +867,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
             module.eval()
         positions, device, rows = modules[0].positions, self.net_.device, []
         threads = few_threads(self._module_params, self.embeddings_, self.batch_size, device)
-        with torch.inference_mode(), threads:
+        with torch.inference_mode(), threads, use_device(device):
             # One slide at a time: neither padding nor other slides change its sums.
             for position, bag in enumerate(bags):
                 tiles = present_tiles(bag, position)

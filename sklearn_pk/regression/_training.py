@@ -20,9 +20,10 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from ..utils._bags import read_bag
+from ..utils._device import count_processes, free_memory, occupy, use_device
 from ..utils._out_of_memory import attempt, describe_memory
 from ..utils._reporting import progress, warn_user
-from ._aggregators import Attention, is_own_aggregator
+from ._aggregators import KS, Attention, is_own_aggregator
 from ._network import RandomStream, build_network
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_r", "dur")
@@ -80,7 +81,7 @@ class Batches:
         if self.generator is None:
             order = np.arange(n_slides)
         else:
-            order = torch.randperm(n_slides, generator=self.generator).numpy()
+            order = torch.randperm(n_slides, generator=self.generator, device="cpu").numpy()
         chunks = [
             order[start : start + self.batch_size] for start in range(0, n_slides, self.batch_size)
         ]
@@ -113,7 +114,7 @@ def pad_bags(bags):
     for row, bag in zip(padded, bags, strict=True):
         row[: len(bag)] = bag
         row[len(bag) :] = 0
-    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    mask = torch.from_numpy(np.arange(longest) < np.array(lengths)[:, np.newaxis])
     return torch.from_numpy(padded), mask
 
 
@@ -224,7 +225,8 @@ class ExpressionNet(NeuralNetRegressor):
     def get_iterator(self, dataset, training=False):
         """Return the batches of a data set."""
         if isinstance(dataset, BagDataset):
-            return Batches(dataset, self.batch_size, torch.Generator() if training else None)
+            generator = torch.Generator("cpu") if training else None
+            return Batches(dataset, self.batch_size, generator)
         return super().get_iterator(dataset, training=training)
 
     def infer(self, x, **fit_params):
@@ -324,8 +326,11 @@ class Single:
         self.runs = self._trained = [run]
         self.net = make_net(run.build(), run.estimator, device, run.estimator.callbacks or ())
         aggregator = run.start.module_params["aggregator"]
-        draws = is_own_aggregator(aggregator) or aggregator == "topk"
+        draws = is_own_aggregator(aggregator)
         self.stream = RandomStream(run.start.seed, device) if draws else nullcontext()
+        # Drawn here, since a compiled network would keep the first number.
+        self._draws_k = aggregator == "topk"
+        self._generator = torch.Generator("cpu").manual_seed(run.start.seed)
         # Calling all callbacks after each step takes as long as a step of a small network.
         self._per_batch = {
             name
@@ -368,7 +373,11 @@ class Single:
     def predict(self, batches):
         """Return the predictions of each run for the batch of its fold."""
         [(bags, _)] = batches.values()
-        return {self.runs[0]: self.net.infer(bags)}
+        options = {}
+        if self._draws_k and self.net.module_.training:
+            drawn = torch.randint(len(KS), (), generator=self._generator, device="cpu")
+            options["ks"] = (KS[int(drawn)],)
+        return {self.runs[0]: self.net.infer(bags, **options)}
 
     def zero_grad(self):
         """Drop the gradients."""
@@ -403,7 +412,7 @@ class Stack:
         self._network = networks[0]
         for part in self._network.modules():
             if isinstance(part, Attention):
-                part.fused = False
+                part.fused = _has_batched_attention(device)
         self._weights = {
             name: torch.stack([network.get_parameter(name).detach() for network in networks])
             for name, _ in self._network.named_parameters()
@@ -532,6 +541,11 @@ class Stack:
         self._arrange(states)
 
 
+def _has_batched_attention(device):
+    """Return whether a stack may use the fused product of attention."""
+    return torch.device(device).type == "cuda"
+
+
 def _stack_bags(bags):
     """Pad batches of several folds to the same number of slides and tiles."""
     n_slides = max(len(X) for X, _ in bags)
@@ -595,7 +609,7 @@ def _make_batches(runs):
     for run in runs:
         if run.fold not in train:
             batch_size = run.estimator.batch_size
-            generator = torch.Generator().manual_seed(run.start.seed)
+            generator = torch.Generator("cpu").manual_seed(run.start.seed)
             train[run.fold] = Batches(run.train, batch_size, generator)
             if len(run.valid):
                 valid[run.fold] = Batches(run.valid, batch_size)
@@ -696,18 +710,20 @@ class NetworkSize(NamedTuple):
     n_weights: int
     layer: int  # numbers in the output of a layer, for one batch
     output: int
+    scores: int  # of attention, tile by tile, for one batch
 
 
 def network_size(module_params, embeddings, batch_size):
     """Measure a network, without memory for its weights if it is not the user's."""
     # The module of the user may have weights already, which are not on the meta device.
     own = is_own_aggregator(module_params["aggregator"])
-    with nullcontext() if own else torch.device("meta"):
-        network = build_network(module_params, embeddings, seed=0)
+    network = build_network(module_params, embeddings, seed=0, device="cpu" if own else "meta")
+    attends = not own and module_params["aggregator"] == "transformer"
     return NetworkSize(
         n_weights=sum(weight.numel() for weight in network.parameters()),
         layer=batch_size * module_params["n_tiles"] * network.norm.normalized_shape[0],
         output=batch_size * len(network.layer.weight),
+        scores=batch_size * module_params["n_heads"] * module_params["n_tiles"] ** 2 * attends,
     )
 
 
@@ -729,24 +745,30 @@ def few_threads(module_params, embeddings, batch_size, device):
 
 def train_networks(runs, device, verbose=0):
     """Train networks, as many at once as memory permits; yield each run with its result."""
-    pending = plan_sets(runs, device)
-    while pending:
-        stacked, together = pending.pop(0)
-        started = time.perf_counter()
-        start, batch_size = together[0].start, together[0].estimator.batch_size
-        with few_threads(start.module_params, start.embeddings, batch_size, device):
-            arguments = together, stacked, device, verbose
-            trained, failure = attempt(train_set, *arguments, device=device)
-        if failure is not None:
-            if len(together) == 1:
-                raise _explain_out_of_memory(together[0], device) from failure
-            _warn_of_memory(len(together), device)
-            waiting = [together, *(others for _, others in pending)]
-            pending = [(False, [run]) for others in waiting for run in others]
-            continue
-        seconds = (time.perf_counter() - started) / len(together)
-        for run in together:
-            yield run, _finish(run, *trained.pop(run), device, seconds)
+    with occupy(device):
+        pending = plan_sets(runs, device)
+        while pending:
+            stacked, together = pending.pop(0)
+            started = time.perf_counter()
+            with few_threads(*_shape_of_run(together[0]), device), use_device(device):
+                arguments = together, stacked, device, verbose
+                trained, failure = attempt(train_set, *arguments, device=device)
+            if failure is not None:
+                if len(together) == 1:
+                    raise _explain_out_of_memory(together[0], device) from failure
+                _warn_of_memory(len(together), device)
+                waiting = [together, *(others for _, others in pending)]
+                pending = [(False, [run]) for others in waiting for run in others]
+                continue
+            seconds = (time.perf_counter() - started) / len(together)
+            for run in together:
+                with use_device(device):
+                    result = _finish(run, *trained.pop(run), device, seconds)
+                yield run, result
+
+
+def _shape_of_run(run):
+    return run.start.module_params, run.start.embeddings, run.estimator.batch_size
 
 
 def _finish(run, log, net, device, seconds):
@@ -772,10 +794,8 @@ def plan_sets(runs, device):
         folds.setdefault(run.fold, []).append(run)
     folds = list(folds.values())
     first = runs[0]
-    size = network_size(
-        first.start.module_params, first.start.embeddings, first.estimator.batch_size
-    )
-    n_bytes = _bytes_of_run(first.estimator, size)
+    size = network_size(*_shape_of_run(first))
+    n_bytes = _bytes_of_run(first.estimator, size, _has_batched_attention(device))
     n_folds = 0
     if first.estimator.aggregator in STACKABLE:
         # On the CPU, as measured, only a step of a small network is mostly overhead.
@@ -808,7 +828,7 @@ def _shares_batches(runs, device):
 def _budget(device, on_cpu):
     """Return the bytes that networks may take at once."""
     if torch.device(device).type == "cuda":
-        return 0.6 * torch.cuda.mem_get_info(device)[0]
+        return 0.6 * free_memory(device) / max(1, count_processes(device))
     return on_cpu
 
 
@@ -819,10 +839,13 @@ def _shapes(run):
     return n_positions, None if embeddings is None else embeddings.shape
 
 
-def _bytes_of_run(estimator, size):
+def _bytes_of_run(estimator, size, fused=False):
     n_layers = 4 if estimator.aggregator == "mlp" else 16 * estimator.depth
+    # Attention keeps its scores before and after the softmax, and needs the gradient of one layer.
+    n_scores = 0 if fused else 2 * estimator.depth + 1
     # Weights, gradients, two moments, the best ones, the fused weight, its gradient, and slack.
-    return 4 * (8 * size.n_weights + n_layers * size.layer + 4 * size.output)
+    per_step = n_layers * size.layer + 4 * size.output + n_scores * size.scores
+    return 4 * (8 * size.n_weights + per_step)
 
 
 def _warn_of_memory(n_networks, device):

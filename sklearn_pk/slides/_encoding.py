@@ -13,7 +13,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ..utils._device import pick_device
+from ..utils._device import pick_device, use_device
 from ..utils._parallel import (
     LostWorkerError,
     cloudpickle,
@@ -203,8 +203,9 @@ class EncodingRun:
 
     def _run_here(self):
         names = self._unfinished_names
-        with explain_lost_worker(names), closing(self._plan()) as plan:
-            with closing(self._load(plan)) as batches:
+        # The memory that a GPU fetches from belongs to the current device, too.
+        with use_device(pick_device(self.slide_encoder.device)), explain_lost_worker(names):
+            with closing(self._plan()) as plan, closing(self._load(plan)) as batches:
                 self._encode(self.throughput.watch(batches))
 
     def _unfinished_names(self):

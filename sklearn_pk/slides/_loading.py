@@ -157,7 +157,7 @@ def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
         worker_init_fn=_start_worker,
         multiprocessing_context=_START_METHOD,
         # Otherwise a seed for the workers is drawn from the generator of the user.
-        generator=torch.Generator(),
+        generator=torch.Generator("cpu"),
     )
     with warnings.catch_warnings():
         # Python 3.12 and later warn about forks beside threads; see _START_METHOD.

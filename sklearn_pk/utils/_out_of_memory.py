@@ -4,6 +4,7 @@
 
 import gc
 import os
+import re
 import sys
 import traceback
 from contextlib import contextmanager
@@ -17,10 +18,18 @@ _TEXTS = (
     "std::bad_alloc",
     "Cannot allocate memory",
 )
+# Texts that have other causes as well: a library that cannot be initialised, a shape that it does
+# not support.
+_DOUBTFUL_TEXTS = (
+    "_STATUS_NOT_INITIALIZED",
+    "unable to find an engine",
+    "_STATUS_INSUFFICIENT_RESOURCES",
+    "Invalid buffer size",
+)
 _GIB = 2**30
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error, device="cpu"):
     """Return whether an error means that a device has run out of memory."""
     if isinstance(error, MemoryError):
         return True
@@ -29,7 +38,21 @@ def is_out_of_memory(error):
     # The type has different modules in different versions of torch.
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
-    return any(text in str(error) for text in _TEXTS)
+    text = str(error)
+    if any(each in text for each in _TEXTS):
+        return True
+    return any(each in text for each in _DOUBTFUL_TEXTS) and _is_low(device, text)
+
+
+def _is_low(device, text):
+    """Return whether the memory of a GPU is almost used up, or a buffer too large for the rest."""
+    sizes = _sizes_of_memory(device)
+    if sizes is None or str(device).startswith("cpu"):
+        return False
+    free, total = sizes
+    buffer = re.search(r"buffer size: ([\d.]+) ([KMG])i?B", text)
+    asked = float(buffer[1]) * 1024 ** (" KMG".index(buffer[2])) if buffer else 0
+    return free < max(_GIB, total / 20) or asked > free / 2
 
 
 def free_device_memory(device):
@@ -44,23 +67,26 @@ def free_device_memory(device):
         torch.mps.empty_cache()
 
 
-def describe_memory(device):
-    """Return the device, with its free and total memory if known."""
+def _sizes_of_memory(device):
+    """Return free and total bytes of a device, None if they are not known."""
     import torch
 
     kind = torch.device(device).type
-    sizes = None
     try:
         if kind == "cuda":
-            sizes = torch.cuda.mem_get_info(device)
-        elif kind == "mps":
+            return torch.cuda.mem_get_info(device)
+        if kind == "mps":
             total = torch.mps.recommended_max_memory()
-            sizes = total - torch.mps.driver_allocated_memory(), total
-        elif kind == "cpu":
-            sizes = _memory_of_process()
+            return total - torch.mps.driver_allocated_memory(), total
+        return _memory_of_process() if kind == "cpu" else None
     except (OSError, RuntimeError, ValueError):
         # The caller is about to raise an error, whose text needs no numbers.
-        sizes = None
+        return None
+
+
+def describe_memory(device):
+    """Return the device, with its free and total memory if known."""
+    sizes = _sizes_of_memory(device)
     if sizes is None:
         return str(device)
     free, total = (max(0, size) / _GIB for size in sizes)
@@ -101,7 +127,7 @@ def attempt(function, *arguments, device):
     try:
         return function(*arguments), None
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error, device):
             raise
         failure = error
     # After the except block, which itself refers to the error.
@@ -116,7 +142,7 @@ def explain_out_of_memory(device, explain):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error, device):
             raise
         _clear_frames(error)
         free_device_memory(device)

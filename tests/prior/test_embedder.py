@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from sklearn_pk.metrics import neighborhood_preservation
-from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder
+from sklearn_pk.prior import CoexpressionGraph, NMFGeneEmbedder, _embedder
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_feature_names():
     assert list(G.index) == ["A", "B"]
 
 
-def test_bad_input():
+def test_bad_input(monkeypatch):
     with pytest.raises(ValueError, match=r"Negative values .*NMFGeneEmbedder"):
         NMFGeneEmbedder(1).fit(np.array([[0, -1.0], [-1, 0]]))
     with pytest.raises(ValueError, match=r"a square matrix .* got shape \(2, 3\)"):
@@ -230,5 +230,8 @@ def test_bad_input():
         NMFGeneEmbedder(1, solver="mu", init="nndsvd").fit(np.ones((2, 2)))
     with pytest.raises(ValueError, match="device='cuda:77' is not available"):
         NMFGeneEmbedder(1, device="cuda:77").fit(np.ones((2, 2)))
+    monkeypatch.setattr(_embedder, "pick_device", lambda device: device)
+    with pytest.raises(ValueError, match="device='mps': PyTorch has neither sparse matrices"):
+        NMFGeneEmbedder(1, device="mps").fit(np.ones((2, 2)))
     with pytest.raises(ValueError, match="'solver' parameter of NMFGeneEmbedder"):
         NMFGeneEmbedder(1, solver="als").fit(np.ones((2, 2)))

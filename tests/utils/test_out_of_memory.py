@@ -58,6 +58,30 @@ def test_other_errors(error):
     assert not is_out_of_memory(error)
 
 
+DOUBTFUL = [
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "GET was unable to find an engine to execute this computation",
+    "CUDA error: CUSPARSE_STATUS_INSUFFICIENT_RESOURCES when calling `cusparseCreate(handle)`",
+]
+
+
+@pytest.mark.parametrize("text", DOUBTFUL)
+def test_errors_that_mean_it_where_little_memory_is_left(monkeypatch, text):
+    for free, expected in ((70, False), (3, True)):
+        sizes = (free * 2**30, 80 * 2**30)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, sizes=sizes: sizes)
+        assert is_out_of_memory(RuntimeError(text), "cuda:1") == expected
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize(("text", "expected"), [("20.50 GiB", True), ("1.00 GB", False)])
+def test_buffers_of_mps(monkeypatch, text, expected):
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 2**35)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2**30)
+    assert is_out_of_memory(RuntimeError(f"Invalid buffer size: {text}"), "mps") == expected
+
+
 def test_import_does_not_load_torch():
     code = "import sys, sklearn_pk.utils._out_of_memory; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -36,7 +36,7 @@ def prepare_tiles(tiles, encoder, device):
         pixels = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
     # (x / 255 - mean) / std in one step; it may follow the resizing, whose weights sum to 1.
     mean, std = (
-        torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1)
+        torch.tensor(values, dtype=torch.float64, device="cpu").view(1, 3, 1, 1)
         for values in (encoder.mean, encoder.std)
     )
     scale, shift = ((1 / (255 * std)).float(), (-mean / std).float())
@@ -114,7 +114,7 @@ class TileEncoder:
             return self._model(pixels)
         except RuntimeError as error:
             from_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-            if not from_compiler or is_out_of_memory(error):
+            if not from_compiler or is_out_of_memory(error, self.device):
                 raise
             raise RuntimeError(
                 f"compile=True: torch cannot compile the encoder {self.encoder.name!r} here "
