@@ -153,8 +153,6 @@ class _Functions(TorchFunctionMode):
             return _is_gpu(world.get(args[0]))
         if function in (Tensor.to, Tensor.cuda, Tensor.cpu):
             return self._move(function, *args, **kwargs)
-        if function is Tensor.pin_memory:
-            return args[0]
         if function is torch.nn.functional.scaled_dot_product_attention:
             # Unlike those of CUDA, the fused kernel of the CPU has no batching rule.
             with sdpa_kernel(SDPBackend.MATH):
@@ -202,7 +200,9 @@ class _Functions(TorchFunctionMode):
         return result
 
     def _move(self, function, tensor, *args, **kwargs):
-        world, blocks = self.world, not kwargs.get("non_blocking", False)
+        world = self.world
+        is_pinned = getattr(tensor, "is_pretended_pinned", False)
+        blocks = not (kwargs.get("non_blocking", False) and is_pinned)
         before = world.get(tensor)
         if function is Tensor.cpu:
             args, kwargs = ("cpu",), {}
@@ -284,6 +284,12 @@ class _Operations(TorchDispatchMode):
             )
 
 
+def _pin_memory(tensor):
+    pinned = tensor.clone()
+    pinned.is_pretended_pinned = True
+    return pinned
+
+
 class _Event:
     def record(self, stream=None):
         pass
@@ -342,6 +348,8 @@ def pretended_cuda(package="sklearn_pk", *, free=70 * 2**30, capability=(9, 0), 
         for name, fake in fakes.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, fake))
         stack.enter_context(mock.patch.object(torch, "autocast", on_cpu))
+        # In other threads as well, where the modes below do not hold.
+        stack.enter_context(mock.patch.object(Tensor, "pin_memory", _pin_memory))
         stack.enter_context(
             mock.patch("torch.accelerator.current_stream", torch.cuda.current_stream)
         )

@@ -31,7 +31,7 @@ SMALL = {
     "lr": 1e-2, "random_state": 0,
 }  # fmt: skip
 SHAPES = {"even": EVEN, "ragged": RAGGED}
-AGGREGATORS = ("mlp", "transformer", "summary_mixing", "topk")
+AGGREGATORS = ("mlp", "attention", "transformer", "summary_mixing", "topk")
 
 
 def regressor(device="cuda", **parameters):
@@ -120,6 +120,67 @@ def test_featurizer(cuda):
         assert_allclose(found.features, expected.features, rtol=1e-5, atol=1e-6)
 
 
+def _note_steps(monkeypatch, cuda):
+    """Record what happens in steps, and count them."""
+    step, following, steps = _training._step, _training._next_batches, []
+
+    def noted(unit, part, training):
+        results = step(unit, part, training)
+        if training:
+            steps.append((unit, cuda.waits(), cuda.n_kernels))
+        cuda.reset()
+        return results
+
+    def noted_batches(batches, device):
+        # From the first request on: making a batch is part of its step.
+        cuda.reset()
+        yield from following(batches, device)
+
+    monkeypatch.setattr(_training, "_step", noted)
+    monkeypatch.setattr(_training, "_next_batches", noted_batches)
+    return steps
+
+
+@pytest.mark.parametrize("n_tiles", [None, 3])
+@pytest.mark.parametrize("shape", ["even", "ragged"])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_a_step_does_not_wait(cuda, monkeypatch, aggregator, shape, n_tiles):
+    steps = _note_steps(monkeypatch, cuda)
+    options = {"aggregator": aggregator, "n_tiles": n_tiles, "max_epochs": 1}
+    regressor(**options).fit(SHAPES[shape], Y)
+    assert [waits for _, waits, _ in steps] == [[]] * 2
+    if n_tiles is None and aggregator != "topk":
+        # Folds of different size: the last step of one finds no batch of the other.
+        rows = np.arange(N_SLIDES)
+        folds = [(rows[6:], rows[:6]), (rows[2:], rows[:2])]
+        estimator = regressor(batch_size=4, **options)
+        PriorKnowledgeRegressorCV(estimator, [0.1, 0.5], cv=folds, refit=False).fit(
+            SHAPES[shape], Y
+        )
+        stacked = [waits for unit, waits, _ in steps if isinstance(unit, _training.Stack)]
+        assert stacked == [[]] * 4
+
+
+@pytest.mark.parametrize("fault", [lambda y: y.item() * 0, lambda y: y[[0]].sum() * 0])
+def test_a_wait_in_a_step_is_found(cuda, monkeypatch, fault):
+    steps, evaluate = _note_steps(monkeypatch, cuda), _training.Single.evaluate
+
+    def waiting(self, batches):
+        [(runs, losses, predicted)] = evaluate(self, batches)
+        return [(runs, losses + fault(losses.detach()), predicted)]
+
+    monkeypatch.setattr(_training.Single, "evaluate", waiting)
+    regressor(max_epochs=1).fit(EVEN, Y)
+    assert all(waits for _, waits, _ in steps)
+
+
+def test_bags_in_files_are_copied_without_waiting(cuda, monkeypatch, tmp_path):
+    monkeypatch.setattr(_training, "_RESIDENT", 0)
+    steps = _note_steps(monkeypatch, cuda)
+    regressor(max_epochs=1).fit(RAGGED, Y)
+    assert [waits for _, waits, _ in steps] == [[]] * 2
+
+
 def _keep_mask(bags, device):
     features, mask = bags
     return features.to(device), mask
@@ -143,6 +204,7 @@ def _draw_on_device(bags, device):
     ],
 )
 def test_faults_are_found(cuda, monkeypatch, name, fault, error, message):
+    monkeypatch.setattr(_training, "_RESIDENT", 0)  # so that batches are moved
     monkeypatch.setattr(_training, name, fault)
     with pytest.raises(error, match=message):
         regressor().fit(RAGGED, Y)

@@ -112,14 +112,16 @@ def hals(X, W, H, *, tol, max_iter, device="cpu", verbose=0):
         progress(total=max_iter, desc="NMF", unit="iteration", verbose=verbose) as bar,
         closing(iterate(X, left, right, floor)) as steps,
     ):
-        for cross, product in steps:
+        for products in steps:
             n_iter += 1
-            error = np.sqrt(max(norm**2 - 2 * cross + product, 0.0))
-            bar.set_postfix_str(f"residual {error:.4g} of {norm:.4g}", refresh=False)
             bar.update()
             if n_iter % _PERIOD == 0:
-                errors.append(error)
-            if n_iter >= max_iter or (not n_iter % _PERIOD and errors[-2] - error < tol * norm):
+                cross, product = products
+                errors.append(np.sqrt(max(norm**2 - 2 * cross + product, 0.0)))
+                bar.set_postfix_str(f"residual {errors[-1]:.4g} of {norm:.4g}", refresh=False)
+            if n_iter >= max_iter or (
+                not n_iter % _PERIOD and errors[-2] - errors[-1] < tol * norm
+            ):
                 break
     # Entries at the floor represent zeros.
     left, right = (np.where(factor > floor, factor, 0) for factor in (left, right))
@@ -145,6 +147,26 @@ def sweep(W, target, gram, clip):
                 clip(new)
                 moved[component] = new - row
                 row[:] = new
+
+
+def sweep_device(W, target, gram, floor):
+    """Do the same as :func:`sweep` in torch, with few operations, each of which is a launch."""
+    import torch
+
+    for outer in gen_batches(len(W), _COMPONENTS):
+        rows, within = W[outer], gram[outer, outer]
+        # What remains of a component is the part of those before it, which are new by then.
+        base = target[outer] - gram[outer] @ W + rows + within.tril(-1) @ rows
+        for inner in gen_batches(len(rows), _FEW):
+            first = inner.start
+            if first:
+                base[inner] -= within[inner, :first] @ rows[:first]
+            for component in range(first, min(inner.stop, len(rows))):
+                row = base[component]
+                if component > first:
+                    before = slice(first, component)
+                    row = torch.addmv(row, rows[before].T, within[component, before], alpha=-1)
+                torch.clamp(row, min=floor, out=rows[component])
 
 
 def _inverse_diagonal(gram):
@@ -234,19 +256,26 @@ def _iterate_device(X, left, right, floor, device):
     def update(matrix, factor, other, gram):
         product = (matrix @ other).T.contiguous()
         scale = (1 / torch.where(gram.diagonal() > 0, gram.diagonal(), 1))[:, None]
-        sweep(factor, product * scale, gram * scale, lambda values: values.clamp_(min=floor))
-        return float((product * factor).sum(dtype=torch.float64))
+        sweep_device(factor, product * scale, gram * scale, floor)
+        return product
 
     rows, columns = to_device(X), to_device(X.T.tocsr())
     # Components are rows, as sweep requires.
-    W, H = (torch.as_tensor(factor.T.copy(), device=device) for factor in (left, right))
+    W, H = (torch.from_numpy(factor.T.copy()).to(device) for factor in (left, right))
     try:
         with full_precision():
+            gram_of_h, n_iter = H @ H.T, 0
             while True:
-                update(rows, W, H.T, H @ H.T)
+                n_iter += 1
+                update(rows, W, H.T, gram_of_h)
                 gram = W @ W.T
-                cross = update(columns, H, W.T, gram)
-                yield cross, float((gram * (H @ H.T)).sum(dtype=torch.float64))
+                product = update(columns, H, W.T, gram)
+                gram_of_h = H @ H.T
+                # The host waits for these numbers.
+                yield n_iter % _PERIOD or tuple(
+                    float((one * other).sum(dtype=torch.float64))
+                    for one, other in ((product, H), (gram, gram_of_h))
+                )
     finally:
         left[:], right[:] = W.T.cpu().numpy(), H.T.cpu().numpy()
 

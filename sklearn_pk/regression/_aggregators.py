@@ -41,6 +41,24 @@ class MLPAggregator(nn.Module):
         return masked_mean(self.net(x), mask)
 
 
+class AttentionPooling(nn.Module):
+    """Linear - ReLU on every tile, then their mean weighted by gated attention."""
+
+    def __init__(self, dim, width):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(dim, dim), nn.ReLU())
+        self.value, self.gate = nn.Linear(dim, width), nn.Linear(dim, width)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, x, mask=None):
+        """Map (batch, tiles, dim) to (batch, dim)."""
+        x = self.net(x)
+        scores = self.score(self.value(x).tanh() * self.gate(x).sigmoid()).squeeze(-1).float()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return torch.einsum("btd,bt->bd", x, scores.softmax(dim=-1).to(x.dtype))
+
+
 class Attention(nn.Module):
     """Pre-norm multi-head self-attention without biases."""
 
@@ -216,6 +234,8 @@ def make_aggregator(name, dim, *, depth, n_heads, head_dim):
     """Build an aggregator by name."""
     if name == "mlp":
         return MLPAggregator(dim)
+    if name == "attention":
+        return AttentionPooling(dim, head_dim)
     if name == "topk":
         return TopKAggregator(dim)
     kinds = {"transformer": TransformerAggregator, "summary_mixing": SummaryMixingAggregator}

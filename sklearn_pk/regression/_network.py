@@ -98,18 +98,23 @@ class ExpressionModule(nn.Module):
         given |= {"layer.embeddings", "basis"}
         return {name: value for name, value in self.state_dict().items() if name not in given}
 
-    def prediction_layer(self):
-        """Compute the last layer of predictions."""
+    def prediction_layer(self, genes=None):
+        """Compute the last layer of predictions, of all genes or of some by their positions."""
         weight, bias = self.layer.fused_weight(), self.layer.bias
         if self.predicts_scores:
-            return {"weight": self.basis @ weight, "bias": self.basis @ bias}
-        if self.basis is not None:
+            weight, bias = self.basis @ weight, self.basis @ bias
+        elif self.basis is not None:
             weight, bias = (
                 smooth_over_genes(values, self.basis, self.lambda_)
                 for values in (weight, bias.unsqueeze(1))
             )
             bias = bias.squeeze(1)
-        return {"weight": weight, "bias": bias}
+        layer = {"weight": weight, "bias": bias}
+        if genes is None:
+            return layer
+        genes = torch.as_tensor(genes, device=weight.device)
+        target = self.target_mean[genes], self.target_scale[genes]
+        return {name: values[genes] for name, values in layer.items()} | {"target": target}
 
     def embed(self, X, mask=None):
         """Compute the slide embeddings w."""
@@ -123,7 +128,7 @@ class ExpressionModule(nn.Module):
         w = self.embed(X, mask)
         return masked_mean(w, mask) if self.per_tile else w
 
-    def forward(self, X, mask=None, weight=None, bias=None, ks=KS):
+    def forward(self, X, mask=None, weight=None, bias=None, target=None, ks=KS):
         """Predict expression; where genes pick tiles, as the mean over several numbers of them."""
         w = self.embed(X, mask)
         is_training = bias is None
@@ -133,7 +138,8 @@ class ExpressionModule(nn.Module):
             output = F.linear(output, self.basis)
         if self.per_tile:
             output = top_k_mean(output, mask, ks)
-        return self.target_mean + self.target_scale * output
+        mean, scale = (self.target_mean, self.target_scale) if target is None else target
+        return mean + scale * output
 
 
 def describe_network(estimator):

@@ -215,6 +215,7 @@ def _scales(estimator, data):
     feature_mean, feature_scale = np.zeros(n_features), np.ones(n_features)
     target_mean, target_scale = np.zeros(n_genes), np.ones(n_genes)
     as_published = estimator.compat == "sequoia"
+    longest = max(bag.shape[0] for bag in data.bags)
     if estimator.standardize and not as_published:
         feature_mean, feature_scale = tile_statistics(data.bags, data.rows)
     if not as_published:
@@ -226,7 +227,7 @@ def _scales(estimator, data):
         "feature_scale": feature_scale.astype(np.float32),
         "target_mean": target_mean.astype(np.float32),
         "target_scale": target_scale.astype(np.float32),
-        "n_tiles": max(bag.shape[0] for bag in data.bags),
+        "n_tiles": min(longest, estimator.n_tiles or longest),
     }
 
 
@@ -294,10 +295,11 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         DataFrame is matched by gene name, with zeros for genes that it lacks.
         With None the last layer is a plain linear layer.
 
-    aggregator : {"mlp", "transformer", "summary_mixing", "topk"}, torch.nn.Module or class of \
-            modules, default="mlp"
+    aggregator : {"mlp", "attention", "transformer", "summary_mixing", "topk"}, torch.nn.Module or \
+            class of modules, default="mlp"
         How the tiles become one slide embedding. "mlp" is Linear - ReLU -
-        Linear on each tile, then the mean; "transformer" and "summary_mixing" combine
+        Linear on each tile, then the mean; "attention" is Linear - ReLU on each tile, then their
+        mean weighted by gated attention [4]_; "transformer" and "summary_mixing" combine
         information across tiles. "topk" is HE2RNA: two hidden layers, then the last layer on
         each tile, of which each gene averages its k highest scores, with a random k of 1, 2, 5,
         10, 20, 50 and 100 per batch and the mean over all k in predictions.
@@ -339,7 +341,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         Number of heads in each of those blocks.
 
     head_dim : int, default=64
-        Width of a head.
+        Width of a head, and of the gates of "attention".
 
     embed_dim : int or None, default=None
         Width of the slide embedding. None keeps that of the tile features; another
@@ -366,6 +368,12 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
 
     batch_size : int, default=16
         Number of slides in a training step.
+
+    n_tiles : int or None, default=None
+        Number of tiles that training draws of each bag, anew in each epoch; None takes all.
+        Slides held out for early stopping have as many, evenly spaced. Predictions take all tiles,
+        in chunks of about as many, and average the chunks, weighted by their tiles. It bounds
+        memory and time where bags have thousands of tiles. Not with ``compat="sequoia"``.
 
     lr : float, default=3e-4
         Learning rate of AdamW. 1e-3 is the published one.
@@ -396,15 +404,17 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         fraction of the mean variance of the genes. The default is the published one for genes of
         variance 1, and keeps overfitted epochs in small cohorts.
 
-    dtype : {"float32", "bfloat16"}, default="float32"
+    dtype : {"float32", "bfloat16", "auto"}, default="float32"
         Precision of the products in training. "bfloat16" is meant for GPUs; weights, losses
-        and predictions stay float32.
+        and predictions stay float32. "auto" is "bfloat16" on CUDA devices that compute in it
+        (compute capability 8.0 or higher), and "float32" elsewhere.
 
     compile : bool, default=False
         Whether to train with :func:`torch.compile`, whose start takes about a minute.
 
     device : str, default="auto"
-        Torch device. "auto" takes the GPU if there is one.
+        Torch device. "auto" is a CUDA device if there is one, else the CPU; each worker process
+        takes one that no other worker uses, as long as there is any.
 
     memory : str, path-like, joblib.Memory or None, default=None
         Cache for fitted priors, so that a search over `lambda_` does not
@@ -520,6 +530,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
        linearized attention", Nature Communications 15:9886 (2024).
     .. [3] Parcollet et al., "SummaryMixing: a linear-complexity alternative to
        self-attention for speech recognition and understanding", arXiv 2307.07421.
+    .. [4] Ilse et al., "Attention-based Deep Multiple Instance Learning", ICML 2018, equation 9.
 
     Examples
     --------
@@ -542,7 +553,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
     _parameter_constraints: dict = {
         "prior": [HasMethods(["fit_transform", "get_params"]), "array-like", None],
         "aggregator": [
-            StrOptions({"mlp", "transformer", "summary_mixing", "topk"}),
+            StrOptions({"mlp", "attention", "transformer", "summary_mixing", "topk"}),
             torch.nn.Module,
             type,
         ],
@@ -559,6 +570,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         "init_scale": [Interval(Real, 0, None, closed="neither")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "n_tiles": [Interval(Integral, 1, None, closed="left"), None],
         "lr": [Interval(Real, 0, None, closed="neither")],
         "lr_schedule": [StrOptions({"constant", "cosine"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -566,7 +578,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         "early_stopping": [StrOptions({"loss+corr", "loss"}), None],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "loss_tolerance": [Interval(Real, 0, None, closed="left")],
-        "dtype": [StrOptions({"float32", "bfloat16"})],
+        "dtype": [StrOptions({"float32", "bfloat16", "auto"})],
         "compile": ["boolean"],
         "device": [str],
         "memory": [str, HasMethods(["cache"]), os.PathLike, None],
@@ -595,6 +607,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         init_scale=0.1,
         max_epochs=200,
         batch_size=16,
+        n_tiles=None,
         lr=3e-4,
         lr_schedule="constant",
         weight_decay=0.0,
@@ -627,6 +640,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         self.init_scale = init_scale
         self.max_epochs = max_epochs
         self.batch_size = batch_size
+        self.n_tiles = n_tiles
         self.lr = lr
         self.lr_schedule = lr_schedule
         self.weight_decay = weight_decay
@@ -686,6 +700,11 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
                 "layer='scores' predicts scores of a prior, but prior is None. Pass one, such as "
                 "EigengeneEmbedder(50)."
             )
+        if self.n_tiles is not None and self.compat is not None:
+            raise ValueError(
+                f"n_tiles={self.n_tiles!r} draws tiles, but with compat={self.compat!r} their "
+                "positions matter. Use n_tiles=None."
+            )
         start = prepare(self, data)
         runs = make_runs(self, data, start)
         # Callbacks follow one network at a time.
@@ -699,7 +718,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
             self.feature_names_in_ = data.feature_names
         if data.gene_names is not None:
             self.gene_names_out_ = data.gene_names
-        self._y_is_1d, self._offset = data.y_is_1d, data.offset
+        self._y_is_1d, self._offset, self._n_tiles = data.y_is_1d, data.offset, self.n_tiles
         self.seed_ = start.seed
         self.prior_, self.embeddings_ = start.prior, start.embeddings
         self.validation_indices_ = start.valid
@@ -815,7 +834,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
                 )
             moved = to_device((features, mask), self.net_.device)
             predicted = sum(
-                module(*moved, **layer)[:, chosen].float().cpu().numpy()
+                module(*moved, **layer).float().cpu().numpy()
                 for module, layer in zip(modules, layers, strict=True)
             )
             return self._postprocess(predicted / len(modules), chosen)
@@ -823,7 +842,7 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
         modules = [net.module_.eval() for net in self.nets_]
         options = {"batches": Halving(BATCH, self.net_.device)}
         with torch.inference_mode(), use_device(self.net_.device):
-            layers = [module.prediction_layer() for module in modules]
+            layers = [module.prediction_layer(chosen) for module in modules]
             frames = [
                 tile_expression(
                     source, position, predict_bags, columns, window, stride, slide=slide, **options
@@ -879,9 +898,21 @@ class PriorKnowledgeRegressor(ExpressionMixin, RegressorMixin, BaseEstimator):
                     )
                 explain = partial(_explain_slide, label_of_bag(bag, position), len(tiles))
                 with explain_out_of_memory(device, explain):
-                    batch = to_device(pad_bags([tiles]), device)
-                    rows.append([each(*batch)[0].float().cpu().numpy() for each in functions])
+                    rows.append(self._mean_over_chunks(tiles, functions))
         return np.stack(rows, axis=1).astype(np.float64)
+
+    def _mean_over_chunks(self, tiles, functions):
+        """Return the result of each function for a slide, or its mean over chunks of tiles."""
+        # Regressors saved by earlier versions lack it.
+        n_chunks = -(-len(tiles) // (getattr(self, "_n_tiles", None) or len(tiles)))
+        means = 0.0
+        for first in range(n_chunks):
+            # Not neighbours, which look alike.
+            chunk = tiles[first::n_chunks]
+            batch = to_device(pad_bags([chunk]), self.net_.device)
+            found = torch.stack([each(*batch)[0].float() for each in functions])
+            means = means + found * (len(chunk) / len(tiles))
+        return means.cpu().numpy()
 
     def _postprocess(self, predicted, genes=slice(None)):
         if self._offset.any():

@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from ..utils._bags import read_bag
-from ..utils._device import count_processes, free_memory, occupy, use_device
+from ..utils._device import count_processes, free_memory, occupy, pick_dtype, use_device
 from ..utils._out_of_memory import attempt, describe_memory
 from ..utils._reporting import progress, warn_user
 from ._aggregators import KS, Attention, is_own_aggregator
@@ -29,11 +29,20 @@ from ._network import RandomStream, build_network
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_r", "dur")
 
 # Other aggregators draw numbers or belong to the user, and are trained side by side instead.
-STACKABLE = ("mlp", "transformer", "summary_mixing")
+STACKABLE = ("mlp", "transformer", "summary_mixing", "attention")
 
 # Bytes of the networks that are trained at once on the CPU, in a stack (which saves time with small
 # networks only) and side by side.
 _STACK_BUDGET, _SIDE_BUDGET = 2**30, 2**33
+
+# Bags of at least so many tiles are not padded to the longest of the batch but grouped by length.
+_LONG_BAG = 512
+
+# Tiles of the batches in which slides are validated on a GPU.
+_VALIDATED_TILES = 2**16
+
+# Fraction of the free memory of a GPU for features and expression.
+_RESIDENT = 0.3
 
 # Correlations that differ by less are equal: they do not decide which epoch is the best.
 _ROUNDING = 1e-6
@@ -56,24 +65,112 @@ class BagDataset(torch.utils.data.Dataset):
         """Return one slide as a batch."""
         return self.batch([position])
 
-    def batch(self, positions):
+    def batch(self, positions, draw=None):
         """Return several slides: (features, mask or None), targets."""
         rows = self.indices[np.asarray(positions)]
         bags = [present_tiles(self.bags[row], row) for row in rows]
-        return pad_bags(bags), torch.from_numpy(self.targets[rows])
+        if draw is not None:
+            bags = [bag[draw(len(bag))] for bag in bags]
+        order, groups = group_by_length([len(bag) for bag in bags])
+        padded = [pad_bags([bags[row] for row in group]) for group in groups]
+        targets = torch.from_numpy(self.targets[rows[order]])
+        return padded[0] if len(padded) == 1 else padded, targets
+
+
+class ResidentSlides:
+    """Slides on a GPU, where batches are made by index without waiting for the host."""
+
+    def __init__(self, bags, targets, rows, device):
+        self.device = device
+        self._lengths = np.zeros(len(bags), dtype=np.int64)
+        self._lengths[rows] = [len(bags[row]) for row in rows]
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._n_tiles = int(self._lengths.sum())
+        # The last row stands for tiles that fill up a bag.
+        self._tiles = torch.zeros(self._n_tiles + 1, bags[rows[0]].shape[1], device=device)
+        for row in rows:
+            tiles = np.ascontiguousarray(bags[row], dtype=np.float32)
+            self._tiles[self._starts[row] :][: len(tiles)].copy_(torch.from_numpy(tiles))
+        self._targets = torch.from_numpy(targets[rows]).to(device)
+        self._positions = np.zeros(len(bags), dtype=np.int64)
+        self._positions[rows] = np.arange(len(rows))
+
+    def batch(self, rows, draw=None):
+        """Return several slides as :meth:`BagDataset.batch`, on the device."""
+        drawn = [
+            np.arange(length) if draw is None else draw(length) for length in self._lengths[rows]
+        ]
+        order, groups = group_by_length(list(map(len, drawn)))
+        padded = [
+            self._gather([self._starts[rows[each]] + drawn[each] for each in group])
+            for group in groups
+        ]
+        targets = self._targets[upload(self._positions[rows[order]], self.device)]
+        return padded[0] if len(padded) == 1 else padded, targets
+
+    def _gather(self, places):
+        longest = max(map(len, places))
+        index = np.full((len(places), longest), self._n_tiles)
+        for row, place in zip(index, places, strict=True):
+            row[: len(place)] = place
+        is_even = min(map(len, places)) == longest
+        index = upload(index, self.device)
+        return self._tiles[index], None if is_even else index < self._n_tiles
+
+
+def upload(array, device):
+    """Copy numbers to the device; to CUDA without waiting until they are there."""
+    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    if tensor.device.type == "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def group_by_length(lengths):
+    """Return the order of bags, and groups of them that are padded to the longest of each."""
+    # Split, padding costs less than the further passes of the network.
+    if max(lengths) < _LONG_BAG or len(lengths) * max(lengths) < 2 * sum(lengths):
+        order = np.arange(len(lengths))
+        return order, [order]
+    order, groups, longest = np.argsort(lengths, kind="stable")[::-1], [], math.inf
+    for row in order:
+        if lengths[row] < longest / 2:
+            longest = lengths[row]
+            groups.append([])
+        groups[-1].append(row)
+    return order, groups
+
+
+def draw_tiles(n_tiles, generator, length):
+    """Draw tiles of a bag without replacement; without a generator, take them evenly spaced."""
+    if length <= n_tiles:
+        return np.arange(length)
+    if generator is None:
+        return np.linspace(0, length - 1, n_tiles).astype(np.int64)
+    drawn = torch.randperm(length, generator=generator, device="cpu")[:n_tiles]
+    return np.sort(drawn.numpy())
 
 
 class Batches:
     """Iterate over a data set in batches; bags in files are read one batch ahead."""
 
-    def __init__(self, dataset, batch_size, generator=None):
+    def __init__(self, dataset, batch_size, generator=None, *, n_tiles=None, resident=None):
         self.dataset = dataset
         self.batch_size = batch_size
         self.generator = generator
+        self.resident = resident
+        self._draw = None if n_tiles is None else partial(draw_tiles, n_tiles, generator)
 
     def __len__(self):
         """Count the batches."""
         return -(-len(self.dataset) // self.batch_size)
+
+    def _make(self, positions):
+        if self.resident is not None:
+            return self.resident.batch(self.dataset.indices[positions], self._draw)
+        return self.dataset.batch(positions, self._draw)
 
     def __iter__(self):
         """Yield batches as :meth:`BagDataset.batch` returns them."""
@@ -86,12 +183,12 @@ class Batches:
             order[start : start + self.batch_size] for start in range(0, n_slides, self.batch_size)
         ]
         if not self.dataset.reads_files:
-            yield from map(self.dataset.batch, chunks)
+            yield from map(self._make, chunks)
             return
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self.dataset.batch, chunks[0])
+            coming = reader.submit(self._make, chunks[0])
             for chunk in chunks[1:]:
-                batch, coming = coming.result(), reader.submit(self.dataset.batch, chunk)
+                batch, coming = coming.result(), reader.submit(self._make, chunk)
                 yield batch
             yield coming.result()
 
@@ -120,8 +217,10 @@ def pad_bags(bags):
 
 def to_device(bags, device):
     """Move a batch of bags."""
+    if isinstance(bags, list):
+        return [to_device(each, device) for each in bags]
     features, mask = bags
-    return features.to(device), None if mask is None else mask.to(device)
+    return upload(features, device), None if mask is None else upload(mask, device)
 
 
 def mean_correlation(y_true, y_pred):
@@ -232,9 +331,11 @@ class ExpressionNet(NeuralNetRegressor):
     def infer(self, x, **fit_params):
         """Predict a batch."""
         network = self._compiled_module() if self.compiled else self.module_
-        bags = x if isinstance(x, tuple) else (x, None)
+        # Bags of very different lengths come in several groups.
+        groups = x if isinstance(x, list) else [x if isinstance(x, tuple) else (x, None)]
         with autocast(self.dtype, self.device):
-            return network(*to_device(bags, self.device), **fit_params)
+            predicted = [network(*to_device(bags, self.device), **fit_params) for bags in groups]
+        return predicted[0] if len(predicted) == 1 else torch.cat(predicted)
 
     def _compiled_module(self):
         # Beside the module, which is saved and predicts uncompiled.
@@ -275,6 +376,10 @@ def load_weights(network, weights):
 
 def autocast(dtype, device):
     """Compute products in the given precision."""
+    if dtype == "auto":
+        dtype = pick_dtype(dtype, device)
+        # float16 would need gradients to be scaled.
+        dtype = "float32" if dtype == "float16" else dtype
     if dtype == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
@@ -304,10 +409,10 @@ class Run:
         is_published = self.estimator.compat == "sequoia" or not self.start.variance
         return 1.0 if is_published else 1 / self.start.variance
 
-    def build(self):
+    def build(self, device="cpu"):
         """Build the network as it is before training."""
         start = self.start
-        return build_network(start.module_params, start.embeddings, start.seed)
+        return build_network(start.module_params, start.embeddings, start.seed, device)
 
 
 class Trained(NamedTuple):
@@ -341,6 +446,10 @@ class Single:
             )
         }
 
+    def given(self, run):
+        """Return the net into which the best weights are put."""
+        return self.net
+
     def notify(self, name, batches=None, results=None, **kwargs):
         """Call the callbacks with the arguments that skorch passes."""
         [run] = self._trained
@@ -352,7 +461,8 @@ class Single:
         elif name in self._per_batch:
             [batch] = batches.values()
             if results is not None:
-                [(kwargs["loss"], kwargs["y_pred"])] = results.values()
+                [(_, losses, predicted)] = results
+                kwargs["loss"], kwargs["y_pred"] = losses[0], predicted[0]
             self.net.notify(name, batch=batch, **kwargs)
 
     def record(self, row):
@@ -370,14 +480,19 @@ class Single:
         """Switch between training and evaluation."""
         self.net.module_.train(training)
 
-    def predict(self, batches):
-        """Return the predictions of each run for the batch of its fold."""
+    def evaluate(self, batches):
+        """Return [(runs, losses of them, predictions of them)] for the batch of each fold."""
+        [(_, y)] = batches.values()
+        predicted = self._predict(batches)
+        return [(self.runs, F.mse_loss(predicted, y)[None], predicted[None])]
+
+    def _predict(self, batches):
         [(bags, _)] = batches.values()
         options = {}
         if self._draws_k and self.net.module_.training:
             drawn = torch.randint(len(KS), (), generator=self._generator, device="cpu")
             options["ks"] = (KS[int(drawn)],)
-        return {self.runs[0]: self.net.infer(bags, **options)}
+        return self.net.infer(bags, **options)
 
     def zero_grad(self):
         """Drop the gradients."""
@@ -417,8 +532,15 @@ class Stack:
             name: torch.stack([network.get_parameter(name).detach() for network in networks])
             for name, _ in self._network.named_parameters()
         }
-        buffers = [dict(network.named_buffers()) for network in networks]
-        self._embeddings = [each.pop("layer.embeddings", None) for each in buffers]
+        buffers, by_fold = [dict(network.named_buffers()) for network in networks], {}
+        # One copy for each fold.
+        self._given = {
+            run: by_fold.setdefault(run.fold, dict(each))
+            for run, each in zip(self.runs, buffers, strict=True)
+        }
+        for each in buffers:
+            each.pop("layer.embeddings", None)
+        self._embeddings = [self._given[run].get("layer.embeddings") for run in self.runs]
         if not self._network.predicts_scores:
             for each in buffers:
                 each.pop("basis", None)  # for predictions only
@@ -451,6 +573,10 @@ class Stack:
         given = self._embeddings[:1] if len(self._slices) == 1 else self._embeddings
         self._stacked_embeddings = None if given[0] is None else torch.stack(given)
 
+    def given(self, run):
+        """Return the buffers of a run, which are not learned."""
+        return self._given[run]
+
     def notify(self, name, *arguments, **kwargs):
         """Do nothing: stacked networks have no callbacks."""
 
@@ -467,38 +593,49 @@ class Stack:
         """Switch between training and evaluation."""
         self._network.train(training)
 
-    def predict(self, batches):
-        """Return the predictions of each run for the batch of its fold, if there is one."""
-        rows, runs, weights, buffers = slice(None), self.runs, self._weights, self._buffers
-        if not all(fold in batches for fold in self._slices):
-            rows = [row for row, run in enumerate(self.runs) if run.fold in batches]
-            runs = [self.runs[row] for row in rows]
-            weights = {name: value[rows] for name, value in weights.items()}
-            buffers = {name: value[rows] for name, value in buffers.items()}
+    def evaluate(self, batches):
+        """Return [(runs, losses of them, predictions of them)] for the batch of each fold."""
+        predicted, results, first = self._predict(batches), [], 0
+        for fold, rows in self._slices.items():
+            if fold not in batches:
+                continue
+            y = batches[fold][1]
+            # Without the slides that fill up the batch of a fold.
+            values = predicted[first : first + rows.stop - rows.start, : len(y)]
+            losses = F.mse_loss(values, y.expand_as(values), reduction="none").mean(dim=(1, 2))
+            results.append((self.runs[rows], losses, values))
+            first += rows.stop - rows.start
+        return results
+
+    def _predict(self, batches):
+        """Predict the slides of each fold that has a batch, (n_runs, n_slides, n_genes)."""
+        kept = {fold: rows for fold, rows in self._slices.items() if fold in batches}
+
+        def take(values):
+            if len(kept) == len(self._slices):
+                return values
+            return torch.cat([values[rows] for rows in kept.values()])
+
+        weights = {name: take(value) for name, value in self._weights.items()}
+        buffers = {name: take(value) for name, value in self._buffers.items()}
         fused = weights["layer.weight"]
         if self._stacked_embeddings is not None:
             embeddings = self._stacked_embeddings
-            embeddings = embeddings if len(embeddings) == 1 else embeddings[rows]
-            fused = torch.lerp(fused, embeddings, self._lambdas[rows, None, None])
-        if len({run.fold for run in runs}) == 1:
-            (X, mask), along = batches[runs[0].fold][0], None
+            embeddings = embeddings if len(embeddings) == 1 else take(embeddings)
+            fused = torch.lerp(fused, embeddings, take(self._lambdas)[:, None, None])
+        bags = [_whole(batches[fold][0]) for fold in kept]
+        if len(kept) == 1:
+            [(X, mask)], along = bags, None
         else:
-            X, mask = _stack_bags([batches[run.fold][0] for run in runs])
-            along = 0
+            sizes = [rows.stop - rows.start for rows in kept.values()]
+            (X, mask), along = _stack_bags(bags, sizes), 0
 
         def one(weights, buffers, fused, X, mask):
             return functional_call(self._network, (weights, buffers), (X, mask), {"weight": fused})
 
         mask_along = None if mask is None else along
         with autocast(self.runs[0].estimator.dtype, self._device):
-            predicted = vmap(one, in_dims=(0, 0, 0, along, mask_along))(
-                weights, buffers, fused, X, mask
-            )
-        # Without the slides that fill up the batch of a fold.
-        return {
-            run: values[: len(batches[run.fold][1])]
-            for run, values in zip(runs, predicted, strict=True)
-        }
+            return vmap(one, in_dims=(0, 0, 0, along, mask_along))(weights, buffers, fused, X, mask)
 
     def zero_grad(self):
         """Drop the gradients."""
@@ -546,28 +683,52 @@ def _has_batched_attention(device):
     return torch.device(device).type == "cuda"
 
 
-def _stack_bags(bags):
-    """Pad batches of several folds to the same number of slides and tiles."""
-    n_slides = max(len(X) for X, _ in bags)
-    n_tiles = max(X.shape[1] for X, _ in bags)
-    # Slides that fill up a batch have tiles, so that nothing is divided by zero.
-    stacked = bags[0][0].new_zeros(len(bags), n_slides, n_tiles, bags[0][0].shape[2])
-    mask = torch.ones(stacked.shape[:3], dtype=torch.bool, device=stacked.device)
-    for row, (X, present) in enumerate(bags):
-        stacked[row, : len(X), : X.shape[1]] = X
-        mask[row, : len(X), X.shape[1] :] = False
-        if present is not None:
-            mask[row, : len(X), : X.shape[1]] = present
-    return stacked, None if bool(mask.all()) else mask
+def _whole(bags):
+    """Join the groups of a batch, which a stack cannot pass one by one."""
+    if not isinstance(bags, list):
+        return bags
+    return _pad([X for X, _ in bags], [mask for _, mask in bags], torch.cat)
+
+
+def _stack_bags(bags, sizes):
+    """Pad batches of several folds to the same number of slides and tiles, and repeat each."""
+    X, mask = _pad([X for X, _ in bags], [mask for _, mask in bags], torch.stack)
+    if max(sizes) > 1:
+        X, mask = (each if each is None else _repeat(each, sizes) for each in (X, mask))
+    return X, mask
+
+
+def _repeat(values, sizes):
+    """Repeat each row so many times, without an index that the device would wait for."""
+    return torch.cat(
+        [row.expand(size, *row.shape[1:]) for row, size in zip(values.split(1), sizes, strict=True)]
+    )
+
+
+def _pad(features, masks, join):
+    """Pad to the most slides and tiles, and join batches; the mask is None if none is needed."""
+    n_slides = max(map(len, features))
+    n_tiles = max(X.shape[1] for X in features)
+    is_even = all(mask is None for mask in masks) and {X.shape[1] for X in features} == {n_tiles}
+    padded, present = [], []
+    for X, mask in zip(features, masks, strict=True):
+        slides = n_slides - len(X) if join is torch.stack else 0
+        tiles = n_tiles - X.shape[1]
+        padded.append(F.pad(X, (0, 0, 0, tiles, 0, slides)) if slides or tiles else X)
+        if not is_even:
+            mask = X.new_ones(X.shape[:2], dtype=torch.bool) if mask is None else mask
+            # Slides that fill up a batch have tiles, so that nothing is divided by zero.
+            present.append(F.pad(F.pad(mask, (0, tiles)), (0, 0, 0, slides), value=True))
+    return join(padded), None if is_even else join(present)
 
 
 def train_set(runs, stacked, device, verbose):
     """Train networks on shared batches, each until its rule stops it; return {run: (Log, net)}."""
     estimator = runs[0].estimator  # all have the same parameters of training
     units = [Stack(runs, device)] if stacked else [Single(run, device) for run in runs]
-    nets = {run: None if stacked else unit.net for unit in units for run in unit.runs}
+    nets = {run: unit.given(run) for unit in units for run in unit.runs}
     logs = {run: Log(estimator, run.start.variance) for run in runs}
-    batches, held_out = _make_batches(runs)
+    batches, held_out = _make_batches(runs, device)
     n_epochs = estimator.max_epochs
     bar = progress(total=n_epochs, desc="training", verbose=verbose, unit="epoch")
     with closing(bar), _notify_of_training(units):
@@ -592,8 +753,9 @@ def train_set(runs, stacked, device, verbose):
             units = [unit for unit in units if unit.runs]
             if not units:
                 break
-    for net in filter(None, nets.values()):
-        _free_optimizer(net)
+    for net in nets.values():
+        if isinstance(net, ExpressionNet):
+            _free_optimizer(net)
     return {run: (logs[run], nets[run]) for run in runs}
 
 
@@ -603,17 +765,37 @@ def _free_optimizer(net):
     net.optimizer_.zero_grad()
 
 
-def _make_batches(runs):
+def _make_batches(runs, device):
     """Return the batches of each fold for training, shuffled, and for validation."""
-    train, valid = {}, {}
+    train, valid, resident = {}, {}, _put_on_device(runs, device)
     for run in runs:
         if run.fold not in train:
-            batch_size = run.estimator.batch_size
+            estimator = run.estimator
             generator = torch.Generator("cpu").manual_seed(run.start.seed)
-            train[run.fold] = Batches(run.train, batch_size, generator)
+            options = {"n_tiles": estimator.n_tiles, "resident": resident}
+            train[run.fold] = Batches(run.train, estimator.batch_size, generator, **options)
+            batch_size = estimator.batch_size
+            if resident is not None:
+                longest = run.start.module_params["n_tiles"]
+                batch_size = max(batch_size, _VALIDATED_TILES // longest)
             if len(run.valid):
-                valid[run.fold] = Batches(run.valid, batch_size)
+                valid[run.fold] = Batches(run.valid, batch_size, **options)
     return train, valid
+
+
+def _put_on_device(runs, device):
+    """Return the slides of all runs on the device, None where they stay on the host."""
+    if torch.device(device).type != "cuda" or any(
+        data.reads_files for run in runs for data in (run.train, run.valid)
+    ):
+        return None
+    data = [data for run in runs for data in (run.train, run.valid)]
+    rows = np.unique(np.concatenate([each.indices for each in data]))
+    bags, targets = data[0].bags, data[0].targets
+    n_bytes = 4 * sum(bags[row].size for row in rows) + targets[rows].nbytes
+    if n_bytes > _RESIDENT * free_memory(device):
+        return None
+    return ResidentSlides(bags, targets, rows, device)
 
 
 @contextmanager
@@ -635,42 +817,43 @@ def _notify_of_training(units):
 def _run_epoch(units, batches, device, training):
     """Go once through the batches of each fold; return the loss of each run, {run: dict}."""
     folds = {run.fold for unit in units for run in unit.runs}
-    totals, predicted, truth = defaultdict(float), defaultdict(list), defaultdict(list)
+    totals, found = defaultdict(float), defaultdict(list)
     for unit in units:
         unit.set_mode(training)
     for part in _next_batches({f: each for f, each in batches.items() if f in folds}, device):
         for unit in units:
-            for run, (loss, y_pred) in _step(unit, part, training).items():
-                y = part[run.fold][1]
+            for runs, losses, predicted in _step(unit, part, training):
+                runs, y = tuple(runs), part[runs[0].fold][1]
                 # Not .item(), which would wait for the device after each step.
-                totals[run] = totals[run] + loss.detach() * len(y)
+                totals[runs] = totals[runs] + losses.detach() * len(y)
                 if not training:
-                    predicted[run].append(y_pred)
-                    truth[run].append(y)
-    if training:
-        return {run: {"train_loss": float(total) / len(run.train)} for run, total in totals.items()}
-    return {
-        run: {
-            "valid_loss": float(total) / len(run.valid),
-            "valid_r": float(mean_correlation(torch.cat(truth[run]), torch.cat(predicted[run]))),
-        }
-        for run, total in totals.items()
-    }
+                    found[runs].append((y, predicted))
+    rows = {}
+    for runs, total in totals.items():
+        columns = {"train_loss": total / len(runs[0].train)}
+        if not training:
+            y, predicted = zip(*found[runs], strict=True)
+            y, predicted = torch.cat(y), torch.cat(predicted, dim=1)
+            columns = {
+                "valid_loss": total / len(runs[0].valid),
+                "valid_r": torch.stack([mean_correlation(y, each) for each in predicted]),
+            }
+        columns = {name: values.tolist() for name, values in columns.items()}
+        for number, run in enumerate(runs):
+            rows[run] = {name: values[number] for name, values in columns.items()}
+    return rows
 
 
 def _step(unit, part, training):
-    """Predict a batch per fold; in training, change the weights. Return {run: (loss, y_pred)}."""
+    """Evaluate a batch per fold; in training, change the weights. Return what it evaluates."""
     unit.notify("on_batch_begin", part, training=training)
     if training:
         unit.zero_grad()
     with unit.stream if training else nullcontext(), torch.set_grad_enabled(training):
-        results = {
-            run: (F.mse_loss(y_pred, part[run.fold][1]), y_pred)
-            for run, y_pred in unit.predict(part).items()
-        }
+        results = unit.evaluate(part)
         if training:
             # The loss of a network depends on its own weights only, so one sum serves all.
-            first, *others = [loss * run.loss_scale for run, (loss, _) in results.items()]
+            first, *others = [losses.sum() * runs[0].loss_scale for runs, losses, _ in results]
             sum(others, first).backward()
     if training:
         unit.update(part)
@@ -699,7 +882,8 @@ def _next_batches(batches, device):
             if batch is None:
                 del iterators[fold]
             else:
-                part[fold] = to_device(batch[0], device), batch[1].to(device)
+                bags, y = batch
+                part[fold] = to_device(bags, device), upload(y, device)
         if part:
             yield part
 
@@ -779,9 +963,13 @@ def _finish(run, log, net, device, seconds):
             f"Training did not reach a finite {monitored} in any epoch. Look for huge values in "
             f"X or y, or use a smaller learning rate than lr={run.estimator.lr!r}."
         )
-    if net is None:
-        net = make_net(run.build(), run.estimator, device)
-    load_weights(net.module_, log.best_weights)
+    if isinstance(net, ExpressionNet):
+        load_weights(net.module_, log.best_weights)
+    else:
+        # A stack keeps what is not learned; nothing is drawn, nor copied through the host.
+        network = run.build("meta")
+        network.load_state_dict(log.best_weights | net, assign=True)
+        net = make_net(network, run.estimator, device)
     return Trained(net, log.history(), int(log.rule.best_epoch), seconds)
 
 
@@ -840,7 +1028,7 @@ def _shapes(run):
 
 
 def _bytes_of_run(estimator, size, fused=False):
-    n_layers = 4 if estimator.aggregator == "mlp" else 16 * estimator.depth
+    n_layers = {"mlp": 4, "attention": 8}.get(estimator.aggregator, 16 * estimator.depth)
     # Attention keeps its scores before and after the softmax, and needs the gradient of one layer.
     n_scores = 0 if fused else 2 * estimator.depth + 1
     # Weights, gradients, two moments, the best ones, the fused weight, its gradient, and slack.

@@ -70,7 +70,9 @@ class SlideEncoder:
     @property
     def key(self):
         """What identifies the encoder in the store, as text."""
-        return repr((self.encoder.key, self.weights_hash, self.dtype))
+        # Weights that are cast once may round differently in modules that use them otherwise.
+        dtype = self.dtype if self.dtype == "float32" else f"{self.dtype}, weights cast once"
+        return repr((self.encoder.key, self.weights_hash, dtype))
 
     def make_bag(self, slide, position, features, reason=""):
         """Return the features of a slide as a bag in memory."""
@@ -98,7 +100,7 @@ class SlideEncoder:
                 )
             device = pick_device(self.device)
             self._model = TileEncoder(
-                load_encoder(self.encoder, path, device),
+                load_encoder(self.encoder, path, device, products=self.dtype),
                 self.encoder,
                 device=device,
                 dtype=self.dtype,
@@ -257,7 +259,7 @@ class EncodingRun:
             TileBatches(self.slides, transform),
             chain(first, plan),
             num_workers=num_workers,
-            pin_memory=device.startswith("cuda"),
+            pin_memory=device if device.startswith("cuda") else None,
         )
 
     def _encode(self, batches):

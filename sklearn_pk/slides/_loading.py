@@ -11,11 +11,13 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ..utils._device import use_device
 from ..utils._out_of_memory import explain_out_of_memory
 from ._encoders._inference import apply_transform
 from ._tiler import TiledSlide
@@ -134,12 +136,25 @@ def _explain_memory(memory):
     )
 
 
-def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
+def _read_pinned(dataset, device, index):
+    """Read a batch into memory that a GPU can fetch from while the host continues."""
+    position, start, tiles = dataset[index]
+    if not isinstance(tiles, Exception):
+        # The current device is that of the thread.
+        with use_device(device):
+            tiles = tiles.pin_memory()
+    return position, start, tiles
+
+
+def load_batches(dataset, plan, *, num_workers=0, pin_memory=None):
     """Yield the batches of a plan in order, read ahead in a thread or in processes."""
     if num_workers == 0:
+        read = dataset.__getitem__
+        if pin_memory is not None:
+            read = partial(_read_pinned, dataset, pin_memory)
         try:
             with explain_out_of_memory("cpu", _explain_memory):
-                yield from read_ahead(dataset.__getitem__, plan)
+                yield from read_ahead(read, plan)
         finally:
             dataset.close()
         return
@@ -153,7 +168,7 @@ def load_batches(dataset, plan, *, num_workers=0, pin_memory=False):
         num_workers=num_workers,
         prefetch_factor=_BATCHES_AHEAD,
         collate_fn=_identity,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory is not None,
         worker_init_fn=_start_worker,
         multiprocessing_context=_START_METHOD,
         # Otherwise a seed for the workers is drawn from the generator of the user.

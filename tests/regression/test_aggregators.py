@@ -11,7 +11,7 @@ import torch
 from sklearn_pk.regression._aggregators import make_aggregator
 
 DATA = Path(__file__).parents[1] / "data"
-NAMES = ["mlp", "transformer", "summary_mixing"]
+NAMES = ["mlp", "attention", "transformer", "summary_mixing"]
 
 
 def load_golden(name):

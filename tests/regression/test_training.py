@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from skorch.callbacks import Callback, EarlyStopping
 
 from sklearn_pk.metrics import pearson_by_gene
-from sklearn_pk.regression import PriorKnowledgeRegressor
+from sklearn_pk.regression import PriorKnowledgeRegressor, _training
 from sklearn_pk.regression._regressor import tile_statistics
 from sklearn_pk.regression._training import BagDataset, Batches, pad_bags
 from sklearn_pk.slides import FeatureBag
@@ -390,9 +390,9 @@ def test_bags_in_files_give_the_same_as_in_memory(data, files, monkeypatch):
     readers = set()
     batch = BagDataset.batch
 
-    def watched(self, positions):
+    def watched(self, *arguments):
         readers.add(threading.current_thread() is threading.main_thread())
-        return batch(self, positions)
+        return batch(self, *arguments)
 
     monkeypatch.setattr(BagDataset, "batch", watched)
     model = small(aggregator="summary_mixing").fit(files, y)
@@ -448,3 +448,58 @@ def test_tile_statistics_of_huge_offsets():
     assert_allclose(mean, tiles.mean(axis=0), rtol=1e-12)
     assert_allclose(scale[:3], tiles.std(axis=0)[:3], rtol=1e-6)
     assert scale[3] == 1
+
+
+@pytest.mark.parametrize("aggregator", ["mlp", "attention", "transformer"])
+def test_long_bags_are_not_padded_to_the_longest(monkeypatch, aggregator):
+    rng = np.random.default_rng(0)
+    X = [rng.normal(size=(size, 6)).astype(np.float32) for size in (60, 2, 3, 29, 2, 5, 4, 3)]
+    y = rng.normal(size=(8, 5))
+    options = {"aggregator": aggregator, "depth": 1, "n_heads": 2, "head_dim": 4, "lr": 1e-2}
+    options |= {"validation_fraction": 0.4, "random_state": 0, "max_epochs": 3, "device": "cpu"}
+    expected = PriorKnowledgeRegressor(**options).fit(X, y)
+    shapes, pad = [], _training.pad_bags
+    monkeypatch.setattr(
+        _training, "pad_bags", lambda bags: shapes.append(list(map(len, bags))) or pad(bags)
+    )
+    monkeypatch.setattr(_training, "_LONG_BAG", 50)
+    model = PriorKnowledgeRegressor(**options).fit(X, y)
+    assert any(len(shape) == 1 and shape[0] == 60 for shape in shapes)
+    assert_allclose(model.predict(X), expected.predict(X), rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_are_drawn_anew():
+    dataset = BagDataset(
+        [np.arange(20.0)[:, None], np.ones((2, 1))], np.zeros((2, 1)), np.arange(2)
+    )
+    batches = Batches(dataset, 2, torch.Generator().manual_seed(0), n_tiles=5)
+    seen = []
+    for _ in range(30):
+        [((features, mask), _)] = list(batches)
+        assert sorted(mask.sum(dim=1).tolist()) == [2, 5]
+        seen.append(set(features[mask.sum(dim=1) == 5].ravel().tolist()))
+        assert len(seen[-1]) == 5, "without replacement"
+    assert set.union(*seen) == set(range(20))
+    held_out = [list(Batches(dataset, 2, n_tiles=5))[0][0][0].ravel().tolist() for _ in range(2)]
+    assert held_out[0] == held_out[1]
+    assert held_out[0][:5] == [0, 4, 9, 14, 19]
+
+
+def test_drawn_tiles_in_a_fit(data):
+    X, y = data
+    options = {"max_epochs": 2, "random_state": 0, "device": "cpu"}
+    models = [PriorKnowledgeRegressor(n_tiles=n, **options).fit(X, y) for n in (None, 5, 2)]
+    predicted = [model.predict(X) for model in models]
+    assert_array_equal(predicted[0], predicted[1])
+    assert np.abs(predicted[0] - predicted[2]).max() > 1e-4
+    # The mean over chunks, weighted by their tiles.
+    models[2]._n_tiles = None
+    parts = [models[2].predict(X[:3, first::3]) * (2, 2, 1)[first] / 5 for first in range(3)]
+    assert_allclose(predicted[2][:3], sum(parts), rtol=1e-5)
+    with pytest.raises(ValueError, match="n_tiles=2 draws tiles, but with compat='sequoia'"):
+        PriorKnowledgeRegressor(n_tiles=2, compat="sequoia", **options).fit(X, y)
+
+
+def test_dtype_for_the_device():
+    with _training.autocast("auto", "cpu") as context:
+        assert context is None

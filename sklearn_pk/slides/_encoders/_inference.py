@@ -22,7 +22,18 @@ def apply_transform(transform, tiles):
     return torch.stack(images).float()
 
 
-def prepare_tiles(tiles, encoder, device):
+def normalisation(encoder, device):
+    """Return the scale and the shift of pixels, (x / 255 - mean) / std in one step."""
+    import torch
+
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64, device="cpu").view(1, 3, 1, 1)
+        for values in (encoder.mean, encoder.std)
+    )
+    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+
+
+def prepare_tiles(tiles, encoder, device, constants=None):
     """Move tiles to the device, resize and normalise them for the encoder."""
     import torch
     from torch.nn.functional import interpolate
@@ -34,13 +45,9 @@ def prepare_tiles(tiles, encoder, device):
     size, edges = encoder.input_size, pixels.shape[-2:]
     if size and (max(edges) > size or (encoder.fixed_size and min(edges) < size)):
         pixels = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-    # (x / 255 - mean) / std in one step; it may follow the resizing, whose weights sum to 1.
-    mean, std = (
-        torch.tensor(values, dtype=torch.float64, device="cpu").view(1, 3, 1, 1)
-        for values in (encoder.mean, encoder.std)
-    )
-    scale, shift = ((1 / (255 * std)).float(), (-mean / std).float())
-    return torch.addcmul(shift.to(device), pixels, scale.to(device), out=pixels)
+    # It may follow the resizing, whose weights sum to 1.
+    scale, shift = normalisation(encoder, device) if constants is None else constants
+    return torch.addcmul(shift, pixels, scale, out=pixels)
 
 
 class TileEncoder:
@@ -53,6 +60,7 @@ class TileEncoder:
 
         self.encoder = encoder
         self.device = device
+        self._constants = normalisation(encoder, device)
         self._dtype = None if dtype == "float32" else getattr(torch, dtype)
         self._halving = Halving(batch_size, device, filled=compile)
         self._has_warned = False
@@ -100,7 +108,7 @@ class TileEncoder:
                 # Before the preparation, so that all batches take the same memory.
                 padding = tiles.new_zeros((self.batch_size - n_tiles, *tiles.shape[1:]))
                 tiles = torch.cat([tiles, padding])
-            pixels = prepare_tiles(tiles, self.encoder, self.device)
+            pixels = prepare_tiles(tiles, self.encoder, self.device, self._constants)
             with torch.autocast(
                 torch.device(self.device).type, self._dtype, enabled=self._dtype is not None
             ):

@@ -309,7 +309,7 @@ def _build_empty(encoder):
 
 
 @lru_cache(maxsize=2)
-def _load(encoder, path, signature, device, dtype):
+def _load(encoder, path, signature, device, dtype, products):
     import torch
 
     model = _build_empty(encoder)
@@ -320,20 +320,20 @@ def _load(encoder, path, signature, device, dtype):
         raise ValueError(
             f"weights: {path} does not fit the encoder {encoder.name!r}. {error}"
         ) from error
-    return _prepare(model, encoder, device, dtype or torch.float32)
+    return _prepare(model, encoder, device, dtype or torch.float32, products)
 
 
-def _prepare(model, encoder, device, dtype=None):
+def _prepare(model, encoder, device, dtype, products):
     """Prepare for inference; convolutions are faster on channels-last memory."""
     import torch
 
     def move():
-        return (
-            model.eval()
-            .requires_grad_(False)
-            .to(device=device, dtype=dtype)
-            .to(memory_format=torch.channels_last)
-        )
+        model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        for part in model.modules():
+            # Autocast would cast the weights of these at each batch, and computes others as stored.
+            if products != "float32" and type(part) in (torch.nn.Linear, torch.nn.Conv2d):
+                part.to(getattr(torch, products))
+        return model.to(memory_format=torch.channels_last)
 
     def explain(memory):
         weights = [*model.parameters(), *model.buffers()]
@@ -353,8 +353,8 @@ def _prepare(model, encoder, device, dtype=None):
         return move()
 
 
-def load_encoder(encoder, path, device, dtype=None):
-    """Build an encoder and load its weights strictly."""
+def load_encoder(encoder, path, device, dtype=None, products="float32"):
+    """Build an encoder and load its weights strictly; autocast will use a precision of products."""
     if path is None:
-        return _prepare(encoder.build(), encoder, device, dtype)
-    return _load(encoder, str(path), file_state(path), device, dtype)
+        return _prepare(encoder.build(), encoder, device, dtype, products)
+    return _load(encoder, str(path), file_state(path), device, dtype, products)
