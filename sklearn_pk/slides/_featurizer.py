@@ -85,7 +85,8 @@ class FoundationFeaturizer(TransformerMixin, BaseEstimator):
 
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the model; features are always float32. "auto" is float32 on the CPU, and
-        bfloat16 on a CUDA device, or float16 where that lacks bfloat16, by torch's autocast.
+        bfloat16 on a CUDA device, or float16 where that lacks bfloat16, by torch's autocast;
+        weights of linear layers and convolutions are cast once.
         The store keeps the features of each precision apart.
 
     batch_size : int, default=32

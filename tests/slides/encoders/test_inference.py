@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from sklearn_pk.slides import Encoder, FoundationFeaturizer, SlideTiler
 from sklearn_pk.slides._encoders._inference import TileEncoder, prepare_tiles
+from sklearn_pk.slides._encoders._weights import load_encoder
 from sklearn_pk.slides._encoding import Throughput
 from sklearn_pk.utils._device import pick_dtype
 
@@ -127,6 +128,21 @@ def test_precision(tiles, dtype, tolerance):
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, exact, rtol=tolerance, atol=tolerance)
     assert torch.equal(features, exact) == (dtype == "float32")
+
+
+def test_weights_are_cast_once(tiles):
+    encoder = Encoder("e", small_net(), 6, input_size=None)
+    cast = load_encoder(encoder, None, "cpu", products="bfloat16")
+    assert {weight.dtype for weight in cast.parameters()} == {torch.bfloat16}
+    found, expected = (
+        TileEncoder(model, encoder, dtype="bfloat16")(tiles) for model in (cast, small_net())
+    )
+    assert torch.equal(found, expected), "autocast rounds the same weights"
+    normed = Encoder("e", torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)))
+    dtypes = [
+        each.dtype for each in load_encoder(normed, None, "cpu", None, "bfloat16").parameters()
+    ]
+    assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
 def test_default_precision():
