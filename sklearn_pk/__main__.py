@@ -101,6 +101,13 @@ def _parser():
     )
     add_option("--prior", choices=["eigengenes", "none"], default="eigengenes")
     add_option("--gene-sets", type=Path, metavar="GMT", help="gene sets to test in the report")
+    add_option(
+        "--kernel",
+        choices=["linear", "rbf"],
+        default="linear",
+        help="of the regression; rbf often finds more genes, but its model, which would hold data "
+        "of the patients, is not saved (default: linear)",
+    )
     add_option("--folds", type=int, default=5, help="number of folds over patients (default: 5)")
     add_option("--seed", type=int, default=0, help="seed of the permutations (default: 0)")
     add_option("--n-jobs", type=int, help="number of folds at a time")
@@ -286,7 +293,7 @@ def _run(options):
         others = read_expression(options.others, **reading).expression
         prior, null = EigengeneEmbedder(expression=others), "empirical"
     # Linear on means: a model without data of the patients, which predicts tiles, too.
-    ridge = PriorKnowledgeRidge(prior=prior, kernel="linear")
+    ridge = PriorKnowledgeRidge(prior=prior, kernel=options.kernel)
     model = ridge if is_table else make_pipeline(BagPooler(statistics=("mean",)), ridge)
     data = matched.X, matched.expression
     result = cross_val_significance(
@@ -306,13 +313,14 @@ def _run(options):
     result.to_html(
         options.out / "report.html", audit=matched, units=units, gene_sets=options.gene_sets
     )
-    save_model(
-        result.final_model(),
-        options.out / "model.skops",
-        features=None if is_table else matched.X,
-        report=result,
-        units=units,
-    )
+    if options.kernel == "linear":
+        save_model(
+            result.final_model(),
+            options.out / "model.skops",
+            features=None if is_table else matched.X,
+            report=result,
+            units=units,
+        )
     print(
         f"Wrote {', '.join(sorted(path.name for path in options.out.iterdir()))} in {options.out}."
     )

@@ -125,7 +125,9 @@ def test_from_features_to_results_and_a_map(cohort, tmp_path, capsys):
 def test_expression_of_others(cohort, tmp_path, capsys):
     given = ("--features", cohort / "features", "--expression", cohort / "expression.csv")
     given += ("--genes-in", "columns")
-    assert run("run", *given, "--others", cohort / "others.csv", "--out", tmp_path) == 0
+    others = ("--others", cohort / "others.csv", "--kernel", "rbf")
+    assert run("run", *given, *others, "--out", tmp_path) == 0
+    assert not (tmp_path / "model.skops").exists()
     assert "by an empirical null" in capsys.readouterr().out
     assert run("run", *given, "--others", cohort / "expression.csv", "--out", tmp_path) == 1
     assert "error: " in capsys.readouterr().err
