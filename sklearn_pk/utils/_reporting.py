@@ -30,6 +30,9 @@ class LogLines(tqdm.std.tqdm):
         )
         super().__init__(*args, bar_format=words, **kwargs)
 
+    def clear(self, nolock=False):
+        """Keep what was written: lines need not be cleared for others."""
+
     def display(self, msg=None, pos=None):
         """Write a line, if it is time for one."""
         seconds = time.monotonic() - self._written
