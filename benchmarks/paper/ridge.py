@@ -258,9 +258,6 @@ STOPPING = {
     "network, loss": lambda y, rest, rng: network(rng),
     "network, loss+corr": lambda y, rest, rng: network(rng, early_stopping="loss+corr"),
     "five networks, loss": lambda y, rest, rng: network(rng, n_networks=5),
-    "five score networks, loss": lambda y, rest, rng: network(
-        rng, n_networks=5, layer="scores", prior=eigengenes(None, 50)
-    ),
     "ridge": lambda y, rest, rng: ridge(None),
 }
 
