@@ -47,7 +47,7 @@ autosummary_generate = True
 autodoc_default_options = {
     "members": True,
     # Made by scikit-learn, and documented there.
-    "exclude-members": "set_fit_request, set_predict_request, set_score_request",
+    "exclude-members": "set_fit_request, set_predict_request, set_score_request, set_split_request",
 }
 numpydoc_show_class_members = False
 numpydoc_use_plots = False
