@@ -130,7 +130,7 @@ def read_cohort(features, expression, *, n_clusters=100, work=Path(), genes_in="
     table = read_expression(expression, genes_in=genes_in)
     X, left_out = read_table(features) if features.is_file() else None, {}
     if features.is_dir():
-        X, left_out = _drop_empty(read_features(features))
+        X, left_out = _drop_empty(read_features(features, min_tiles=0))
     matched = match_samples(X, table.expression, patients=table.patients)
     X = matched.X
     if features.is_dir() and n_clusters and max(bag.shape[0] for bag in X) > 1:

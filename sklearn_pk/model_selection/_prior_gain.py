@@ -180,9 +180,9 @@ class PriorGainTable(pd.DataFrame):
     --------
     >>> from sklearn_pk.model_selection import PriorGainTable
     >>> runs = {"setting": ["none", "none", "prior", "prior", "zero", "zero"], "seed": [1, 2] * 3}
-    >>> genes = {"n_significant_mean": [100, 104, 150, 153, 101, 104]}
+    >>> genes = {"n_significant_mean": [100, 104, 150, 154, 101, 105]}
     >>> print(PriorGainTable(runs | genes).summary())
-    prior over no prior: +49 genes [43, 56]
+    prior over no prior: +50 genes [50, 50]
     prior over zeros: +49 genes [49, 49]
     The gain is knowledge: no control reaches it.
     95 % intervals over 2 seeds, for these patients; summary(results) includes other patients.

@@ -281,9 +281,9 @@ def read_features(
     >>> from tempfile import TemporaryDirectory
     >>> from sklearn_pk.slides import read_features
     >>> with TemporaryDirectory() as folder:
-    ...     for name in "ab":
+    ...     for number, name in enumerate("ab"):
     ...         with h5py.File(f"{folder}/{name}.h5", "w") as file:
-    ...             file["features"] = np.zeros((5, 8), dtype=np.float32)
+    ...             file["features"] = np.full((5, 8), number, dtype=np.float32)
     ...     bags = read_features(folder)
     ...     bags.names, bags[0].shape, read_features(f"{folder}/a.h5").features.dtype
     (['a', 'b'], (5, 8), dtype('float32'))

@@ -139,6 +139,8 @@ def slide_files(path):
         return [path, *sorted(str(part) for part in folder.iterdir() if part.is_file())]
     if ending in (".vms", ".vmu"):
         return [path, *_named_files(path)]
+    if os.path.exists(path) and not os.path.isfile(path):
+        return [path]  # a pipe, which would be waited for
     header = _read_dicom(*file_state(path))
     if header is None or header.series is None:
         return [path]

@@ -272,6 +272,9 @@ def check_tiff(path, vendor):
             levels = find_levels(file)
             for page in levels:
                 find_conversion(page)
+            if file.is_svs:
+                # tifffile takes the second page for the thumbnail, which anonymised files lack.
+                levels = [*levels, *(page for page in pages if _is_level_of(levels[0], page))]
             offsets = {page.offset for page in levels}
             used = [file.pages[0], *(page for page in pages if page.is_reduced)]
             return all(page.offset in offsets for page in used)
@@ -279,6 +282,13 @@ def check_tiff(path, vendor):
         raise
     except BAD_TIFF:
         return True  # Not a TIFF, or OpenSlide reports what is wrong with it.
+
+
+def _is_level_of(first, page):
+    """Return whether a page has the colours of the first level, and its shape, but smaller."""
+    kinds = [(each.photometric, each.samplesperpixel, each.bitspersample) for each in (first, page)]
+    ratios = [first.imagewidth / page.imagewidth, first.imagelength / page.imagelength]
+    return kinds[0] == kinds[1] and abs(ratios[0] / ratios[1] - 1) < 0.02 and ratios[0] > 1
 
 
 def read_properties(file, page):
