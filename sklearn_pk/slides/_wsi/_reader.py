@@ -125,6 +125,8 @@ def _check_access(path):
         raise FileNotFoundError(f"Slide not found: {path!r}. Check the path.")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"Slide may not be read: {path!r}. Check its permissions.")
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ValueError(f"Slide is a pipe or a device: {path!r}. Expected a file or a folder.")
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise ValueError(f"Slide is empty (0 bytes): {path!r}. Copy or download it again.")
 
