@@ -190,7 +190,7 @@ def _find_slides(paths):
 
 def _one_file_per_slide(files):
     """Leave out the other files of a DICOM series."""
-    from .slides._wsi._files import slide_files
+    from .slides._wsi._slide_files import slide_files
 
     found, others = [], set()
     for file in files:

@@ -6,6 +6,7 @@ import ast
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from importlinter import cli
@@ -46,6 +47,12 @@ def test_names_of_subpackages():
         assert getattr(sklearn_pk, name).__name__ == f"sklearn_pk.{name}"
     with pytest.raises(AttributeError, match="'sklearn_pk' has no attribute 'priors'"):
         _ = sklearn_pk.priors
+
+
+def test_no_file_name_occurs_twice(project_root):
+    names = Counter(path.name for path in (project_root / "sklearn_pk").rglob("*.py"))
+    del names["__init__.py"]
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def private_imports(path):

@@ -70,9 +70,9 @@ def test_own_features_run_to_the_end(project_root, tmp_path, layout):
     expected += [(name, prior) for name in aggregators for prior in ("none", "combined")]
     assert list(zip(table["model"], table["prior"], strict=True))[:-1] == expected
     assert table["prior"].iloc[-1] == "permuted patients"
-    assert table["median r"].iloc[:-1].max() > table["median r"].iloc[-1]
+    assert table["r within folds"].iloc[:-1].max() > table["r within folds"].iloc[-1]
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"report.csv", "lambda_path.png", "best_gene.png"} <= written
+    assert {"report.csv", "report.html", "lambda_path.png", "best_gene.png"} <= written
 
 
 def test_paths_that_are_not_there(quickstart, tmp_path, monkeypatch, capsys):

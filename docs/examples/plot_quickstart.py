@@ -21,6 +21,7 @@ matched by name, or by the TCGA barcode (see :func:`~sklearn_pk.io.match_samples
 import argparse
 import os
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -188,16 +189,19 @@ def normalizer(n_samples, n_quantiles):
 
 def evaluate(data, arguments, model, expression=None):
     """Predict every patient with a model that was not trained on them, and test all genes."""
-    return cross_val_significance(
-        model,
-        data.X,
-        data.expression if expression is None else expression,
-        groups=data.patients,
-        cv=GroupKFold(5),
-        target_transformer=data.transformer,
-        n_jobs=arguments.n_jobs,
-        verbose=1,
-    )
+    with warnings.catch_warnings():
+        # The table shows the correlation within folds, which pooling does not change.
+        warnings.filterwarnings("ignore", message="The untrained baseline has a median r")
+        return cross_val_significance(
+            model,
+            data.X,
+            data.expression if expression is None else expression,
+            groups=data.patients,
+            cv=GroupKFold(5),
+            target_transformer=data.transformer,
+            n_jobs=arguments.n_jobs,
+            verbose=1,
+        )
 
 
 def permute_patients(expression, patients, seed):
@@ -215,7 +219,7 @@ def compare_ridge(data, arguments, say):
         model = clone(data.ridge).set_params(priorknowledgeridge__prior=prior)
         reports["ridge", name] = report = evaluate(data, arguments, model)
         lambda_ = np.mean([fitted[-1].lambda_best_ for fitted in report.estimators])
-        rows.append(("ridge", name, lambda_, report.n_significant, report.median_r))
+        rows.append(("ridge", name, lambda_, report.n_significant, report.median_r_fold))
         say(f"ridge, prior {name}: {report.n_significant:,} significant genes")
     return rows, reports
 
@@ -232,7 +236,7 @@ def compare(data, arguments, search, say):
             model = clone(search.estimator).set_params(**parameters)
             reports[aggregator, prior] = report = evaluate(data, arguments, model)
             lambda_ = parameters[f"{STEP}lambda_"]
-            rows.append((aggregator, prior, lambda_, report.n_significant, report.median_r))
+            rows.append((aggregator, prior, lambda_, report.n_significant, report.median_r_fold))
             say(f"{aggregator}, prior {prior}: {report.n_significant:,} significant genes")
     permuted = [
         evaluate(
@@ -251,11 +255,11 @@ def compare(data, arguments, search, say):
             "permuted patients",
             best[f"{STEP}lambda_"],
             np.mean([report.n_significant for report in permuted]),
-            np.mean([report.median_r for report in permuted]),
+            np.mean([report.median_r_fold for report in permuted]),
         )
     )
     n_genes = data.expression.shape[1]
-    columns = ["model", "prior", "lambda", f"significant of {n_genes:,}", "median r"]
+    columns = ["model", "prior", "lambda", f"significant of {n_genes:,}", "r within folds"]
     return pd.DataFrame(rows, columns=columns), reports
 
 
@@ -329,6 +333,8 @@ def main():
             f"{found[~planted].mean():.0%}.\n"
         )
     result.report.to_csv(arguments.out / "report.csv")
+    result.to_html(arguments.out / "report.html", units=data.units)
+    print(f"wrote {arguments.out / 'report.html'}: open it in a web browser")
     table.to_csv(arguments.out / "table.csv", index=False)
     draw(data, arguments, search, result)
 

@@ -26,7 +26,7 @@ from ..slides import (
     list_encoders,
 )
 from ..utils._files import written_whole
-from ..utils._pipelines import as_frame, tile_predictor
+from ..utils._pipelines import FrameMixin, tile_predictor
 from ..utils._reporting import warn_user
 from ..utils._validation import name_of_item, name_some
 
@@ -76,7 +76,7 @@ class ModelVersionWarning(UserWarning):
         super().__init__(message)
 
 
-class SavedModel:
+class SavedModel(FrameMixin):
     """
     A model that :func:`load_model` has read.
 
@@ -154,22 +154,6 @@ class SavedModel:
         """
         self._check(X)
         return self.model.predict(X)
-
-    def predict_frame(self, X):
-        """
-        Predict expression as a table with the names of slides and genes.
-
-        Parameters
-        ----------
-        X : sequence or array of n_samples
-            As in :meth:`predict`.
-
-        Returns
-        -------
-        prediction : DataFrame of shape (n_samples, n_genes)
-            Predicted expression.
-        """
-        return as_frame(self.predict(X), X, self.gene_names_out_)
 
     @available_if(lambda self: hasattr(_regressor_of(self.model), "predict_tiles"))
     def predict_tiles(self, X, **options):

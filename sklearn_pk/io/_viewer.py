@@ -26,7 +26,8 @@ from ..plotting._style import format_verdict
 MOST_VALUES = 12_000_000
 # Up to this many, values have two bytes.
 PRECISE_VALUES = 4_000_000
-_WHITE = 512  # pixels of the longer side, where there is no slide
+# Pixels of the longer side of the empty overview that stands for a missing slide.
+_EMPTY_OVERVIEW = 512
 _QUALITY = 82
 _TILE, _OVERLAP = 510, 1  # of DeepZoom, in pixels
 
@@ -98,7 +99,7 @@ def describe(tiles):
     if image is None:
         origin = tiles.corners.min(axis=0)
         extent = np.ptp(tiles.corners, axis=0) + tiles.edge
-        downsample = float(max(extent) / _WHITE)
+        downsample = float(max(extent) / _EMPTY_OVERVIEW)
         width, height = np.maximum(1, np.rint(extent / downsample)).astype(int)
         image = np.full((height, width, 3), 255, dtype=np.uint8)
     corners = tiles.corners - origin + (tiles.edge - tiles.step) / 2

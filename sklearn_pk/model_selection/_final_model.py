@@ -11,7 +11,7 @@ from sklearn.utils.metadata_routing import get_routing_for_object
 
 from ..utils import check_expression, check_groups
 from ..utils._patients import PatientAverager
-from ..utils._pipelines import as_frame, last_estimator, tile_predictor
+from ..utils._pipelines import FrameMixin, last_estimator, tile_predictor
 from ..utils._reporting import without_warnings_of_data
 from ..utils._validation import check_sample_names, name_some
 
@@ -45,7 +45,7 @@ def scale(transformer, values, groups, train):
     return np.asarray(transformer.transform(values)), transformer
 
 
-class FinalModel:
+class FinalModel(FrameMixin):
     """
     A fitted model that predicts expression on the scale of the table it was fitted on.
 
@@ -122,22 +122,6 @@ class FinalModel:
             If a prediction is outside of what `target_transformer` can invert.
         """
         return self._invert(self.estimator.predict(X))
-
-    def predict_frame(self, X):
-        """
-        Predict expression as a table with the names of slides and genes.
-
-        Parameters
-        ----------
-        X : sequence or array of n_samples
-            As in :meth:`predict`.
-
-        Returns
-        -------
-        prediction : DataFrame of shape (n_samples, n_genes)
-            Prediction, on the scale of the table of the fit.
-        """
-        return as_frame(self.predict(X), X, self.gene_names_out_)
 
     def predict_tiles(self, X, *, genes=None, **options):
         """

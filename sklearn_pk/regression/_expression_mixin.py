@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import r2_score
 
 from ..utils import check_expression
-from ..utils._pipelines import as_frame
+from ..utils._pipelines import FrameMixin
 from ..utils._validation import (
     check_gene_order,
     check_sample_names,
@@ -33,25 +33,8 @@ def positions_of_genes(genes, names, n_genes):
     return positions
 
 
-class ExpressionMixin:
+class ExpressionMixin(FrameMixin):
     """Predict tables, and score by the variance of all genes."""
-
-    def predict_frame(self, X):
-        """
-        Predict expression as a table with the names of slides and genes.
-
-        Parameters
-        ----------
-        X : array-like, DataFrame or list of n samples
-            Features, as in :meth:`fit`.
-
-        Returns
-        -------
-        DataFrame of shape (n, n_genes)
-            Predicted expression. The rows have the names of X: the index of a DataFrame, the
-            slides of feature bags; the columns are the genes of :meth:`fit`.
-        """
-        return as_frame(self.predict(X), X, getattr(self, "gene_names_out_", None))
 
     def score(self, X, y, sample_weight=None):
         """

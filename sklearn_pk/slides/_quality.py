@@ -12,8 +12,8 @@ from sklearn.utils._param_validation import validate_params
 from ..utils._parallel import LostWorkerError, map_tasks
 from ..utils._reporting import progress
 from ._tiler import SlideTiler, check_row, survey_slide, warn_repeated
-from ._wsi._files import is_tile_folder, slide_files
 from ._wsi._reader import open_slide, resolve_mpp, slide_info
+from ._wsi._slide_files import is_tile_folder, slide_files
 
 _COLUMNS = {
     "slide": object,

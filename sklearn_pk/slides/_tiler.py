@@ -50,7 +50,6 @@ from ._tissue._masks import (
     sample_mask,
 )
 from ._tissue._methods import compute_mask, low_contrast, tissue_fractions
-from ._wsi._files import is_tile_folder, slide_files, slide_state
 from ._wsi._image import ImageReader
 from ._wsi._reader import (
     READERS,
@@ -65,6 +64,7 @@ from ._wsi._reader import (
     resolve_mpp,
     slide_info,
 )
+from ._wsi._slide_files import is_tile_folder, slide_files, slide_state
 from ._wsi._tile_folder import read_tile_folder
 
 _CACHE_SIZE = 4096

@@ -64,8 +64,25 @@ def _reduces(step):
     return True
 
 
-def as_frame(predicted, X, genes):
-    """Return predictions as a table with the names of slides and genes."""
-    return pd.DataFrame(
-        predicted.reshape(len(predicted), -1), index=sample_names_of(X), columns=genes
-    )
+class FrameMixin:
+    """Predict tables."""
+
+    def predict_frame(self, X):
+        """
+        Predict expression as a table with the names of slides and genes.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or list of n samples
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        DataFrame of shape (n, n_genes)
+            What :meth:`predict` returns. The rows have the names of X: the index of a DataFrame,
+            the slides of feature bags; the columns are the genes of the fit.
+        """
+        predicted = self.predict(X)
+        genes = getattr(self, "gene_names_out_", None)
+        table = predicted.reshape(len(predicted), -1)
+        return pd.DataFrame(table, index=sample_names_of(X), columns=genes)

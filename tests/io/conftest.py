@@ -23,3 +23,20 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def open_page(browser):
+    """Return what opens a file and notes its problems and requests."""
+
+    def open_page(path, *, width, height):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.problems, page.requests = [], []
+        page.on("console", lambda line: page.problems.append(line.text))
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("dialog", lambda dialog: page.problems.append(dialog.message))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    return open_page

@@ -29,19 +29,13 @@ def result():
 
 
 @pytest.fixture(scope="module")
-def page(browser, result, tmp_path_factory):
+def page(open_page, result, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     rows = pd.DataFrame({"TP53": [5.0, 6.0]}, index=["P1", "P2"])
     audit = match_samples(pd.DataFrame({"a": [1, 2]}, index=["P1-a", "P3-<b>bold"]), rows)
     options = {"audit": audit, "annotations": {"GENE7": EVIL}, "gene_sets": {EVIL: GENES[:40]}}
     result.to_html(path, title=EVIL, units="log2", **options)
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.problems, page.requests = [], []
-    page.on("console", lambda line: page.problems.append(line.text))
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("dialog", lambda dialog: page.problems.append(dialog.message))
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.goto(path.as_uri())
+    page = open_page(path, width=1400, height=900)
     return page
 
 

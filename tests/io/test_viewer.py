@@ -53,17 +53,11 @@ def report():
 
 
 @pytest.fixture(scope="module")
-def page(browser, tiled, tiles, report, tmp_path_factory):
+def page(open_page, tiled, tiles, report, tmp_path_factory):
     path = tmp_path_factory.mktemp("viewer") / "map.html"
     options = {"report": report, "units": "log2 TPM", "reference": [tiles, tiles + 1]}
     export_map(tiled, tiles, path, **options)
-    page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.problems, page.requests = [], []
-    page.on("console", lambda line: page.problems.append(line.text))
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("dialog", lambda dialog: page.problems.append(dialog.message))
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.goto(path.as_uri())
+    page = open_page(path, width=1200, height=800)
     wait_for(page, "views.map.viewer.isOpen() && placement(views.map)")
     return page
 

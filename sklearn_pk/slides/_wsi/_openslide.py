@@ -8,7 +8,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from ._files import check_dicom
+from ._slide_files import check_dicom
 from ._tiff import DamagedTiffError, check_tiff, damaged
 
 

@@ -12,10 +12,10 @@ import openslide
 from PIL import Image
 
 from ._czi import CziReader
-from ._files import file_state, is_tile_folder, slide_files, slide_state
 from ._image import ImageReader
 from ._kinds import CZI, PLAIN_IMAGES, TIFF, UnsupportedKind, check_ending
 from ._openslide import OpenSlideReader
+from ._slide_files import file_state, is_tile_folder, slide_files, slide_state
 from ._tiff import FAST_VENDORS, NotInTilesError, TiffReader, stated_mpp, to_float
 
 MPP_RANGE = (0.1, 2.0)

@@ -27,8 +27,8 @@ from pydicom.uid import (
 )
 
 from sklearn_pk.slides import SlideTiler, check_slides
-from sklearn_pk.slides._wsi._files import slide_files
 from sklearn_pk.slides._wsi._reader import check_slide, fingerprint, open_slide
+from sklearn_pk.slides._wsi._slide_files import slide_files
 
 EDGE = 64
 
