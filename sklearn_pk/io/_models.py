@@ -339,7 +339,7 @@ def _mix_patients(ridge):
             "model can be saved without."
         )
     n_samples = len(ridge.dual_coef_)
-    # Without a seed, so that nobody can undo it.
+    # Without a seed, so that it cannot be undone.
     random = linalg.qr(np.random.default_rng().normal(size=(n_samples - 1, n_samples - 1)))[0]
     basis = linalg.helmert(n_samples, full=True)
     rotation = basis.T @ linalg.block_diag(1.0, random) @ basis

@@ -108,12 +108,12 @@ class ResidentSlides:
         targets = self._targets[upload(self._positions[rows[order]], self.device)]
         return padded[0] if len(padded) == 1 else padded, targets
 
-    def _gather(self, places):
-        longest = max(map(len, places))
-        index = np.full((len(places), longest), self._n_tiles)
-        for row, place in zip(index, places, strict=True):
-            row[: len(place)] = place
-        is_even = min(map(len, places)) == longest
+    def _gather(self, tiles):
+        longest = max(map(len, tiles))
+        index = np.full((len(tiles), longest), self._n_tiles)
+        for row, of_bag in zip(index, tiles, strict=True):
+            row[: len(of_bag)] = of_bag
+        is_even = min(map(len, tiles)) == longest
         index = upload(index, self.device)
         return self._tiles[index], None if is_even else index < self._n_tiles
 

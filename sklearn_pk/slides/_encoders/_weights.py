@@ -204,9 +204,9 @@ def _convert_huggingface_vit(state, model):
         renamed[key] = tensor
     if "embeddings.register_tokens" in renamed:
         # The position of the class token is added to it where there are registers.
-        places = renamed["pos_embed"]
-        renamed["cls_token"] = renamed["cls_token"] + places[:, :1]
-        renamed["pos_embed"] = places[:, 1:]
+        positions = renamed["pos_embed"]
+        renamed["cls_token"] = renamed["cls_token"] + positions[:, :1]
+        renamed["pos_embed"] = positions[:, 1:]
         renamed["reg_token"] = renamed.pop("embeddings.register_tokens")
     elif renamed.get("pos_embed", tensor).shape[1] == 1 + _DINOV2_GRID**2:
         renamed["pos_embed"] = _resize_like_transformers(renamed["pos_embed"], model)
@@ -217,17 +217,19 @@ def _convert_huggingface_vit(state, model):
 _DINOV2_GRID = 37
 
 
-def _resize_like_transformers(places, model):
+def _resize_like_transformers(positions, model):
     """Resize positions as transformers does for smaller images, unlike timm without antialias."""
     from torch import cat
     from torch.nn.functional import interpolate
 
     size = model.patch_embed.grid_size
     if size == (_DINOV2_GRID, _DINOV2_GRID):
-        return places
-    grid = places[:, 1:].unflatten(1, (_DINOV2_GRID, _DINOV2_GRID)).permute(0, 3, 1, 2)
+        return positions
+    grid = positions[:, 1:].unflatten(1, (_DINOV2_GRID, _DINOV2_GRID)).permute(0, 3, 1, 2)
     grid = interpolate(grid.float(), size=size, mode="bicubic", align_corners=False)
-    return cat([places[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(places.dtype)], dim=1)
+    return cat(
+        [positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)], dim=1
+    )
 
 
 # What belongs to the text, to captions, or to the projection into the space of texts.

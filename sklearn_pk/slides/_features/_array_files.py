@@ -79,17 +79,14 @@ def _check(path, features):
     if hasattr(features, "is_floating_point"):
         import torch
 
-        if features.layout != torch.strided or features.is_meta:
-            raise ValueError(
-                f"{path!r}: expected a dense tensor of floating point, got {features.layout}."
-            )
-        if features.is_floating_point() and features.nbytes > os.path.getsize(path):
+        is_dense = features.layout == torch.strided and not features.is_meta
+        if not is_dense or not features.is_floating_point():
+            kind = f"{features.layout}, {features.dtype}"
+            raise ValueError(f"{path!r}: expected a dense tensor of floating point, got {kind}.")
+        if features.nbytes > os.path.getsize(path):
             raise ValueError(f"{path!r}: declares {features.nbytes} bytes, which it cannot hold.")
         features = features.detach()
-        is_floating = features.is_floating_point()
-    else:
-        is_floating = features.dtype.kind == "f"
-    if not is_floating:
+    elif features.dtype.kind != "f":
         raise ValueError(
             f"{path!r}: expected features of floating point, got dtype {features.dtype}."
         )
@@ -136,9 +133,6 @@ def _load_torch(path, name):
             f"{path!r}: expected a tensor, or a dictionary with 'features' and 'coords', got "
             f"{type(features).__name__}."
         )
-    if not features.is_floating_point():
-        kind = f"{features.layout}, {features.dtype}"
-        raise ValueError(f"{path!r}: expected a dense tensor of floating point, got {kind}.")
     return TileArrays(features, coords)
 
 
@@ -188,17 +182,17 @@ def _load_npy(path, name):
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path!r} is not a readable .npy file (it is an archive of several).")
     if array.ndim == 2 and len(array) and array.shape[1] > 3 and array.dtype.kind == "f":
-        n_places = _count_places(np.asarray(array[:100], dtype=np.float64))
-        if n_places:
+        n_coordinates = _count_coordinates(np.asarray(array[:100], dtype=np.float64))
+        if n_coordinates:
             raise ValueError(
-                f"{path!r}: its first {n_places} columns are whole numbers, as coordinates are "
-                "(HE2RNA), and the others are not. Load it, and pass the columns of features and "
-                "coordinates as FeatureBag(array, coords, slide=NAME)."
+                f"{path!r}: its first {n_coordinates} columns are whole numbers, as coordinates "
+                "are (HE2RNA), and the others are not. Load it, and pass the columns of features "
+                "and coordinates as FeatureBag(array, coords, slide=NAME)."
             )
     return TileArrays(array)
 
 
-def _count_places(rows):
+def _count_coordinates(rows):
     """Count leading columns of whole numbers before columns that are not."""
     is_whole = (rows == np.rint(rows)).all(axis=0) & (np.ptp(rows, axis=0) > 0)
     # The level of HE2RNA, its first column, is the same for all tiles.
@@ -231,12 +225,12 @@ def _split_table(path, table, prefix=None):
     """Split a table with one row per tile into features and coordinates."""
     table = table.rename(columns=str)
     lower = {column.lower(): column for column in table.columns}
-    places = [next((lower[key] for key in keys if key in lower), None)
+    axes = [next((lower[key] for key in keys if key in lower), None)
               for keys in (_X_COLUMNS, _Y_COLUMNS)]  # fmt: skip
     families = {}
     for column in table.columns:
         match = _NUMBERED.fullmatch(column)
-        if match and column not in places:
+        if match and column not in axes:
             families.setdefault(match[1], []).append(column)
     if prefix is not None:
         families = {key: each for key, each in families.items() if key == prefix}
@@ -253,7 +247,7 @@ def _split_table(path, table, prefix=None):
     wrong = [column for column in largest if table[column].dtype.kind not in "fiu"]
     if wrong:
         raise ValueError(f"{path!r}: expected numbers in {wrong[0]!r}, got text or missing values.")
-    coords = None if None in places else table[places].to_numpy()
+    coords = None if None in axes else table[axes].to_numpy()
     return TileArrays(table[largest].to_numpy(dtype=np.float32), coords)
 
 

@@ -389,8 +389,8 @@ def test_copies_of_a_slide_are_told(tmp_path, write):
 
 def test_bags_of_a_patient(tmp_path):
     coords = {name: np.full((n, 2), n) for name, n in (("a1", 3), ("a2", 4), ("b1", 2))}
-    for name, places in coords.items():
-        write_h5(tmp_path / f"{name}.h5", (len(places), 5), coords=places)
+    for name, corners in coords.items():
+        write_h5(tmp_path / f"{name}.h5", (len(corners), 5), coords=corners)
     bags = read_features(tmp_path)
     by_name = {"a1": "A", "a2": "A", "b1": "B"}
     for patients in (["A", "A", "B"], by_name, pd.Series(by_name), np.array(["A", "A", "B"])):

@@ -1,4 +1,4 @@
-"""Ink of pens is told from stained tissue by its colour."""
+"""Ink of pens and stained tissue, which differ in colour."""
 
 # SPDX-License-Identifier: BSD-3-Clause
 
